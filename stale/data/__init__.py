@@ -1,0 +1,1 @@
+"""Annotations, splits, class names, features and the data sets made of them."""
