@@ -65,9 +65,7 @@ def read_text(path: str | Path, what: str) -> str:
         raise StaleError(f"{what} cannot be read: {path}: {error}") from error
 
 
-def read_json(
-    path: str | Path, what: str, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None
-) -> Any:
+def read_json(path: str | Path, what: str, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """The JSON value in ``path``; ``what`` names the file in errors.
 
     Raises:

@@ -1,0 +1,290 @@
+"""Every setting once, with its unit or reason; strict reading of YAML files and ``--set section.key=value``.
+
+Sources: [P] the paper's poster, [C] the released code, [U] recalled of the paper and not checked, else ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stale.errors import StaleError
+from stale.files import read_text, write_text
+
+
+def _choice(default: str, *others: str) -> Any:
+    return field(default=default, metadata={"choices": (default, *others)})
+
+
+def _at_least(default: float, minimum: float) -> Any:
+    return field(default=default, metadata={"minimum": minimum})
+
+
+@dataclass
+class DataConfig:
+    """What to train and test on."""
+
+    dataset: str = "activitynet"  # names the splits' sub-folder and the tIoUs
+    annotations: str = ""  # JSON in ActivityNet's layout
+    features: str = ""  # folder of .npy, HDF5 with a dataset a video, or a packed HDF5 block
+    splits: str | None = None  # folder of the official lists; null draws seeded random splits
+    setting: str = _choice("75_25", "50_50", "closed")
+    split: int = _at_least(0, 0)  # 0-9
+    num_snippets: int = _at_least(100, 2)  # T: 100 ActivityNet, 256 THUMOS14 [U]
+    missing: str = _choice("stop", "skip")  # videos without features
+    train_subset: str = "training"
+    test_subset: str = "validation"
+    holdout: float = 0.1  # share of the seen training videos that chooses the checkpoint
+
+
+@dataclass
+class TextConfig:
+    """Language embedding (section 2)."""
+
+    weights: str = ""  # a file, or the name of an OpenAI model such as ViT-B/16
+    encoder: str = _choice("finetune", "frozen")  # [P]
+    prompt: str = _choice("learned", "template")  # [P]; [C] used a template
+    context_tokens: int = _at_least(16, 1)  # N is not published; 16 is CoOp's
+    template: str = "a video of action {}"  # [C]
+
+
+@dataclass
+class TemporalConfig:
+    """Context over time (section 1)."""
+
+    kind: str = _choice("transformer", "conv", "none")  # [P]
+    layers: int = _at_least(1, 1)  # [C]
+    heads: int = _at_least(4, 1)  # [C]
+    dropout: float = 0.2  # [C]
+
+
+@dataclass
+class MaskingConfig:
+    """Representation masking (section 3)."""
+
+    kind: str = _choice("maskformer", "conv1d", "none")  # [P]
+    queries: int = _at_least(20, 1)  # Q [P]
+    layers: int = _at_least(2, 1)
+    heads: int = _at_least(8, 1)
+    dropout: float = 0.1
+    threshold: float = 0.5  # θ_bin, not published
+    gradient: str = _choice("hard", "straight_through", "soft")
+
+
+@dataclass
+class AdaptationConfig:
+    """Cross-adaptation (section 4)."""
+
+    enabled: bool = True  # [P]
+    heads: int = _at_least(8, 1)
+    dropout: float = 0.1
+    alpha: float = 1e-3  # initial weight of the residual [U]
+
+
+@dataclass
+class LocalizerConfig:
+    """Mask localizer (section 5)."""
+
+    kind: str = _choice("dynamic", "plain")  # [P]; [C] is plain
+    coordinates: str = _choice("absolute", "relative")  # output channels are places [P] or offsets (ours)
+    layers: int = _at_least(3, 1)  # [P]
+    hidden: int = _at_least(256, 1)  # channels
+    kernel_size: int = _at_least(3, 1)  # not published
+    bank: int = _at_least(4, 1)  # kernels mixed by attention
+
+
+@dataclass
+class ModelConfig:
+    """STALE's components."""
+
+    text: TextConfig = field(default_factory=TextConfig)
+    temporal: TemporalConfig = field(default_factory=TemporalConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
+    localizer: LocalizerConfig = field(default_factory=LocalizerConfig)
+    visual_projection: bool = False  # learn D → C, for features of another width (I3D)
+    temperature: float = 0.01  # τ [P, C]
+
+
+@dataclass
+class LossConfig:
+    """Weights of the objectives (section 7) and their constants."""
+
+    classification: float = _at_least(1.0, 0)  # [U]
+    localization: float = _at_least(1.0, 0)  # [U]
+    foreground: float = _at_least(1.0, 0)  # [U]
+    consistency: float = _at_least(1.0, 0)  # [U]
+    dice: float = _at_least(0.4, 0)  # weight of 1 - Dice inside the localization loss [U]
+    consistency_snippets: int = _at_least(10, 1)  # top-scoring snippets that both branches pool
+    consistency_threshold: float = 0.5  # on class scores and masks
+
+
+@dataclass
+class TrainConfig:
+    """Optimisation."""
+
+    epochs: int = _at_least(15, 1)  # authors, issue 35
+    batch_size: int = _at_least(100, 1)  # [C]
+    learning_rate: float = _at_least(1e-4, 0)  # 1e-4 ActivityNet, 1e-5 THUMOS14 [U]
+    text_learning_rate: float | None = None  # of the text tower; null: the same
+    weight_decay: float = _at_least(0.02, 0)  # decoupled [C for the value]
+    clip_norm: float = _at_least(1.0, 0)  # of the gradient; 0 turns clipping off
+    seed: int = _at_least(0, 0)
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
+    precision: str = _choice("auto", "float32", "bfloat16", "float16")  # auto: bfloat16 on a GPU, else float32
+    validate_every: int = _at_least(1, 1)  # epochs between two looks at the held-out seen videos
+    log_interval: int = _at_least(10, 1)  # steps
+
+
+@dataclass
+class DetectionConfig:
+    """From masks to detections (section 8)."""
+
+    top_snippets: int = _at_least(100, 1)  # (snippet, class) pairs whose masks are read; [C] 10
+    thresholds: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])  # Θ
+    min_length: float = _at_least(0.0, 0)  # of a candidate, as a share of the video; [C] 0.02
+    nms_sigma: float = field(default=0.5, metadata={"minimum": 1e-6})  # Gaussian SoftNMS (Bodla et al. 2017)
+    candidates: int = _at_least(400, 1)  # best candidates a video that enter SoftNMS
+    max_detections: int = _at_least(100, 1)  # a video [C]
+    batch_size: int = _at_least(32, 1)  # videos
+
+
+@dataclass
+class Config:
+    """All of it. Sections and keys are exactly those of the YAML files."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
+
+
+def load_config(files: Sequence[str | Path] = (), assignments: Sequence[str] = ()) -> Config:
+    """Read YAML ``files`` (later ones win), then ``section.key=value`` assignments.
+
+    Raises:
+        StaleError: unreadable YAML, an unknown key (the nearest is named), a wrong type or value; all at once.
+    """
+    values: dict[str, tuple[Any, str]] = {}  # dotted key → (text as written, where)
+    for file in files:
+        values.update({key: (value, str(file)) for key, value in _flatten(_read_yaml(file))})
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator:
+            raise StaleError(f"--set {assignment}: write section.key=value")
+        values[key.strip()] = (_parse_yaml(text, f"--set {assignment}"), f"--set {assignment}")
+
+    config, problems = Config(), []
+    for key, (value, where) in values.items():
+        try:
+            _assign(config, key, value)
+        except ValueError as error:
+            problems.append(f"{where}: {error}")
+    problems.extend(_impossible(config))
+    if problems:
+        raise StaleError("; ".join(problems))
+    return config
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Write the resolved configuration as YAML that :func:`load_config` reads back."""
+    write_text(path, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+
+
+def require(config: Config, *keys: str) -> None:
+    """Raise a StaleError that names every one of the dotted ``keys`` left empty."""
+    fields = _fields(config)
+    empty = [key for key in keys if not getattr(*fields[key][:2])]
+    if empty:
+        raise StaleError(f"not set: {', '.join(empty)}; give them in the configuration or by --set {empty[0]}=...")
+
+
+def _read_yaml(path: str | Path) -> Any:
+    return _parse_yaml(read_text(path, "configuration"), f"configuration {path}")
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        # BaseLoader leaves every scalar as written: YAML 1.1 would read 75_25 as 7525 and 1e-4 as a string.
+        return yaml.load(text, yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        raise StaleError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    elif prefix:
+        yield prefix, tree
+
+
+def _fields(section: Any, prefix: str = "") -> dict[str, tuple[Any, str, Any, Any]]:
+    """Dotted key → (owner, attribute, type, metadata) of every setting below ``section``."""
+    hints, found = typing.get_type_hints(type(section)), {}
+    for item in dataclasses.fields(section):
+        value, key = getattr(section, item.name), f"{prefix}{item.name}"
+        if dataclasses.is_dataclass(value):
+            found.update(_fields(value, f"{key}."))
+        else:
+            found[key] = (section, item.name, hints[item.name], item.metadata)
+    return found
+
+
+def _assign(config: Config, key: str, value: Any) -> None:
+    fields = _fields(config)
+    if key not in fields:
+        nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0.4)
+        raise ValueError(f"unknown key '{key}'" + (f"; did you mean '{nearest[0]}'?" if nearest else ""))
+    owner, attribute, kind, metadata = fields[key]
+    converted = _convert(value, kind, key)
+    if "choices" in metadata and converted not in metadata["choices"]:
+        raise ValueError(f"{key} is '{converted}'; use one of {', '.join(metadata['choices'])}")
+    if "minimum" in metadata and converted is not None and converted < metadata["minimum"]:
+        raise ValueError(f"{key} is {converted}; the least is {metadata['minimum']}")
+    setattr(owner, attribute, converted)
+
+
+def _convert(value: Any, kind: Any, key: str) -> Any:
+    """The text (or list of texts) ``value`` as the type ``kind``."""
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        inner = next(option for option in typing.get_args(kind) if option is not type(None))
+        return None if value in ("", "null", "~", "none", None) else _convert(value, inner, key)
+    if typing.get_origin(kind) is list:
+        if not isinstance(value, list) or not value:
+            raise ValueError(f"{key} must be a list such as [0.3, 0.5], not {value!r}")
+        return [_convert(item, typing.get_args(kind)[0], key) for item in value]
+    if not isinstance(value, str):
+        raise ValueError(f"{key} must be {_describe(kind)}, not {value!r}")
+    if kind is str:
+        return value
+    try:
+        return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+    except (KeyError, ValueError):
+        raise ValueError(f"{key} must be {_describe(kind)}, not '{value}'") from None
+
+
+def _describe(kind: Any) -> str:
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
+
+
+def _impossible(config: Config) -> Iterator[str]:
+    if not 0 < config.data.holdout < 1:
+        yield f"data.holdout is {config.data.holdout}; a share between 0 and 1 chooses the checkpoint"
+    if config.model.localizer.kernel_size % 2 == 0:
+        yield f"model.localizer.kernel_size is {config.model.localizer.kernel_size}; it must be odd"
+    if config.model.temperature <= 0:
+        yield f"model.temperature is {config.model.temperature}; it must be above 0"
+    if "{}" not in config.model.text.template:
+        yield f"model.text.template '{config.model.text.template}' has no {{}} for the class name"
+    if not all(0 <= threshold < 1 for threshold in config.detection.thresholds):
+        yield f"detection.thresholds {config.detection.thresholds}: each must be at least 0 and below 1"

@@ -1,0 +1,139 @@
+"""Snippet features from disk: a folder of ``.npy``, one HDF5 file, or one packed HDF5 block.
+
+Every form gives the same thing: for a video id, an array (snippets × width), float16 or float32.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from stale.data.annotations import match_video_id
+from stale.errors import StaleError
+
+
+class FeatureStore(ABC):
+    """Read access to the features of many videos.
+
+    Attributes:
+        path: where they lie, for messages.
+        ids: the video ids as the store writes them.
+        width: D, the feature width shared by all videos.
+    """
+
+    path: Path
+    ids: Collection[str]
+    width: int
+
+    @abstractmethod
+    def _load(self, stored_id: str) -> np.ndarray: ...
+
+    def find(self, video_id: str) -> str | None:
+        """The store's id for a video (an optional ``v_`` is understood), or None where it is missing."""
+        return match_video_id(video_id, self.ids)
+
+    def read(self, video_id: str) -> np.ndarray:
+        """Features of one video: (snippets, D), float16 or float32, finite.
+
+        Raises:
+            StaleError: the video is missing or its array is unusable; the message says why.
+        """
+        stored_id = self.find(video_id)
+        if stored_id is None:
+            raise StaleError(f"features of video '{video_id}' are missing in {self.path}")
+        return check_features(self._load(stored_id), f"features of video '{video_id}' in {self.path}", self.width)
+
+
+def open_features(path: str | Path) -> FeatureStore:
+    """Open a folder of ``.npy`` files or an HDF5 file (a dataset a video, or a packed block).
+
+    Raises:
+        StaleError: nothing is there, or it is neither form.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _NpyFolder(path)
+    if not path.exists():
+        raise StaleError(f"features not found: {path}; set data.features to a folder of .npy or an HDF5 file")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise StaleError(f"features {path}: not an HDF5 file or damaged ({error})") from None
+    if "ids" in file and "features" in file:
+        return _PackedBlock(path, file)
+    return _Hdf5PerVideo(path, file)
+
+
+def check_features(array: np.ndarray, where: str, width: int | None = None) -> np.ndarray:
+    """Return ``array`` if it can be used as features (snippets, D); float64 becomes float32.
+
+    Raises:
+        StaleError: wrong number of dimensions, no snippets, another width, not real numbers, NaN or infinity.
+    """
+    if array.ndim != 2 or 0 in array.shape:
+        raise StaleError(f"{where}: shape {array.shape}; (snippets, width) with at least one snippet is expected")
+    if width is not None and array.shape[1] != width:
+        raise StaleError(f"{where}: width {array.shape[1]}, but the others are {width} wide")
+    if array.dtype.kind != "f":
+        raise StaleError(f"{where}: type {array.dtype}; float16 or float32 is expected")
+    if not np.isfinite(array).all():
+        raise StaleError(f"{where}: NaN or infinite values; extract this video's features again")
+    return array if array.dtype in (np.float16, np.float32) else array.astype(np.float32)
+
+
+class _NpyFolder(FeatureStore):
+    """One ``<video>.npy`` a video."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ids = {file.stem for file in path.glob("*.npy")}
+        if not self.ids:
+            raise StaleError(f"features folder {path} holds no .npy file")
+        first = self._load(min(self.ids))
+        self.width = check_features(first, f"features of video '{min(self.ids)}' in {path}").shape[1]
+
+    def _load(self, stored_id: str) -> np.ndarray:
+        try:
+            return np.load(self.path / f"{stored_id}.npy", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise StaleError(f"features file {self.path / stored_id}.npy cannot be read: {error}") from None
+
+
+class _Hdf5PerVideo(FeatureStore):
+    """One dataset (snippets × width) a video at the top of an HDF5 file."""
+
+    def __init__(self, path: Path, file: h5py.File) -> None:
+        self.path, self._file = path, file
+        self.ids = {name for name, item in file.items() if isinstance(item, h5py.Dataset)}
+        if not self.ids:
+            raise StaleError(f"features {path}: no dataset a video and no packed 'features' with 'ids'")
+        shape = file[min(self.ids)].shape
+        if len(shape) != 2:
+            raise StaleError(f"features {path}: dataset '{min(self.ids)}' has shape {shape}, not (snippets, width)")
+        self.width = shape[1]
+
+    def _load(self, stored_id: str) -> np.ndarray:
+        try:
+            return self._file[stored_id][()]
+        except OSError as error:
+            raise StaleError(f"features {self.path}: video '{stored_id}' cannot be read: {error}") from None
+
+
+class _PackedBlock(FeatureStore):
+    """Datasets ``features`` (videos × T × width) and ``ids`` (videos) of one HDF5 file."""
+
+    def __init__(self, path: Path, file: h5py.File) -> None:
+        self.path, self._block = path, file["features"]
+        names = file["ids"].asstr()[()]
+        if self._block.ndim != 3 or len(names) != len(self._block):
+            raise StaleError(f"features {path}: 'features' must be videos × T × width with one of 'ids' a video")
+        self._row = {name: row for row, name in enumerate(names)}
+        self.ids = self._row.keys()
+        self.width = self._block.shape[2]
+
+    def _load(self, stored_id: str) -> np.ndarray:
+        return self._block[self._row[stored_id]]

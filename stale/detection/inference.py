@@ -1,0 +1,92 @@
+"""A run's detections: the trained model's and the untrained rows', written as ActivityNet results."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stale import __version__
+from stale.build import TestData, choose_device, load_test_data, load_tower, phrases, restore_model
+from stale.checkpoint import load_checkpoint
+from stale.config import Config
+from stale.data.dataset import load_features
+from stale.detection.detector import Results, detect
+from stale.detection.untrained import ROWS, detect_untrained
+from stale.evaluation import default_tious
+from stale.files import write_json
+from stale.model.text import TextEncoder
+from stale.run import RunFolder, start_logging
+
+_log = logging.getLogger(__name__)
+
+CHOSEN_ON = "mAP of held-out training videos, seen classes"
+
+
+def infer(run: RunFolder, checkpoint: str = "best", vocabulary: str = "unseen") -> None:
+    """Detect the classes of ``vocabulary`` in the run's test videos.
+
+    Args:
+        checkpoint: ``best``, ``last`` or a file.
+        vocabulary: ``unseen``, ``seen`` or ``all`` classes.
+
+    Raises:
+        StaleError: no run, no checkpoint, or data that do not fit.
+    """
+    config = run.load_config()
+    path = run.checkpoint(checkpoint)
+    state = load_checkpoint(path)
+    device = choose_device(config.train.device)
+    model = restore_model(config, state, path).to(device)
+    start_logging(run.log)
+
+    test = load_test_data(config, vocabulary)
+    features = load_features([video.id for video in test.videos], test.store, config.data.num_snippets)
+    protocol = describe(config, test, vocabulary, checkpoint, state)
+    names = phrases(test.classes)
+    results = detect(model, test.videos, features, test.classes, names, config.detection)
+    _write(run.detections(vocabulary), results, protocol)
+    _log.info("%d videos, %d classes → %s", len(test.videos), len(names), run.detections(vocabulary))
+
+    if test.store.width != model.text.output_width:
+        _log.warning("untrained rows left out: the features do not lie in the text tower's space")
+        return
+    encoder = TextEncoder(load_tower(config.model), "template", template=config.model.text.template)
+    with torch.inference_mode():
+        text = encoder(encoder.tokenize(names))
+    for row in ROWS:
+        results = detect_untrained(row, test.videos, features, text, test.classes, config.detection)
+        untrained = {**protocol, "checkpoint": "none", "checkpoint_chosen_on": "nothing: untrained"}
+        _write(run.untrained(row, vocabulary), results, untrained)
+
+
+def describe(
+    config: Config, test: TestData, vocabulary: str, checkpoint: str, state: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The protocol under which detections were made: what an evaluation must know and a reader should."""
+    data, best = config.data, state["best"]
+    chosen_on = f"{CHOSEN_ON}, epoch {best['epoch']}" if checkpoint == "best" else f"nothing: epoch {state['epoch']}"
+    return {
+        "dataset": data.dataset,
+        "setting": data.setting,
+        "split": data.split,
+        "split_source": test.split.source,
+        "subset": data.test_subset,
+        "vocabulary": vocabulary,
+        "classes": test.classes,
+        "tious": list(default_tious(data.dataset)),
+        "annotations": data.annotations,
+        "features": data.features,
+        "checkpoint": checkpoint,
+        "checkpoint_chosen_on": chosen_on,
+        "skipped_videos": test.skipped,
+    }
+
+
+def _write(path: Path, results: Results, protocol: Mapping[str, Any]) -> None:
+    external = {"used": False, "details": ""}
+    content = {"version": f"stale {__version__}", "external_data": external, "protocol": protocol, "results": results}
+    write_json(path, content)

@@ -1,0 +1,1 @@
+"""The components of STALE, one file each, assembled in ``stale.model.stale``."""

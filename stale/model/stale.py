@@ -1,0 +1,108 @@
+"""STALE assembled: snippets and class phrases in, class scores and instance masks a snippet out.
+
+B videos, T snippets, D feature width, C joint width, K classes in the current vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stale.errors import StaleError
+from stale.model.adaptation import CrossAdaptation
+from stale.model.localizer import MaskLocalizer
+from stale.model.masking import apply_threshold
+from stale.model.text import TextEncoder
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What STALE says of a batch.
+
+    Attributes:
+        visual: F_vis (B, T, C).
+        class_logits: (B, K+1, T); a softmax over dimension 1 gives P. The background comes last.
+        mask_logits: (B, T, T); the sigmoid of column t is the mask over the video that snippet t predicts.
+        foreground_logits: (B, T), whose sigmoid is L; None without a representation mask.
+    """
+
+    visual: Tensor
+    class_logits: Tensor
+    mask_logits: Tensor
+    foreground_logits: Tensor | None
+
+
+class Stale(nn.Module):
+    """The model of the paper (sections 1 to 5); every component can be exchanged by the switches of its module."""
+
+    def __init__(
+        self,
+        text: TextEncoder,
+        temporal: nn.Module,
+        masking: nn.Module | None,
+        adaptation: CrossAdaptation | None,
+        localizer: MaskLocalizer,
+        feature_width: int,
+        visual_projection: bool = False,
+        temperature: float = 0.01,
+        mask_threshold: float = 0.5,
+        mask_gradient: str = "hard",
+    ) -> None:
+        """Args:
+        feature_width: D; must equal the text features' width C unless ``visual_projection`` learns D → C.
+        temperature: τ of the classifier.
+        mask_threshold, mask_gradient: see :func:`stale.model.masking.apply_threshold`.
+
+        Raises:
+            StaleError: the features' width is not the text tower's and there is no projection.
+        """
+        super().__init__()
+        width = text.output_width
+        if feature_width != width and not visual_projection:
+            raise StaleError(
+                f"the features are {feature_width} wide but the text tower's embedding is {width}: use features and "
+                "text weights of the same CLIP model, or learn a projection by model.visual_projection=true"
+            )
+        self.text = text
+        self.projection = nn.Linear(feature_width, width) if visual_projection else nn.Identity()
+        self.temporal, self.masking = temporal, masking
+        self.adaptation, self.localizer = adaptation, localizer
+        self.background = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.temperature, self.mask_threshold, self.mask_gradient = temperature, mask_threshold, mask_gradient
+
+    def forward(self, features: Tensor, text: Tensor) -> Outputs:
+        """Features (B, T, D) and text features (K, C), from ``self.text``, → :class:`Outputs`."""
+        visual = self.embed_visual(features)  # B × T × C
+        language = self.embed_language(text)  # K+1 × C
+
+        foreground_logits = None if self.masking is None else self.masking(visual)  # B × T
+        mask = torch.ones_like(visual[..., 0])
+        if foreground_logits is not None:
+            mask = apply_threshold(foreground_logits.sigmoid(), self.mask_threshold, self.mask_gradient)
+
+        if self.adaptation is None:
+            language = language.expand(len(visual), -1, -1)
+        else:
+            language = self.adaptation(language, visual * mask.unsqueeze(-1))  # B × K+1 × C
+        return Outputs(visual, self.classify(visual, mask, language), self.localizer(visual), foreground_logits)
+
+    def embed_visual(self, features: Tensor) -> Tensor:
+        """F_vis (B, T, C): features on the unit sphere, as CLIP compares them, scaled to unit variance, in context."""
+        x = self.projection(features)
+        return self.temporal(F.normalize(x, dim=-1) * x.shape[-1] ** 0.5)
+
+    def embed_language(self, text: Tensor) -> Tensor:
+        """F_lan (K+1, C): unit-length text features with the background embedding put last."""
+        return F.normalize(torch.cat([text, self.background[None]]), dim=-1)
+
+    def classify(self, visual: Tensor, mask: Tensor, language: Tensor) -> Tensor:
+        """Logits (B, K+1, T): cosine of F_fg = F_vis · mask and F_lan' over the temperature.
+
+        The mask multiplies the cosine instead of the features: the same for a binary mask, whose masked snippets
+        have cosine 0, and the one place where a soft mask is not undone by the normalisation.
+        """
+        cosine = F.normalize(language, dim=-1) @ F.normalize(visual, dim=-1).transpose(1, 2)
+        return cosine * mask.unsqueeze(1) / self.temperature

@@ -1,0 +1,257 @@
+"""Language embedding (section 2): CLIP's text transformer, its weights, and learnable prompts.
+
+K classes, L tokens of the longest prompt, N context tokens, W width of the tower, C joint embedding width.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stale.errors import StaleError
+from stale.model import tokenizer
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Tokenised class phrases, padded to the longest.
+
+    Attributes:
+        tokens: (K, L) ids; where prompts are learned, the context tokens are not among them.
+        end: (K,) position of each end-of-text token in ``tokens``.
+    """
+
+    tokens: Tensor
+    end: Tensor
+
+    def to(self, device: torch.device) -> Prompts:
+        """The same prompts on ``device``."""
+        return Prompts(self.tokens.to(device), self.end.to(device))
+
+
+class QuickGELU(nn.Module):
+    """CLIP's approximation of GELU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class CausalAttention(nn.Module):
+    """Multi-head self-attention under a causal mask, with nn.MultiheadAttention's parameter names."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        K, L, W = x.shape
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias).view(K, L, 3, self.heads, W // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each K × heads × L × W/heads
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self.out_proj(out.transpose(1, 2).reshape(K, L, W))
+
+
+class ResidualBlock(nn.Module):
+    """One pre-norm block of CLIP's text transformer."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = CausalAttention(width, heads)
+        self.ln_2 = nn.LayerNorm(width)
+        layers = [
+            ("c_fc", nn.Linear(width, 4 * width)),
+            ("gelu", QuickGELU()),
+            ("c_proj", nn.Linear(4 * width, width)),
+        ]
+        self.mlp = nn.Sequential(OrderedDict(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class TextTower(nn.Module):
+    """CLIP's text transformer, with the state-dict names of OpenAI's checkpoints.
+
+    The token embedding is kept fixed, so that the words of unseen names keep their place among the others,
+    and in the precision it was stored in: it is most of the tower's size.
+    """
+
+    def __init__(self, width: int, layers: int, output_width: int, context_length: int, num_tokens: int) -> None:
+        super().__init__()
+        self.width, self.output_width, self.context_length = width, output_width, context_length
+        self.register_buffer("token_embedding", torch.zeros(num_tokens, width))
+        self.positional_embedding = nn.Parameter(torch.zeros(context_length, width))
+        blocks = [ResidualBlock(width, heads=width // 64) for _ in range(layers)]
+        self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(blocks)})
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.zeros(width, output_width))
+
+    @classmethod
+    def like(cls, shapes: Mapping[str, Sequence[int]]) -> TextTower:
+        """A tower of zeros with the sizes that ``shapes`` (name in its state dict → shape) implies."""
+        num_tokens, width = shapes["token_embedding"]
+        layers = len({name.split(".")[2] for name in shapes if name.startswith("transformer.resblocks.")})
+        context_length, output_width = shapes["positional_embedding"][0], shapes["text_projection"][1]
+        return cls(width, layers, output_width, context_length, num_tokens)
+
+    @classmethod
+    def from_weights(cls, weights: Mapping[str, Tensor]) -> TextTower:
+        """A tower with ``weights`` as :func:`load_text_weights` gives them.
+
+        Raises:
+            StaleError: the tensors do not form CLIP's text transformer.
+        """
+        state = dict(weights)
+        state["token_embedding"] = state.pop("token_embedding.weight")
+        try:
+            tower = cls.like({name: tuple(tensor.shape) for name, tensor in state.items()})
+            tower.token_embedding = torch.empty_like(state["token_embedding"])  # keeps the stored precision
+            tower.load_state_dict(state)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise StaleError(f"text weights do not form CLIP's text transformer: {error}") from None
+        return tower
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token ids (K, L) → token embeddings (K, L, W)."""
+        return F.embedding(tokens, self.token_embedding).to(self.positional_embedding.dtype)
+
+    def forward(self, embedded: Tensor, end: Tensor) -> Tensor:
+        """Token embeddings (K, L, W), L at most the context length → text features (K, C), read at ``end`` (K,).
+
+        Under the causal mask what follows the end token cannot matter, so L is only as long as it must be.
+        """
+        x = embedded + self.positional_embedding[: embedded.shape[1]]
+        for block in self.transformer["resblocks"]:
+            x = block(x)
+        x = x[torch.arange(len(x), device=x.device), end]  # K × W
+        return self.ln_final(x) @ self.text_projection
+
+
+class TextEncoder(nn.Module):
+    """Class phrases → text features (K, C), by learned prompts or a fixed template (section 2).
+
+    The vocabulary is an argument, not state: a checkpoint trained on seen names works with any other names.
+    """
+
+    def __init__(
+        self,
+        tower: TextTower,
+        prompt: str = "learned",
+        num_context_tokens: int = 16,
+        template: str = "a video of action {}",
+        finetune: bool = True,
+    ) -> None:
+        """Args:
+        prompt: ``learned`` (CoOp's context tokens, the paper) or ``template`` (fixed text, released code).
+        num_context_tokens: N, not published; ignored with a template.
+        template: fixed prompt with ``{}`` for the phrase.
+        finetune: train the tower too (the paper's main model) or keep it frozen.
+        """
+        super().__init__()
+        self.tower = tower.requires_grad_(finetune)
+        self.template = "{}." if prompt == "learned" else template
+        context = torch.randn(num_context_tokens, tower.width) * 0.02  # CoOp's initialisation
+        self.context = nn.Parameter(context) if prompt == "learned" else None
+
+    @property
+    def output_width(self) -> int:
+        """C."""
+        return self.tower.output_width
+
+    @property
+    def fixed(self) -> bool:
+        """Whether nothing here is trained, so that a vocabulary needs encoding only once."""
+        return not any(parameter.requires_grad for parameter in self.parameters())
+
+    def tokenize(self, phrases: Sequence[str]) -> Prompts:
+        """Tokenise ``phrases`` on the CPU, as long as the longest needs.
+
+        Raises:
+            StaleError: no phrase, or one that does not fit the tower's context.
+        """
+        if not phrases:
+            raise StaleError("the vocabulary is empty: name at least one class")
+        room = self.tower.context_length - (0 if self.context is None else len(self.context))
+        rows = []
+        for phrase in phrases:
+            row = [tokenizer.start_token(), *tokenizer.encode(self.template.format(phrase)), tokenizer.end_token()]
+            if len(row) > room:
+                raise StaleError(f"class name '{phrase}' needs {len(row)} tokens; the text tower has room for {room}")
+            rows.append(row)
+        end = torch.tensor([len(row) - 1 for row in rows])
+        tokens = torch.zeros(len(rows), int(end.max()) + 1, dtype=torch.long)
+        for number, row in enumerate(rows):
+            tokens[number, : len(row)] = torch.tensor(row)
+        return Prompts(tokens, end)
+
+    def forward(self, prompts: Prompts) -> Tensor:
+        """Text features (K, C), not normalised."""
+        embedded, end = self.tower.embed(prompts.tokens), prompts.end  # K × L × W
+        if self.context is not None:
+            context = self.context.expand(len(embedded), -1, -1)
+            embedded = torch.cat([embedded[:, :1], context, embedded[:, 1:]], dim=1)  # K × (N + L) × W
+            end = end + len(self.context)
+        return self.tower(embedded, end)
+
+
+def load_text_weights(source: str | Path) -> dict[str, Tensor]:
+    """The text half of CLIP weights: a file (OpenAI's TorchScript archive or a state dict) or a model's name.
+
+    A name such as ``ViT-B/16`` is downloaded by openai-clip with its checksum, which needs torchvision.
+
+    Returns:
+        OpenAI's state-dict names → tensors; the token embedding as stored, everything else in float32.
+
+    Raises:
+        StaleError: no such file or model, or no text transformer in it.
+    """
+    state = _read_weights(Path(source)) if Path(source).is_file() else _download_weights(str(source))
+    keep = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
+    weights = {name: tensor for name, tensor in state.items() if name.startswith(keep)}
+    for required in ("token_embedding.weight", "positional_embedding", "text_projection"):
+        if required not in weights:
+            raise StaleError(f"text weights {source}: no '{required}'; OpenAI's CLIP state-dict names are expected")
+    return {name: t if name == "token_embedding.weight" else t.float() for name, t in weights.items()}
+
+
+def _read_weights(path: Path) -> Mapping[str, Tensor]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch announces that it found a TorchScript archive
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # torch has no class of its own for "this is TorchScript"
+        state = _read_torchscript(path)
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise StaleError(f"text weights {path}: a state dict of tensors is expected")
+    return state
+
+
+def _read_torchscript(path: Path) -> Mapping[str, Tensor]:
+    try:
+        return torch.jit.load(path, map_location="cpu").state_dict()
+    except Exception as error:
+        raise StaleError(f"text weights {path} are neither a state dict nor OpenAI's archive") from error
+
+
+def _download_weights(name: str) -> Mapping[str, Tensor]:
+    try:
+        import clip  # here alone: it imports torchvision
+    except Exception as error:
+        raise StaleError(
+            f"text weights '{name}' are not a file, and openai-clip cannot be imported to download them: {error}"
+        ) from None
+    if name not in clip.available_models():
+        raise StaleError(f"text weights '{name}': no such file or CLIP model ({', '.join(clip.available_models())})")
+    return clip.load(name, device="cpu", jit=False)[0].state_dict()

@@ -1,0 +1,101 @@
+"""The four objectives (section 7), each a plain function, and their weighted sum.
+
+B videos, T snippets, C joint width, K classes of the (seen) vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stale.model.stale import Outputs
+from stale.training.targets import Targets
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """The losses of a batch.
+
+    Attributes:
+        weights: loss name → weight in the sum; a weight of 0 leaves the loss out.
+        dice: weight of 1 - Dice inside the localization loss.
+        consistency_snippets, consistency_threshold: see :func:`consistency_loss`.
+    """
+
+    weights: Mapping[str, float]
+    dice: float = 0.4
+    consistency_snippets: int = 10
+    consistency_threshold: float = 0.5
+
+    def __call__(self, outputs: Outputs, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum, and every loss by name, unweighted."""
+        losses = {
+            "classification": classification_loss(outputs.class_logits, targets),
+            "localization": localization_loss(outputs.mask_logits, targets, self.dice),
+            "consistency": consistency_loss(outputs, self.consistency_snippets, self.consistency_threshold),
+        }
+        if outputs.foreground_logits is not None:
+            losses["foreground"] = foreground_loss(outputs.foreground_logits, targets)
+        losses = {name: loss for name, loss in losses.items() if self.weights[name] > 0}
+        return torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum(), losses
+
+
+def classification_loss(class_logits: Tensor, targets: Targets) -> Tensor:
+    """Cross-entropy over the valid snippets, K+1 ways; logits (B, K+1, T)."""
+    entropy = F.cross_entropy(class_logits.float(), targets.classes, reduction="none")  # B × T
+    return _mean_where(entropy, targets.valid)
+
+
+def localization_loss(mask_logits: Tensor, targets: Targets, dice_weight: float) -> Tensor:
+    """Class-balanced BCE over all masks plus ``dice_weight`` × (1 - Dice) of the foreground columns.
+
+    Balanced: the places inside instances and those outside weigh the same in sum. Logits (B, T, T).
+    """
+    logits, inside = mask_logits.float(), targets.masks
+    valid = targets.valid.unsqueeze(1) & targets.valid.unsqueeze(2)
+    entropy = F.binary_cross_entropy_with_logits(logits, inside.float(), reduction="none")
+    balanced = (_mean_where(entropy, inside & valid) + _mean_where(entropy, ~inside & valid)) / 2
+    dice = _dice(logits.sigmoid() * valid, (inside & valid).float(), dim=1)  # B × T columns
+    return balanced + dice_weight * _mean_where(1 - dice, targets.foreground)
+
+
+def foreground_loss(foreground_logits: Tensor, targets: Targets) -> Tensor:
+    """1 - Dice between L and the class-agnostic foreground, a video; logits (B, T)."""
+    foreground = foreground_logits.float().sigmoid() * targets.valid
+    return (1 - _dice(foreground, targets.foreground.float(), dim=1)).mean()
+
+
+def consistency_loss(outputs: Outputs, snippets: int, threshold: float) -> Tensor:
+    """1 - cos between what the classifier and the localizer pool from F_vis, the mean over videos.
+
+    The classifier pools its top-scoring foreground snippets above ``threshold``, the localizer the thresholded masks
+    of the same snippets. What passes the threshold keeps its score as its weight: so both branches get gradient.
+    """
+    scores = outputs.class_logits.float().softmax(1)[:, :-1].amax(1)  # B × T
+    top, columns = scores.topk(min(snippets, scores.shape[1]), dim=1)
+    chosen = outputs.mask_logits.float().gather(2, columns.unsqueeze(1).expand(-1, scores.shape[1], -1)).sigmoid()
+    by_mask = _above(chosen, threshold).sum(2)  # B × T
+    by_class = torch.zeros_like(scores).scatter(1, columns, _above(top, threshold))
+    visual = outputs.visual.float()
+    pooled_by_class = (by_class.unsqueeze(1) @ visual).squeeze(1)  # B × C; the cosine needs no mean
+    pooled_by_mask = (by_mask.unsqueeze(1) @ visual).squeeze(1)
+    return (1 - F.cosine_similarity(pooled_by_class, pooled_by_mask, dim=1)).mean()
+
+
+def _above(scores: Tensor, threshold: float) -> Tensor:
+    return scores * (scores > threshold)
+
+
+def _dice(predicted: Tensor, target: Tensor, dim: int) -> Tensor:
+    """Dice coefficient along ``dim``; two empty masks agree."""
+    overlap = (predicted * target).sum(dim)
+    return (2 * overlap + 1) / (predicted.sum(dim) + target.sum(dim) + 1)
+
+
+def _mean_where(values: Tensor, where: Tensor) -> Tensor:
+    """Mean of ``values`` at ``where``, 0 where there are none, without asking the device how many."""
+    return (values * where).sum() / where.sum().clamp(min=1)
