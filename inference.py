@@ -19,12 +19,13 @@ def main() -> None:
     parser.add_argument("--run", required=True, type=Path, help="folder that train.py wrote")
     parser.add_argument("--checkpoint", default="best", metavar="best|last|FILE")
     parser.add_argument("--vocabulary", choices=("unseen", "seen", "all"), default="unseen", help="classes to detect")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N; default: the device of the training")
     arguments = parser.parse_args()
 
     from stale.detection.inference import infer  # after parsing: --help answers at once
     from stale.run import RunFolder
 
-    infer(RunFolder(arguments.run), arguments.checkpoint, arguments.vocabulary)
+    infer(RunFolder(arguments.run), arguments.checkpoint, arguments.vocabulary, arguments.device)
 
 
 if __name__ == "__main__":

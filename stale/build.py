@@ -103,7 +103,9 @@ def build_model(config: ModelConfig, num_snippets: int, feature_width: int, towe
     text, temporal, masking, adaptation = config.text, config.temporal, config.masking, config.adaptation
     localizer = config.localizer
     return Stale(
-        TextEncoder(tower, text.prompt, text.context_tokens, text.template, finetune=text.encoder == "finetune"),
+        TextEncoder(
+            tower, text.prompt, text.context_tokens, text.context_init, text.template, text.encoder == "finetune"
+        ),
         build_temporal_model(temporal.kind, width, temporal.layers, temporal.heads, temporal.dropout),
         build_masking(masking.kind, width, masking.queries, masking.layers, masking.heads, masking.dropout),
         CrossAdaptation(width, adaptation.heads, adaptation.dropout, adaptation.alpha) if adaptation.enabled else None,

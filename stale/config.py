@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +25,12 @@ def _choice(default: str, *others: str) -> Any:
     return field(default=default, metadata={"choices": (default, *others)})
 
 
-def _at_least(default: float, minimum: float) -> Any:
+def _at_least(default: float | None, minimum: float) -> Any:
     return field(default=default, metadata={"minimum": minimum})
+
+
+def _between(default: float, minimum: float, maximum: float) -> Any:
+    return field(default=default, metadata={"minimum": minimum, "maximum": maximum})
 
 
 @dataclass
@@ -37,7 +42,7 @@ class DataConfig:
     features: str = ""  # folder of .npy, HDF5 with a dataset a video, or a packed HDF5 block
     splits: str | None = None  # folder of the official lists; null draws seeded random splits
     setting: str = _choice("75_25", "50_50", "closed")
-    split: int = _at_least(0, 0)  # 0-9
+    split: int = _between(0, 0, 9)
     num_snippets: int = _at_least(100, 2)  # T: 100 ActivityNet, 256 THUMOS14 [U]
     missing: str = _choice("stop", "skip")  # videos without features
     train_subset: str = "training"
@@ -53,6 +58,7 @@ class TextConfig:
     encoder: str = _choice("finetune", "frozen")  # [P]
     prompt: str = _choice("learned", "template")  # [P]; [C] used a template
     context_tokens: int = _at_least(16, 1)  # N is not published; 16 is CoOp's
+    context_init: str | None = None  # words the context tokens start as, in place of N random ones (CoOp)
     template: str = "a video of action {}"  # [C]
 
 
@@ -63,7 +69,7 @@ class TemporalConfig:
     kind: str = _choice("transformer", "conv", "none")  # [P]
     layers: int = _at_least(1, 1)  # [C]
     heads: int = _at_least(4, 1)  # [C]
-    dropout: float = 0.2  # [C]
+    dropout: float = _between(0.2, 0, 1)  # [C]
 
 
 @dataclass
@@ -74,8 +80,8 @@ class MaskingConfig:
     queries: int = _at_least(20, 1)  # Q [P]
     layers: int = _at_least(2, 1)
     heads: int = _at_least(8, 1)
-    dropout: float = 0.1
-    threshold: float = 0.5  # θ_bin, not published
+    dropout: float = _between(0.1, 0, 1)
+    threshold: float = _between(0.5, 0, 1)  # θ_bin, not published
     gradient: str = _choice("hard", "straight_through", "soft")
 
 
@@ -85,7 +91,7 @@ class AdaptationConfig:
 
     enabled: bool = True  # [P]
     heads: int = _at_least(8, 1)
-    dropout: float = 0.1
+    dropout: float = _between(0.1, 0, 1)
     alpha: float = 1e-3  # initial weight of the residual [U]
 
 
@@ -124,7 +130,7 @@ class LossConfig:
     consistency: float = _at_least(1.0, 0)  # [U]
     dice: float = _at_least(0.4, 0)  # weight of 1 - Dice inside the localization loss [U]
     consistency_snippets: int = _at_least(10, 1)  # top-scoring snippets that both branches pool
-    consistency_threshold: float = 0.5  # on class scores and masks
+    consistency_threshold: float = _between(0.5, 0, 1)  # on class scores and masks
 
 
 @dataclass
@@ -134,10 +140,10 @@ class TrainConfig:
     epochs: int = _at_least(15, 1)  # authors, issue 35
     batch_size: int = _at_least(100, 1)  # [C]
     learning_rate: float = _at_least(1e-4, 0)  # 1e-4 ActivityNet, 1e-5 THUMOS14 [U]
-    text_learning_rate: float | None = None  # of the text tower; null: the same
+    text_learning_rate: float | None = _at_least(None, 0)  # of text tower and context tokens; null: the same
     weight_decay: float = _at_least(0.02, 0)  # decoupled [C for the value]
     clip_norm: float = _at_least(1.0, 0)  # of the gradient; 0 turns clipping off
-    seed: int = _at_least(0, 0)
+    seed: int = _between(0, 0, 2**32 - 1)
     device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
     precision: str = _choice("auto", "float32", "bfloat16", "float16")  # auto: bfloat16 on a GPU, else float32
     validate_every: int = _at_least(1, 1)  # epochs between two looks at the held-out seen videos
@@ -149,9 +155,10 @@ class DetectionConfig:
     """From masks to detections (section 8)."""
 
     top_snippets: int = _at_least(100, 1)  # (snippet, class) pairs whose masks are read; [C] 10
+    foreground_weight: bool = True  # class score × L: a masked-out snippet is no evidence of any class (ours)
     thresholds: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])  # Θ
-    min_length: float = _at_least(0.0, 0)  # of a candidate, as a share of the video; [C] 0.02
-    nms_sigma: float = field(default=0.5, metadata={"minimum": 1e-6})  # Gaussian SoftNMS (Bodla et al. 2017)
+    min_length: float = _between(0.0, 0, 1)  # of a candidate, as a share of the video; [C] 0.02
+    nms_sigma: float = _at_least(0.5, 1e-6)  # Gaussian SoftNMS (Bodla et al. 2017)
     candidates: int = _at_least(400, 1)  # best candidates a video that enter SoftNMS
     max_detections: int = _at_least(100, 1)  # a video [C]
     batch_size: int = _at_least(32, 1)  # videos
@@ -200,6 +207,12 @@ def save_config(config: Config, path: str | Path) -> None:
     write_text(path, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
 
 
+def differing_keys(first: Config, second: Config) -> list[str]:
+    """The dotted keys whose values differ."""
+    values, others = (dict(_flatten(dataclasses.asdict(config))) for config in (first, second))
+    return [key for key, value in values.items() if value != others[key]]
+
+
 def require(config: Config, *keys: str) -> None:
     """Raise a StaleError that names every one of the dotted ``keys`` left empty."""
     fields = _fields(config)
@@ -208,24 +221,38 @@ def require(config: Config, *keys: str) -> None:
         raise StaleError(f"not set: {', '.join(empty)}; give them in the configuration or by --set {empty[0]}=...")
 
 
-def _read_yaml(path: str | Path) -> Any:
-    return _parse_yaml(read_text(path, "configuration"), f"configuration {path}")
+def _read_yaml(path: str | Path) -> Mapping[str, Any]:
+    where = f"configuration {path}"
+    tree = _parse_yaml(read_text(path, "configuration"), where)
+    if tree is not None and not isinstance(tree, Mapping):
+        raise StaleError(f"{where}: sections such as 'train:' with their keys are expected, not {str(tree)[:40]!r}")
+    return tree or {}
+
+
+class _Loader(yaml.BaseLoader):
+    """Leaves every scalar as written (YAML 1.1 would read 75_25 as 7525 and 1e-4 as a string), no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for number, key in enumerate(keys):
+            if key in keys[:number]:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        # BaseLoader leaves every scalar as written: YAML 1.1 would read 75_25 as 7525 and 1e-4 as a string.
-        return yaml.load(text, yaml.BaseLoader)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise StaleError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    elif prefix:
-        yield prefix, tree
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _fields(section: Any, prefix: str = "") -> dict[str, tuple[Any, str, Any, Any]]:
@@ -242,6 +269,10 @@ def _fields(section: Any, prefix: str = "") -> dict[str, tuple[Any, str, Any, An
 
 def _assign(config: Config, key: str, value: Any) -> None:
     fields = _fields(config)
+    if any(name.startswith(f"{key}.") for name in fields):
+        if value in ("", None):
+            return  # a section whose keys are all left out
+        raise ValueError(f"{key} is a section, not a setting; write its keys below it")
     if key not in fields:
         nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0.4)
         raise ValueError(f"unknown key '{key}'" + (f"; did you mean '{nearest[0]}'?" if nearest else ""))
@@ -251,6 +282,8 @@ def _assign(config: Config, key: str, value: Any) -> None:
         raise ValueError(f"{key} is '{converted}'; use one of {', '.join(metadata['choices'])}")
     if "minimum" in metadata and converted is not None and converted < metadata["minimum"]:
         raise ValueError(f"{key} is {converted}; the least is {metadata['minimum']}")
+    if "maximum" in metadata and converted > metadata["maximum"]:
+        raise ValueError(f"{key} is {converted}; the most is {metadata['maximum']}")
     setattr(owner, attribute, converted)
 
 
@@ -258,7 +291,8 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
     """The text (or list of texts) ``value`` as the type ``kind``."""
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         inner = next(option for option in typing.get_args(kind) if option is not type(None))
-        return None if value in ("", "null", "~", "none", None) else _convert(value, inner, key)
+        empty = value is None or (isinstance(value, str) and value.lower() in ("", "null", "~", "none"))
+        return None if empty else _convert(value, inner, key)
     if typing.get_origin(kind) is list:
         if not isinstance(value, list) or not value:
             raise ValueError(f"{key} must be a list such as [0.3, 0.5], not {value!r}")
@@ -268,9 +302,12 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
     if kind is str:
         return value
     try:
-        return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+        converted = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
     except (KeyError, ValueError):
         raise ValueError(f"{key} must be {_describe(kind)}, not '{value}'") from None
+    if kind is float and not math.isfinite(converted):
+        raise ValueError(f"{key} must be {_describe(kind)}, not '{value}'")
+    return converted
 
 
 def _describe(kind: Any) -> str:

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,7 +62,7 @@ def read_text(path: str | Path, what: str) -> str:
         return raw.decode("utf-8-sig")
     except FileNotFoundError:
         raise StaleError(f"{what} not found: {path}") from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise StaleError(f"{what} cannot be read: {path}: {error}") from error
 
 
@@ -73,5 +74,5 @@ def read_json(path: str | Path, what: str, pairs_hook: Callable[[list[tuple[str,
     """
     try:
         return json.loads(read_text(path, what), object_pairs_hook=pairs_hook)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, or a number of thousands of digits
         raise StaleError(f"{what} is not valid JSON: {path}: {error}") from error

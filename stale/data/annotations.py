@@ -7,7 +7,8 @@ for THUMOS14, by ActionFormer and OpenTAD.
 
 from __future__ import annotations
 
-import math
+import sys
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,8 +56,7 @@ def read_annotations(path: str | Path) -> dict[str, Video]:
         StaleError: the file is missing, is not of this layout, or names a video twice.
     """
     content = read_json(path, "annotation file", pairs_hook=_reject_duplicates)
-    if isinstance(content, _Duplicates):
-        raise StaleError(f"annotation file {path}: key given twice: {name_some(content.keys)}")
+    _refuse_duplicates(content, f"annotation file {path}")
     database = content.get("database") if isinstance(content, dict) else None
     if not isinstance(database, (dict, _Duplicates)):
         raise StaleError(f"annotation file {path}: no 'database' object; ActivityNet's JSON layout is expected")
@@ -127,12 +127,18 @@ def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Duplic
     result = dict(pairs)
     if len(result) == len(pairs):
         return result
-    keys = [key for key, _ in pairs]
-    return _Duplicates(sorted({key for key in keys if keys.count(key) > 1}))
+    counts = Counter(key for key, _ in pairs)
+    return _Duplicates(sorted(key for key, count in counts.items() if count > 1))
+
+
+def _refuse_duplicates(value: Any, where: str) -> None:
+    if isinstance(value, _Duplicates):
+        raise StaleError(f"{where}: key given twice: {name_some(value.keys)}")
 
 
 def _parse_video(name: str, entry: Any, path: str | Path) -> Video:
     where = f"annotation file {path}: video '{name}'"
+    _refuse_duplicates(entry, where)
     if not isinstance(entry, dict):
         raise StaleError(f"{where}: an object with subset, duration and annotations is expected")
     subset, duration = entry.get("subset"), entry.get("duration")
@@ -148,6 +154,7 @@ def _parse_video(name: str, entry: Any, path: str | Path) -> Video:
 
 
 def _parse_instance(item: Any, where: str) -> Instance:
+    _refuse_duplicates(item, where)
     segment = item.get("segment") if isinstance(item, dict) else None
     if not (isinstance(segment, list) and len(segment) == 2 and all(map(_is_number, segment))):
         raise StaleError(f"{where}: each annotation needs a 'segment' of two numbers (seconds), not {item!r}")
@@ -161,4 +168,5 @@ def _parse_instance(item: Any, where: str) -> Instance:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether ``value`` is a finite JSON number; a whole number too long for a float is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

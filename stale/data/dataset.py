@@ -6,6 +6,7 @@ B videos, T snippets, D feature width, N instances of the video that has most.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from stale.data.annotations import Video
+from stale.data.annotations import Instance, Video
 from stale.data.features import FeatureStore
 from stale.errors import StaleError, name_some
 from stale.segments import seconds_to_snippets
@@ -45,7 +46,7 @@ class VideoDataset:
     """Features and instances of a list of videos, resident in memory.
 
     Attributes:
-        videos: the annotated videos, in order.
+        videos: the annotated videos, in order; labels outside the vocabulary are empty.
         features: (videos, T, D), in the stored precision.
         segments, labels: as in :class:`Batch`, for all videos.
     """
@@ -56,7 +57,7 @@ class VideoDataset:
         Args:
             classes: the vocabulary; a label outside it leaves only an anonymous ``IGNORED`` segment behind.
         """
-        self.videos = list(videos)
+        self.videos = anonymise(videos, classes)
         self.num_snippets = num_snippets
         self.features = load_features([video.id for video in videos], store, num_snippets)
         self.segments, self.labels = segment_lists(videos, classes, num_snippets)
@@ -77,13 +78,15 @@ class VideoDataset:
 
 
 def load_features(ids: Sequence[str], store: FeatureStore, num_snippets: int) -> Tensor:
-    """Features of ``ids`` rescaled to (videos, T, D); half precision where the store has half."""
+    """Features of ``ids`` rescaled to (videos, T, D); half precision where all are stored in half."""
     block: Tensor | None = None
     for row, video_id in enumerate(tqdm(ids, "features", unit="video", leave=False, disable=len(ids) < 50)):
         features = store.read(video_id)
+        dtype = torch.float16 if features.dtype == np.float16 else torch.float32
         if block is None:
-            dtype = torch.float16 if features.dtype == np.float16 else torch.float32
             block = torch.empty(len(ids), num_snippets, store.width, dtype=dtype)
+        elif dtype is torch.float32:
+            block = block.float()  # a store of both precisions: nothing may be rounded, nothing overflow
         block[row] = rescale(torch.from_numpy(features), num_snippets)
     return torch.empty(0, num_snippets, store.width) if block is None else block
 
@@ -117,27 +120,41 @@ def with_any_of(videos: Sequence[Video], classes: Sequence[str]) -> list[Video]:
     return [video for video in videos if any(instance.label in wanted for instance in video.instances)]
 
 
-def without_labels(videos: Sequence[Video]) -> list[Video]:
-    """The same videos with no instances, for detection."""
-    return [replace(video, instances=()) for video in videos]
+def anonymise(videos: Sequence[Video], classes: Sequence[str]) -> list[Video]:
+    """The videos with every label outside ``classes`` made empty; its segment stays."""
+    wanted = set(classes)
+
+    def without_name(instance: Instance) -> Instance:
+        return instance if instance.label in wanted else replace(instance, label="")
+
+    return [replace(video, instances=tuple(map(without_name, video.instances))) for video in videos]
 
 
-def hold_out(videos: Sequence[Video], classes: Sequence[str], share: float, seed: int) -> tuple[list, list]:
+def hold_out(
+    videos: Sequence[Video], classes: Sequence[str], share: float, seed: int
+) -> tuple[list[Video], list[Video]]:
     """Split training videos into (kept, held out), seeded, spread evenly over ``classes``.
 
-    Videos are shuffled, then ordered by their first instance of ``classes``; every (1 / share)-th is held out.
+    Videos are shuffled, then ordered by their first instance of ``classes``; every (1 / share)-th is held out,
+    save where a class would lose its last video.
     """
     rng = np.random.default_rng(seed)
     wanted = set(classes)
 
-    def first_label(video: Video) -> str:
-        return next((instance.label for instance in video.instances if instance.label in wanted), "")
+    def labels(video: Video) -> list[str]:
+        return [instance.label for instance in video.instances if instance.label in wanted]
 
     shuffled = [videos[i] for i in rng.permutation(len(videos))]
-    ordered = sorted(shuffled, key=first_label)
+    ordered = sorted(shuffled, key=lambda video: next(iter(labels(video)), ""))
     count = round(share * len(videos))
     positions = (np.arange(count) + rng.random()) * len(videos) / max(count, 1)
-    chosen = set(positions.astype(int))
+    left = Counter(label for video in videos for label in set(labels(video)))  # videos of each class to train on
+    chosen: set[int] = set()
+    for position in positions.astype(int).tolist():
+        its_labels = set(labels(ordered[position]))
+        if all(left[label] > 1 for label in its_labels):
+            left.subtract(its_labels)
+            chosen.add(position)
     kept = [video for position, video in enumerate(ordered) if position not in chosen]
     return kept, [ordered[position] for position in sorted(chosen)]
 

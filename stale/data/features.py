@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -74,15 +75,18 @@ def check_features(array: np.ndarray, where: str, width: int | None = None) -> n
     Raises:
         StaleError: wrong number of dimensions, no snippets, another width, not real numbers, NaN or infinity.
     """
-    if array.ndim != 2 or 0 in array.shape:
-        raise StaleError(f"{where}: shape {array.shape}; (snippets, width) with at least one snippet is expected")
+    if np.ndim(array) != 2 or 0 in array.shape:
+        raise StaleError(f"{where}: shape {np.shape(array)}; (snippets, width) with at least one snippet is expected")
     if width is not None and array.shape[1] != width:
         raise StaleError(f"{where}: width {array.shape[1]}, but the others are {width} wide")
     if array.dtype.kind != "f":
         raise StaleError(f"{where}: type {array.dtype}; float16 or float32 is expected")
+    if array.dtype not in (np.float16, np.float32):
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused below
+            array = array.astype(np.float32)
     if not np.isfinite(array).all():
         raise StaleError(f"{where}: NaN or infinite values; extract this video's features again")
-    return array if array.dtype in (np.float16, np.float32) else array.astype(np.float32)
+    return array
 
 
 class _NpyFolder(FeatureStore):
@@ -90,7 +94,8 @@ class _NpyFolder(FeatureStore):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.ids = {file.stem for file in path.glob("*.npy")}
+        # Names with a dot in front are the system's (macOS leaves ._video.npy beside video.npy), not videos'.
+        self.ids = {file.stem for file in path.glob("*.npy") if not file.name.startswith(".")}
         if not self.ids:
             raise StaleError(f"features folder {path} holds no .npy file")
         first = self._load(min(self.ids))
@@ -99,8 +104,9 @@ class _NpyFolder(FeatureStore):
     def _load(self, stored_id: str) -> np.ndarray:
         try:
             return np.load(self.path / f"{stored_id}.npy", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise StaleError(f"features file {self.path / stored_id}.npy cannot be read: {error}") from None
+        except Exception as error:  # a damaged file fails in whichever layer meets the damage first
+            reason = str(error).partition("\n")[0]
+            raise StaleError(f"features file {self.path / stored_id}.npy cannot be read: {reason}") from None
 
 
 class _Hdf5PerVideo(FeatureStore):
@@ -117,10 +123,7 @@ class _Hdf5PerVideo(FeatureStore):
         self.width = shape[1]
 
     def _load(self, stored_id: str) -> np.ndarray:
-        try:
-            return self._file[stored_id][()]
-        except OSError as error:
-            raise StaleError(f"features {self.path}: video '{stored_id}' cannot be read: {error}") from None
+        return _read_hdf5(self._file[stored_id], (), f"features {self.path}: video '{stored_id}'")
 
 
 class _PackedBlock(FeatureStore):
@@ -128,12 +131,27 @@ class _PackedBlock(FeatureStore):
 
     def __init__(self, path: Path, file: h5py.File) -> None:
         self.path, self._block = path, file["features"]
-        names = file["ids"].asstr()[()]
-        if self._block.ndim != 3 or len(names) != len(self._block):
+        ids = file["ids"]
+        if not (_is_array(self._block, 3) and _is_array(ids, 1) and len(ids) == len(self._block)):
             raise StaleError(f"features {path}: 'features' must be videos × T × width with one of 'ids' a video")
-        self._row = {name: row for row, name in enumerate(names)}
+        if h5py.check_string_dtype(ids.dtype) is None:
+            raise StaleError(f"features {path}: 'ids' must be the videos' ids as text, not {ids.dtype}")
+        self._row = {name: row for row, name in enumerate(ids.asstr()[()])}
+        if len(self._row) != len(ids):
+            raise StaleError(f"features {path}: 'ids' names a video twice")
         self.ids = self._row.keys()
         self.width = self._block.shape[2]
 
     def _load(self, stored_id: str) -> np.ndarray:
-        return self._block[self._row[stored_id]]
+        return _read_hdf5(self._block, self._row[stored_id], f"features {self.path}: video '{stored_id}'")
+
+
+def _is_array(item: Any, dimensions: int) -> bool:
+    return isinstance(item, h5py.Dataset) and item.ndim == dimensions
+
+
+def _read_hdf5(data: h5py.Dataset, index: Any, where: str) -> np.ndarray:
+    try:
+        return data[index]
+    except OSError as error:
+        raise StaleError(f"{where} cannot be read: {error}") from None

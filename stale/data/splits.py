@@ -76,9 +76,9 @@ def read_class_list(path: str | Path) -> list[str]:
 
 def _random_split(labels: list[str], share: float, index: int) -> ClassSplit:
     labels = sorted(labels)
-    num_seen = round(share * len(labels))
-    if not 0 < num_seen < len(labels):
+    if len(labels) < 2:
         raise StaleError(f"{len(labels)} classes are too few to split; at least 2 are needed")
+    num_seen = min(round(share * len(labels)), len(labels) - 1)  # one class at least is unseen
     order = np.random.default_rng(index).permutation(len(labels))
     seen = sorted(labels[i] for i in order[:num_seen])
     unseen = sorted(labels[i] for i in order[num_seen:])

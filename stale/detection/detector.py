@@ -52,8 +52,14 @@ def detect(
 
 
 def candidates_of(outputs: Outputs, options: DetectionConfig) -> Candidates:
-    """Decode a batch's outputs; the background takes part in the softmax and names no candidate."""
+    """Decode a batch's outputs; the background takes part in the softmax and names no candidate.
+
+    A masked-out snippet has cosine 0 with every class, so the softmax alone gives it the same probability for each,
+    which can be more than a true foreground snippet has: ``options.foreground_weight`` multiplies L in.
+    """
     class_scores = outputs.class_logits.float().softmax(1)[:, :-1]
+    if options.foreground_weight and outputs.foreground_logits is not None:
+        class_scores = class_scores * outputs.foreground_logits.float().sigmoid().unsqueeze(1)
     masks = outputs.mask_logits.float().sigmoid()
     return decode_masks(
         class_scores, masks, options.top_snippets, options.thresholds, options.candidates, options.min_length

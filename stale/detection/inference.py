@@ -26,12 +26,13 @@ _log = logging.getLogger(__name__)
 CHOSEN_ON = "mAP of held-out training videos, seen classes"
 
 
-def infer(run: RunFolder, checkpoint: str = "best", vocabulary: str = "unseen") -> None:
+def infer(run: RunFolder, checkpoint: str = "best", vocabulary: str = "unseen", device_name: str | None = None) -> None:
     """Detect the classes of ``vocabulary`` in the run's test videos.
 
     Args:
         checkpoint: ``best``, ``last`` or a file.
         vocabulary: ``unseen``, ``seen`` or ``all`` classes.
+        device_name: in place of the run's ``train.device``.
 
     Raises:
         StaleError: no run, no checkpoint, or data that do not fit.
@@ -39,7 +40,7 @@ def infer(run: RunFolder, checkpoint: str = "best", vocabulary: str = "unseen") 
     config = run.load_config()
     path = run.checkpoint(checkpoint)
     state = load_checkpoint(path)
-    device = choose_device(config.train.device)
+    device = choose_device(device_name or config.train.device)
     model = restore_model(config, state, path).to(device)
     start_logging(run.log)
 

@@ -36,25 +36,22 @@ def detect_untrained(
     results: Results = {}
     for first in range(0, len(videos), options.batch_size):
         part = videos[first : first + options.batch_size]
-        similarity = _similarity(features[first : first + len(part)].float(), text)  # B × K × T
-        candidates = _whole_video(similarity) if row == "whole_video" else _snippets(similarity, options)
+        snippets = F.normalize(features[first : first + len(part)].float(), dim=-1)  # B × T × C
+        names = F.normalize(text, dim=-1)
+        video = (F.normalize(snippets.mean(1), dim=-1) @ names.T / _TEMPERATURE).softmax(1)  # B × K
+        score, label = video.max(1, keepdim=True)
+        if row == "whole_video":
+            span = torch.tensor([0.0, features.shape[1]]).expand(len(part), 1, 2)
+            candidates = Candidates(span, score, label)
+        else:
+            candidates = _snippets(snippets, names[label], score, label, options)
         results.update(to_results(part, candidates, labels, features.shape[1], options))
     return results
 
 
-def _similarity(features: Tensor, text: Tensor) -> Tensor:
-    return F.normalize(text, dim=-1) @ F.normalize(features, dim=-1).transpose(1, 2)
-
-
-def _whole_video(similarity: Tensor) -> Candidates:
-    B, _, T = similarity.shape
-    score, label = (similarity.mean(2) / _TEMPERATURE).softmax(1).max(1, keepdim=True)
-    return Candidates(torch.tensor([0.0, T]).expand(B, 1, 2), score, label)
-
-
-def _snippets(similarity: Tensor, options: DetectionConfig) -> Candidates:
-    score, label = (similarity.mean(2) / _TEMPERATURE).softmax(1).max(1, keepdim=True)  # B × 1
-    curve = similarity.gather(1, label.unsqueeze(2).expand(-1, -1, similarity.shape[2]))  # B × 1 × T
+def _snippets(snippets: Tensor, name: Tensor, score: Tensor, label: Tensor, options: DetectionConfig) -> Candidates:
+    """Thresholded similarity of snippets (B, T, C) to each video's class (B, 1, C), its ``score`` and ``label``."""
+    curve = name @ snippets.transpose(1, 2)  # B × 1 × T
     low, high = curve.amin(2, keepdim=True), curve.amax(2, keepdim=True)
     curve = (curve - low) / (high - low).clamp(min=1e-6)
     return best_regions(curve, score, label, options.thresholds, options.candidates, options.min_length)

@@ -67,12 +67,7 @@ class MaskLocalizer(nn.Module):
             return PlainConv1d(inputs, outputs, kernel_size)
 
         widths = [width, *[hidden] * (layers - 1), outputs]
-        self.layers = nn.ModuleList(
-            DynamicConv1d(inputs, outs, kernel_size, bank)
-            if kind == "dynamic"
-            else PlainConv1d(inputs, outs, kernel_size)
-            for inputs, outs in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(map(conv, widths[:-1], widths[1:]))
 
     def forward(self, visual: Tensor) -> Tensor:
         """F_vis (B, T, C) → mask logits (B, T, T); [:, :, t] is the mask that snippet t predicts."""

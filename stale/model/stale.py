@@ -104,5 +104,6 @@ class Stale(nn.Module):
         The mask multiplies the cosine instead of the features: the same for a binary mask, whose masked snippets
         have cosine 0, and the one place where a soft mask is not undone by the normalisation.
         """
-        cosine = F.normalize(language, dim=-1) @ F.normalize(visual, dim=-1).transpose(1, 2)
-        return cosine * mask.unsqueeze(1) / self.temperature
+        with torch.autocast(visual.device.type, enabled=False):  # bfloat16 would round logits near 1 / τ to 0.5
+            cosine = F.normalize(language.float(), dim=-1) @ F.normalize(visual.float(), dim=-1).transpose(1, 2)
+            return cosine * mask.float().unsqueeze(1) / self.temperature

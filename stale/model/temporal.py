@@ -16,6 +16,8 @@ class AttentionBlock(nn.Module):
         self.attention = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(width)
+        # Start from the features as CLIP made them: a random projection would pull them off the text space at once.
+        nn.init.zeros_(self.attention.out_proj.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) → (B, T, C)."""

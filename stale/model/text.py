@@ -104,6 +104,8 @@ class TextTower(nn.Module):
         num_tokens, width = shapes["token_embedding"]
         layers = len({name.split(".")[2] for name in shapes if name.startswith("transformer.resblocks.")})
         context_length, output_width = shapes["positional_embedding"][0], shapes["text_projection"][1]
+        if not layers or not width or width % 64:
+            raise ValueError(f"{layers} layers, {width} wide; CLIP has at least one and a multiple of 64")
         return cls(width, layers, output_width, context_length, num_tokens)
 
     @classmethod
@@ -120,7 +122,8 @@ class TextTower(nn.Module):
             tower.token_embedding = torch.empty_like(state["token_embedding"])  # keeps the stored precision
             tower.load_state_dict(state)
         except (RuntimeError, ValueError, IndexError) as error:
-            raise StaleError(f"text weights do not form CLIP's text transformer: {error}") from None
+            reason = " ".join(str(error).split())[:300]
+            raise StaleError(f"text weights do not form CLIP's text transformer: {reason}") from None
         return tower
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -150,20 +153,26 @@ class TextEncoder(nn.Module):
         tower: TextTower,
         prompt: str = "learned",
         num_context_tokens: int = 16,
+        context_init: str | None = None,
         template: str = "a video of action {}",
         finetune: bool = True,
     ) -> None:
         """Args:
         prompt: ``learned`` (CoOp's context tokens, the paper) or ``template`` (fixed text, released code).
-        num_context_tokens: N, not published; ignored with a template.
+        num_context_tokens: N, not published; random at the start, as CoOp's. Ignored with a template.
+        context_init: words that the context tokens start as (their number replaces N), CoOp's other way.
         template: fixed prompt with ``{}`` for the phrase.
         finetune: train the tower too (the paper's main model) or keep it frozen.
         """
         super().__init__()
         self.tower = tower.requires_grad_(finetune)
         self.template = "{}." if prompt == "learned" else template
-        context = torch.randn(num_context_tokens, tower.width) * 0.02  # CoOp's initialisation
-        self.context = nn.Parameter(context) if prompt == "learned" else None
+        self.context = None
+        if prompt == "learned":
+            context = torch.randn(num_context_tokens, tower.width) * 0.02  # CoOp's initialisation
+            if context_init:
+                context = tower.embed(torch.tensor(tokenizer.encode(context_init))).float()
+            self.context = nn.Parameter(context)
 
     @property
     def output_width(self) -> int:
@@ -186,7 +195,8 @@ class TextEncoder(nn.Module):
         room = self.tower.context_length - (0 if self.context is None else len(self.context))
         rows = []
         for phrase in phrases:
-            row = [tokenizer.start_token(), *tokenizer.encode(self.template.format(phrase)), tokenizer.end_token()]
+            text = self.template.replace("{}", phrase)
+            row = [tokenizer.start_token(), *tokenizer.encode(text), tokenizer.end_token()]
             if len(row) > room:
                 raise StaleError(f"class name '{phrase}' needs {len(row)} tokens; the text tower has room for {room}")
             rows.append(row)
@@ -227,12 +237,12 @@ def load_text_weights(source: str | Path) -> dict[str, Tensor]:
 
 
 def _read_weights(path: Path) -> Mapping[str, Tensor]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch announces that it found a TorchScript archive
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces TorchScript archives, and that it will drop them one day
+        try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch has no class of its own for "this is TorchScript"
-        state = _read_torchscript(path)
+        except Exception:  # torch has no class of its own for "this is TorchScript"
+            state = _read_torchscript(path)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise StaleError(f"text weights {path}: a state dict of tensors is expected")
     return state
@@ -254,4 +264,7 @@ def _download_weights(name: str) -> Mapping[str, Tensor]:
         ) from None
     if name not in clip.available_models():
         raise StaleError(f"text weights '{name}': no such file or CLIP model ({', '.join(clip.available_models())})")
-    return clip.load(name, device="cpu", jit=False)[0].state_dict()
+    try:
+        return clip.load(name, device="cpu", jit=False)[0].state_dict()
+    except (OSError, RuntimeError) as error:  # no network; a checksum that does not match
+        raise StaleError(f"text weights '{name}' could not be downloaded: {error}") from None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stale.errors import StaleError
 from stale.model.stale import Outputs
 from stale.training.targets import Targets
 
@@ -32,15 +33,21 @@ class Criterion:
     consistency_threshold: float = 0.5
 
     def __call__(self, outputs: Outputs, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum, and every loss by name, unweighted."""
+        """The weighted sum, and every loss by name, unweighted.
+
+        Raises:
+            StaleError: no loss with a weight is left.
+        """
         losses = {
             "classification": classification_loss(outputs.class_logits, targets),
             "localization": localization_loss(outputs.mask_logits, targets, self.dice),
-            "consistency": consistency_loss(outputs, self.consistency_snippets, self.consistency_threshold),
+            "consistency": consistency_loss(outputs, targets, self.consistency_snippets, self.consistency_threshold),
         }
         if outputs.foreground_logits is not None:
             losses["foreground"] = foreground_loss(outputs.foreground_logits, targets)
         losses = {name: loss for name, loss in losses.items() if self.weights[name] > 0}
+        if not losses:
+            raise StaleError("no loss is left to train with: give one a weight above 0 (loss.classification, ...)")
         return torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum(), losses
 
 
@@ -69,15 +76,18 @@ def foreground_loss(foreground_logits: Tensor, targets: Targets) -> Tensor:
     return (1 - _dice(foreground, targets.foreground.float(), dim=1)).mean()
 
 
-def consistency_loss(outputs: Outputs, snippets: int, threshold: float) -> Tensor:
+def consistency_loss(outputs: Outputs, targets: Targets, snippets: int, threshold: float) -> Tensor:
     """1 - cos between what the classifier and the localizer pool from F_vis, the mean over videos.
 
     The classifier pools its top-scoring foreground snippets above ``threshold``, the localizer the thresholded masks
-    of the same snippets. What passes the threshold keeps its score as its weight: so both branches get gradient.
+    of the same snippets, both among the valid ones. What passes the threshold keeps its score as its weight: so both
+    branches get gradient.
     """
-    scores = outputs.class_logits.float().softmax(1)[:, :-1].amax(1)  # B × T
+    valid = targets.valid
+    scores = outputs.class_logits.float().softmax(1)[:, :-1].amax(1) * valid  # B × T
     top, columns = scores.topk(min(snippets, scores.shape[1]), dim=1)
     chosen = outputs.mask_logits.float().gather(2, columns.unsqueeze(1).expand(-1, scores.shape[1], -1)).sigmoid()
+    chosen = chosen * (valid.unsqueeze(2) & valid.gather(1, columns).unsqueeze(1))
     by_mask = _above(chosen, threshold).sum(2)  # B × T
     by_class = torch.zeros_like(scores).scatter(1, columns, _above(top, threshold))
     visual = outputs.visual.float()

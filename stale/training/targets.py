@@ -61,4 +61,4 @@ def _inside(segments: Tensor, num_snippets: int) -> Tensor:
     start, end = segments[..., :1], segments[..., 1:]
     middle = ((start + end) / 2).floor().clamp(0, num_snippets - 1)
     covered = (place + 0.5 >= start) & (place + 0.5 < end)
-    return covered | (place == middle)
+    return covered | ((place == middle) & ~covered.any(2, keepdim=True))

@@ -7,7 +7,6 @@ import logging
 import math
 import time
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from stale.build import TrainingData, build_model, choose_device, load_tower, load_training_data, phrases
 from stale.checkpoint import git_revision, load_checkpoint, save_checkpoint
-from stale.config import Config, LossConfig, TrainConfig, load_config, save_config
+from stale.config import Config, LossConfig, TrainConfig, differing_keys, load_config, save_config
 from stale.detection.detector import detect
-from stale.errors import StaleError
+from stale.errors import StaleError, name_some
 from stale.evaluation import default_tious, evaluate_results
-from stale.files import write_json
+from stale.files import write_json, write_text
 from stale.model.stale import Stale
 from stale.run import RunFolder, start_logging
 from stale.training.losses import Criterion
@@ -55,6 +54,7 @@ def train(config: Config, output: str | Path, resume: bool = False) -> RunFolder
     save_config(config, run.config)  # only now is there something worth a folder
     start_logging(run.log)
     _write_split(run, data)
+    _forget_epochs_after(state["epoch"] if state else 0, run.history)
     trainer = Trainer(config, model.to(device), data, run)
     if state is not None:
         trainer.restore(state)
@@ -90,6 +90,7 @@ class Trainer:
         with tqdm(total=total, initial=done, desc="train", unit="step", dynamic_ncols=True) as bar:
             while self.epoch < options.epochs:
                 self._train_epoch(bar)
+                self._check_weights()
                 self.epoch += 1
                 if self.epoch % options.validate_every == 0 or self.epoch == options.epochs:
                     self._validate()
@@ -141,6 +142,15 @@ class Trainer:
         bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()}, refresh=False)
         record = {"epoch": self.epoch + 1, "step": bar.n, **means, "seconds_a_step": seconds / len(since)}
         self._record(record, {f"loss/{name}": value for name, value in means.items()})
+
+    def _check_weights(self) -> None:
+        """A finite loss can have a gradient that is not; weights spoilt by it must not replace the last checkpoint."""
+        spoilt = [name for name, weights in self.model.named_parameters() if not weights.isfinite().all()]
+        if spoilt:
+            raise StaleError(
+                f"weights are not finite after epoch {self.epoch + 1} ({name_some(spoilt)}); the checkpoints of the "
+                "epochs before are kept; lower train.learning_rate or use train.precision=float32"
+            )
 
     def _validate(self) -> None:
         """Detect the seen classes in the held-out seen videos; the best mAP so far makes the best checkpoint."""
@@ -201,23 +211,23 @@ def build_criterion(config: LossConfig) -> Criterion:
 
 
 def build_optimizer(model: Stale, config: TrainConfig) -> torch.optim.Optimizer:
-    """Adam with decoupled weight decay on matrices; the text tower may have a learning rate of its own.
+    """Adam with decoupled weight decay on matrices; the text encoder may have a learning rate of its own.
 
     Decoupled, because Adam would rescale a decay inside the gradient to full steps wherever the loss says nothing.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = (name.startswith("text.tower."), parameter.ndim >= 2 and name != "text.context")
+            key = (name.startswith("text."), parameter.ndim >= 2 and name != "text.context")
             groups.setdefault(key, []).append(parameter)
     text_rate = config.learning_rate if config.text_learning_rate is None else config.text_learning_rate
     settings = [
         {
             "params": parameters,
-            "lr": text_rate if in_tower else config.learning_rate,
+            "lr": text_rate if in_text else config.learning_rate,
             "weight_decay": config.weight_decay if decays else 0.0,
         }
-        for (in_tower, decays), parameters in groups.items()
+        for (in_text, decays), parameters in groups.items()
     ]
     return torch.optim.AdamW(settings, fused=next(model.parameters()).is_cuda)
 
@@ -230,22 +240,30 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def _check_same(config: Config, earlier: Config, path: Path) -> None:
-    """A resumed run must be the same run; only how far it goes may change."""
-    first, second = asdict(config), asdict(earlier)
-    for tree in (first, second):
-        for key in ("epochs", "device", "log_interval"):
-            tree["train"].pop(key)
-    if first != second:
-        different = [s for s in first if first[s] != second[s]]
-        raise StaleError(
-            f"{path} holds a run with other settings in {', '.join(different)}; use them, or another --output"
-        )
+    """A resumed run must be the same run; only how far it goes, and where, may change."""
+    free = {"train.epochs", "train.device", "train.log_interval"}
+    changed = [key for key in differing_keys(config, earlier) if key not in free]
+    if changed:
+        raise StaleError(f"{path} holds a run with another {name_some(changed)}; use its value, or another --output")
 
 
 def _write_split(run: RunFolder, data: TrainingData) -> None:
     held_out = [video.id for video in data.held_out.videos]
     record = {"source": data.split.source, "seen": data.split.seen, "unseen": data.split.unseen, "held_out": held_out}
     write_json(run.split, {**record, "revision": git_revision()}, indent=1)
+
+
+def _forget_epochs_after(epoch: int, history: Path) -> None:
+    """Drop the records of epochs that were broken off, and a line half written: they are trained again."""
+
+    def belongs(line: str) -> bool:
+        try:
+            return json.loads(line)["epoch"] <= epoch
+        except json.JSONDecodeError:
+            return False
+
+    if history.exists():
+        write_text(history, "".join(filter(belongs, history.read_text(encoding="utf-8").splitlines(keepends=True))))
 
 
 def _tensorboard(path: Path) -> Any:

@@ -1,0 +1,79 @@
+"""What a trained run makes of one video: detections, and the scores and the mask they come from."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from stale.build import choose_device, load_annotations, phrases, restore_model
+from stale.checkpoint import load_checkpoint
+from stale.config import Config
+from stale.data.annotations import Video, match_video_id
+from stale.data.dataset import load_features
+from stale.data.features import open_features
+from stale.detection.detector import candidates_of, to_results
+from stale.errors import StaleError
+from stale.run import RunFolder
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One video seen by the model; K classes under test, T snippets.
+
+    Attributes:
+        video: with its ground truth.
+        classes: the K labels.
+        detections: ``{"segment": [start, end] seconds, "label", "score"}`` by falling score.
+        class_scores: P without the background (K, T).
+        foreground: L (T,), None for a model without a representation mask.
+        threshold: where L is cut.
+    """
+
+    video: Video
+    classes: list[str]
+    detections: list[dict[str, Any]]
+    class_scores: np.ndarray
+    foreground: np.ndarray | None
+    threshold: float
+
+
+@torch.inference_mode()
+def explain(run: RunFolder, video_id: str, vocabulary: str = "unseen", checkpoint: str = "best") -> Explanation:
+    """Run the trained model on any one annotated video that has features, of whichever subset.
+
+    Args:
+        vocabulary: ``unseen``, ``seen`` or ``all`` classes.
+        checkpoint: ``best``, ``last`` or a file.
+
+    Raises:
+        StaleError: no run, no checkpoint, no such video, or no features of it.
+    """
+    config = run.load_config()
+    path = run.checkpoint(checkpoint)
+    video, classes = _find(config, video_id, vocabulary)
+    device = choose_device(config.train.device)
+    model = restore_model(config, load_checkpoint(path), path).to(device).eval()
+    features = load_features([video.id], open_features(config.data.features), config.data.num_snippets)
+
+    outputs = model(features.to(device).float(), model.text(model.text.tokenize(phrases(classes)).to(device)))
+    candidates = candidates_of(outputs, config.detection)
+    detections = to_results([video], candidates, classes, config.data.num_snippets, config.detection)[video.id]
+    scores = outputs.class_logits.float().softmax(1)[0, :-1].cpu().numpy()
+    logits = outputs.foreground_logits
+    foreground = None if logits is None else logits[0].float().sigmoid().cpu().numpy()
+    return Explanation(video, classes, detections, scores, foreground, config.model.masking.threshold)
+
+
+def _find(config: Config, video_id: str, vocabulary: str) -> tuple[Video, list[str]]:
+    videos, split = load_annotations(config.data)
+    known = match_video_id(video_id, videos)
+    if known is None:
+        near = difflib.get_close_matches(video_id, videos, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise StaleError(f"video '{video_id}' is not in {config.data.annotations}{hint}")
+    classes = {"unseen": split.unseen, "seen": split.seen, "all": sorted({*split.seen, *split.unseen})}[vocabulary]
+    return videos[known], list(classes)

@@ -1,0 +1,33 @@
+"""Constants that the tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stale.data.annotations import Video, read_annotations
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+# Reference data beside the checkout; the tests that use it skip where it is absent.
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no reference data beside the checkout")
+
+
+@pytest.fixture(scope="session")
+def activitynet() -> dict[str, Video]:
+    """The complete ActivityNet-1.3 annotations, as written."""
+    return _reference_annotations("activity_net.v1-3.json")
+
+
+@pytest.fixture(scope="session")
+def thumos14() -> dict[str, Video]:
+    """The complete THUMOS14 annotations, as written."""
+    return _reference_annotations("thumos14.json")
+
+
+def _reference_annotations(name: str) -> dict[str, Video]:
+    if not SHARED.is_dir():
+        pytest.skip("no reference data beside the checkout")
+    return read_annotations(SHARED / "data" / "annotations" / name)

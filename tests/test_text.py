@@ -1,0 +1,352 @@
+"""The text tower is CLIP's, prompts are CoOp's, and neither knows a vocabulary."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.error import URLError
+
+import pytest
+import torch
+from conftest import REPOSITORY, SHARED
+from tiny import text_tower_weights, tiny_tower
+from torch import Tensor, nn
+
+from stale.errors import StaleError
+from stale.model import tokenizer
+from stale.model.text import TextEncoder, TextTower, load_text_weights
+from stale.model.tokenizer import load_clip_module
+
+PHRASES = ["diving", "clean and jerk", "throwing a frisbee very far", "Hammer throw"]
+REAL_TOWER = SHARED / "data" / "thumos14_captions" / "text_tower.pt"
+
+
+def openai_clip(width: int, layers: int, output_width: int, vocab_size: int = 49408) -> nn.Module:
+    """openai-clip's own model with random weights, none of them at a neutral value."""
+    torch.manual_seed(0)
+    vision = {"image_resolution": 32, "vision_layers": 1, "vision_width": 64, "vision_patch_size": 32}
+    text = {"transformer_width": width, "transformer_heads": width // 64, "transformer_layers": layers}
+    model = load_clip_module("model").CLIP(output_width, **vision, context_length=77, vocab_size=vocab_size, **text)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def clip_model() -> nn.Module:
+    return openai_clip(width=128, layers=2, output_width=96)
+
+
+def encoder_like(model: nn.Module, **options: object) -> TextEncoder:
+    return TextEncoder(TextTower.from_weights(text_half(model)), **options)
+
+
+def text_half(model: nn.Module) -> dict[str, Tensor]:
+    """What :func:`load_text_weights` would give of ``model``."""
+    others = ("visual.", "logit_scale")
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(others)}
+
+
+def padded_tokens(texts: list[str]) -> Tensor:
+    """What ``clip.tokenize`` gives: (K, 77)."""
+    tokens = torch.zeros(len(texts), 77, dtype=torch.long)
+    for row, text in zip(tokens, texts, strict=True):
+        ids = [tokenizer.start_token(), *tokenizer.encode(text), tokenizer.end_token()]
+        row[: len(ids)] = torch.tensor(ids)
+    return tokens
+
+
+@torch.no_grad()
+def coop_reference(model: nn.Module, context: Tensor, phrase: str) -> Tensor:
+    """[SOT] context name . [EOT], padded to 77, through openai-clip's modules."""
+    N = len(context)
+    ids = [tokenizer.start_token(), *[0] * N, *tokenizer.encode(f"{phrase}."), tokenizer.end_token()]
+    x = model.token_embedding(torch.tensor(ids + [0] * (77 - len(ids))))
+    x[1 : 1 + N] = context
+    x = model.transformer((x + model.positional_embedding).unsqueeze(1)).squeeze(1)
+    return model.ln_final(x)[len(ids) - 1] @ model.text_projection
+
+
+# Equality with openai-clip
+
+
+@pytest.mark.parametrize(("width", "layers", "output_width"), [(64, 1, 64), (128, 3, 96), (192, 2, 256)])
+@pytest.mark.parametrize("template", ["a video of action {}", "{}"])
+@torch.no_grad()
+def test_fixed_prompts_equal_encode_text(width: int, layers: int, output_width: int, template: str) -> None:
+    model = openai_clip(width, layers, output_width)
+    encoder = encoder_like(model, prompt="template", template=template)
+    expected = model.encode_text(padded_tokens([template.format(phrase) for phrase in PHRASES]))
+    prompts = encoder.tokenize(PHRASES)
+    assert prompts.tokens.shape[1] < 20, "no more tokens than the longest prompt has"
+    assert expected.std() > 0.1
+    torch.testing.assert_close(encoder(prompts), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(not REAL_TOWER.is_file(), reason="no reference data beside the checkout")
+@torch.no_grad()
+def test_the_real_tower_equals_encode_text() -> None:
+    weights = load_text_weights(REAL_TOWER)
+    width, output_width = weights["text_projection"].shape
+    layers = sum(name.endswith(".ln_1.weight") for name in weights)
+    model = openai_clip(width, layers, output_width)
+    missing, unexpected = model.load_state_dict({n: t.float() for n, t in weights.items()}, strict=False)
+    assert not unexpected
+    assert all(name.startswith(("visual.", "logit_scale")) for name in missing)
+    encoder = TextEncoder(TextTower.from_weights(weights), prompt="template", template="a video of {}.")
+    expected = model.encode_text(padded_tokens([f"a video of {phrase}." for phrase in PHRASES]))
+    torch.testing.assert_close(encoder(encoder.tokenize(PHRASES)), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_context_tokens", [1, 5, 16])
+@torch.no_grad()
+def test_learned_prompts_equal_the_slow_padded_way(clip_model: nn.Module, num_context_tokens: int) -> None:
+    encoder = encoder_like(clip_model, prompt="learned", num_context_tokens=num_context_tokens)
+    encoder.context.normal_()
+    expected = torch.stack([coop_reference(clip_model, encoder.context, phrase) for phrase in PHRASES])
+    torch.testing.assert_close(encoder(encoder.tokenize(PHRASES)), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_the_context_matters(clip_model: nn.Module) -> None:
+    encoder = encoder_like(clip_model, prompt="learned", num_context_tokens=4)
+    prompts = encoder.tokenize(PHRASES)
+    before = encoder(prompts)
+    encoder.context.normal_()
+    assert (encoder(prompts) - before).abs().amax(1).min() > 1e-2, "in every class"
+
+
+@torch.no_grad()
+def test_a_class_does_not_depend_on_its_neighbours() -> None:
+    encoder = TextEncoder(tiny_tower())
+    together = encoder(encoder.tokenize(PHRASES))
+    for row, phrase in zip(together, PHRASES, strict=True):
+        torch.testing.assert_close(encoder(encoder.tokenize([phrase]))[0], row, atol=1e-5, rtol=1e-5)
+
+
+# What is trained
+
+
+@pytest.mark.parametrize("finetune", [True, False])
+def test_gradient_reaches_context_and_the_tower_only_if_finetuned(finetune: bool) -> None:
+    encoder = TextEncoder(tiny_tower(), finetune=finetune)
+    encoder(encoder.tokenize(PHRASES)).square().sum().backward()
+    assert encoder.context.grad.abs().sum() > 0
+    trained = {name for name, parameter in encoder.tower.named_parameters() if parameter.grad is not None}
+    assert trained == ({name for name, _ in encoder.tower.named_parameters()} if finetune else set())
+    assert not encoder.tower.token_embedding.requires_grad, "unseen names keep their place among the words"
+
+
+def test_a_frozen_template_has_nothing_to_train() -> None:
+    encoder = TextEncoder(tiny_tower(), prompt="template", finetune=False)
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    assert encoder.context is None
+
+
+# Vocabulary
+
+
+@torch.no_grad()
+def test_the_state_dict_loads_under_any_vocabulary() -> None:
+    trained = TextEncoder(tiny_tower())
+    trained.context.normal_()
+    few = trained(trained.tokenize(PHRASES[:2]))
+    fresh = TextEncoder(tiny_tower())
+    many = PHRASES + [f"another action number {number}" for number in range(9)]
+    fresh.tokenize(many)
+    fresh.load_state_dict(trained.state_dict())
+    features = fresh(fresh.tokenize(many))
+    assert features.shape == (len(many), 64)
+    torch.testing.assert_close(features[:2], few, atol=1e-5, rtol=1e-5)
+    tower = {f"tower.{name}" for name in trained.tower.state_dict()}
+    assert set(trained.state_dict()) == tower | {"context"}, "no trace of a vocabulary"
+
+
+def test_an_empty_vocabulary_is_an_error() -> None:
+    with pytest.raises(StaleError, match="vocabulary is empty"):
+        TextEncoder(tiny_tower()).tokenize([])
+
+
+@pytest.mark.parametrize(("prompt", "room"), [("learned", 77 - 2 - 16 - 1), ("template", 77 - 2 - 4)])
+def test_a_name_too_long_is_an_error_and_one_that_just_fits_is_not(prompt: str, room: int) -> None:
+    encoder = TextEncoder(tiny_tower(), prompt=prompt, template="a video of action {}")
+    longest = " ".join(["dive"] * room)
+    with torch.no_grad():
+        assert encoder(encoder.tokenize([longest])).isfinite().all()
+    with pytest.raises(StaleError, match="dive dive.* needs .* tokens"):
+        encoder.tokenize(["diving", f"{longest} dive"])
+
+
+@torch.no_grad()
+def test_braces_in_a_template_or_a_name_are_just_text() -> None:
+    encoder = TextEncoder(tiny_tower(), prompt="template", template="{} in {x} {0}")
+    prompts = encoder.tokenize(["{}", "a {name}"])
+    expected = [tokenizer.encode("{} in {x} {0}"), tokenizer.encode("a {name} in {x} {0}")]
+    for row, end, ids in zip(prompts.tokens.tolist(), prompts.end.tolist(), expected, strict=True):
+        assert row[: end + 1] == [tokenizer.start_token(), *ids, tokenizer.end_token()]
+
+
+# Weights
+
+
+@pytest.fixture(scope="module")
+def small_clip() -> nn.Module:
+    return openai_clip(width=64, layers=2, output_width=32)
+
+
+def check_loaded(path: Path, model: nn.Module) -> None:
+    expected = text_half(model)
+    loaded = load_text_weights(path)
+    assert set(loaded) == set(expected)
+    for name, tensor in loaded.items():
+        torch.testing.assert_close(tensor.float(), expected[name].float(), atol=1e-3, rtol=1e-3, msg=name)
+        assert tensor.dtype == torch.float32 or name == "token_embedding.weight"
+    tower = TextTower.from_weights(loaded)
+    assert (tower.width, tower.output_width, tower.context_length) == (64, 32, 77)
+    assert len(tower.transformer["resblocks"]) == 2
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_plain_state_dict_loads(tmp_path: Path, small_clip: nn.Module, half: bool) -> None:
+    state = {name: tensor.half() if half else tensor for name, tensor in small_clip.state_dict().items()}
+    torch.save(state, tmp_path / "clip.pt")
+    check_loaded(tmp_path / "clip.pt", small_clip)
+    embedding = TextTower.from_weights(load_text_weights(tmp_path / "clip.pt")).token_embedding
+    assert embedding.dtype == (torch.float16 if half else torch.float32), "the stored precision is kept"
+
+
+@pytest.mark.filterwarnings("error::DeprecationWarning")
+def test_openais_torchscript_archive_loads(tmp_path: Path, small_clip: nn.Module) -> None:
+    example = (torch.zeros(1, 3, 32, 32), padded_tokens(["diving"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates making such archives
+        torch.jit.trace(small_clip, example, check_trace=False).save(tmp_path / "clip.pt")
+    check_loaded(tmp_path / "clip.pt", small_clip)
+
+
+def test_only_the_text_half_is_kept(tmp_path: Path) -> None:
+    weights = text_tower_weights(num_tokens=8)
+    torch.save({**weights, "visual.conv1.weight": torch.zeros(3), "context_length": torch.tensor(77)}, tmp_path / "w")
+    assert set(load_text_weights(tmp_path / "w")) == set(weights) - {"logit_scale"}
+
+
+class Arbitrary:
+    """Not a tensor."""
+
+
+@pytest.mark.parametrize(
+    "content", [{"model": {}}, [torch.zeros(1)], {"epoch": 3}, Arbitrary(), {"weight": torch.zeros(2)}, {}]
+)
+def test_a_file_of_something_else_is_an_error(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(StaleError, match=r"weights\.pt"):
+        load_text_weights(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights at all", b"PK\x03\x04 a broken archive"])
+def test_a_damaged_file_is_an_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "weights.pt").write_bytes(content)
+    with pytest.raises(StaleError, match=r"weights\.pt"):
+        load_text_weights(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("name", ["token_embedding.weight", "positional_embedding", "text_projection"])
+def test_a_required_tensor_missing_is_named(tmp_path: Path, name: str) -> None:
+    weights = text_tower_weights(num_tokens=8)
+    del weights[name]
+    torch.save(weights, tmp_path / "weights.pt")
+    with pytest.raises(StaleError, match=name):
+        load_text_weights(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"transformer.resblocks.1.ln_1.weight": None},
+        {"ln_final.bias": None},
+        {"ln_final.bias": torch.zeros(63)},
+        {"transformer.resblocks.0.mlp.c_fc.weight": torch.zeros(64, 256)},
+        {"text_projection": torch.zeros(64)},
+        {"text_projection": torch.zeros(63, 64)},
+        {"token_embedding.weight": torch.zeros(64)},
+        {"positional_embedding": torch.zeros(77, 65)},
+        {"transformer.extra": torch.zeros(3)},
+    ],
+    ids=lambda change: " ".join(change),
+)
+def test_tensors_that_form_no_tower_are_an_error(change: dict[str, Tensor | None]) -> None:
+    weights = {name: t for name, t in text_tower_weights(num_tokens=8).items() if name != "logit_scale"}
+    for name, tensor in change.items():
+        if tensor is None:
+            del weights[name]
+        else:
+            weights[name] = tensor
+    with pytest.raises(StaleError, match="text transformer") as error:
+        TextTower.from_weights(weights)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tower_without_layers_is_an_error() -> None:
+    weights = text_tower_weights(num_tokens=8, layers=0)
+    del weights["logit_scale"]
+    with pytest.raises(StaleError, match="text transformer"):
+        TextTower.from_weights(weights)
+
+
+@pytest.mark.parametrize("width", [32, 100])
+def test_a_width_that_clip_cannot_have_is_an_error(width: int) -> None:
+    weights = text_tower_weights(width=width, num_tokens=8)
+    del weights["logit_scale"]
+    with pytest.raises(StaleError, match="multiple of 64"):
+        TextTower.from_weights(weights)
+
+
+# Weights by name
+
+
+def fake_clip(load: object) -> SimpleNamespace:
+    return SimpleNamespace(available_models=lambda: ["ViT-B/16"], load=load)
+
+
+def test_a_known_name_is_downloaded(monkeypatch: pytest.MonkeyPatch, small_clip: nn.Module) -> None:
+    monkeypatch.setitem(sys.modules, "clip", fake_clip(lambda name, device, jit: (small_clip, None)))
+    assert set(load_text_weights("ViT-B/16")) == set(text_half(small_clip))
+
+
+def test_an_unknown_name_is_an_error_that_lists_the_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "clip", fake_clip(None))
+    with pytest.raises(StaleError, match="absent.pt.*ViT-B/16"):
+        load_text_weights("absent.pt")
+
+
+@pytest.mark.parametrize("error", [URLError("no network"), RuntimeError("the SHA256 checksum does not match")])
+def test_a_failed_download_is_an_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setitem(sys.modules, "clip", fake_clip(load))
+    with pytest.raises(StaleError, match="ViT-B/16.*download"):
+        load_text_weights("ViT-B/16")
+
+
+def test_an_absent_file_without_torchvision_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "clip", None)
+    with pytest.raises(StaleError, match="'absent.pt' are not a file"):
+        load_text_weights("absent.pt")
+
+
+def test_nothing_needs_torchvision() -> None:
+    """In a process of its own, where importing torchvision fails."""
+    script = """
+import sys
+sys.modules["torchvision"] = None
+import stale.model.text, stale.training.trainer, stale.detection.inference, train, inference
+from stale.model import tokenizer
+assert len(tokenizer.encode("hammer throw")) == 2
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
