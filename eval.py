@@ -111,12 +111,13 @@ def evaluate_run(run: Path, options: argparse.Namespace) -> Assessment:
     """``--run``: the protocol that inference.py wrote decides."""
     results = read_run_results(run, file_name("detections", options.vocabulary))
     protocol = results.protocol
-    missing = [key for key in ("dataset", "subset", "classes", "tious", "annotations") if key not in protocol]
+    missing = [key for key in ("dataset", "subset", "classes", "annotations") if key not in protocol]
     if missing:
         raise StaleError(f"{results.path}: its 'protocol' lacks {name_some(missing)}; run inference.py again")
     videos = read_annotations(options.annotations or protocol["annotations"])
     tested = in_subset(videos.values(), options.subset or protocol["subset"])
-    subject = make_subject(options, tested, protocol["classes"], options.tiou or protocol["tious"])
+    tious = options.tiou or protocol.get("tious") or default_tious(protocol["dataset"])
+    subject = make_subject(options, tested, protocol["classes"], tious)
     untrained = read_untrained(run, options.vocabulary)
     groups = class_groups(run, protocol) if options.vocabulary == "all" else {}
     external = load_video_scores(options, subject)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from stale.config import Config, load_config
@@ -67,8 +68,8 @@ def _suffix(vocabulary: str) -> str:
     return "" if vocabulary == "unseen" else f"_{vocabulary}"
 
 
-def start_logging(path: Path | None) -> None:
-    """Log to stderr and, where ``path`` is given, to the end of that file."""
+def start_logging() -> MemoryHandler:
+    """Log to stderr, and keep what is said until :func:`log_into` knows a file for it."""
     logger = logging.getLogger("stale")
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -77,9 +78,15 @@ def start_logging(path: Path | None) -> None:
         handler.close()
     console = logging.StreamHandler()
     console.setFormatter(logging.Formatter("%(message)s"))
-    logger.addHandler(console)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(path, encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logger.addHandler(file)
+    kept = MemoryHandler(capacity=1, flushOnClose=False)
+    for handler in (console, kept):
+        logger.addHandler(handler)
+    return kept
+
+
+def log_into(path: Path, kept: MemoryHandler) -> None:
+    """Write what was ``kept`` so far, and from now on every line, to the end of the file ``path``."""
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    kept.setTarget(file)
+    kept.flush()

@@ -81,11 +81,19 @@ def test_temporal_models_keep_the_shape_and_pass_gradient(kind: str) -> None:
 @torch.no_grad()
 def test_the_transformer_has_context_but_no_position() -> None:
     model = build_temporal_model("transformer", C, 1, 4, 0.2).eval()
+    nn.init.normal_(model[0].attention.out_proj.weight)  # as training would; it starts at zero
     x, order = torch.randn(B, T, C), torch.randperm(T)
     torch.testing.assert_close(model(x[:, order]), model(x)[:, order], atol=1e-5, rtol=1e-5)
     changed = x.clone()
     changed[:, -1] += 1
     assert (model(changed) - model(x))[:, :-1].abs().amax((0, 2)).min() > 1e-4, "every snippet sees every other"
+
+
+@torch.no_grad()
+def test_the_transformer_starts_from_the_features_themselves() -> None:
+    x = torch.randn(B, T, C)
+    model = build_temporal_model("transformer", C, 1, 4, 0.2).eval()
+    torch.testing.assert_close(model(x), nn.functional.layer_norm(x, (C,)))
 
 
 @torch.no_grad()

@@ -1,11 +1,12 @@
 """A small synthetic data set to try the system on: annotations, features, and the text tower they belong to.
 
-Nothing here was filmed. The tower is CLIP's text transformer with random weights, so its names mean nothing to it,
-yet equal words still give related embeddings. A snippet's feature is the embedding of what goes on in it, an action
-or something in between, buried under what all features share, the video's scene, the video's own character and noise:
-what CLIP's image features do too. All classes are made alike; which of them are unseen is decided by the split later.
+Nothing here was filmed. The tower is CLIP's text transformer with random weights: it knows no meaning, but names with
+words in common get related embeddings. A snippet's feature is the embedding of what goes on in it, an action or
+something in between, buried under what all features share, the video's scene, the video's own character and noise, as
+in CLIP's image features. Besides, all actions have one direction in common, so that there is something to learn about
+actions as such. All classes are made alike; which of them are unseen is decided by the split, afterwards.
 
-V videos, W and C widths of the tower and of its embedding, S snippets of a video.
+W and C: widths of the tower and of its embedding, S: snippets of a video.
 """
 
 from __future__ import annotations

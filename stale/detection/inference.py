@@ -16,10 +16,9 @@ from stale.config import Config
 from stale.data.dataset import load_features
 from stale.detection.detector import Results, detect
 from stale.detection.untrained import ROWS, detect_untrained
-from stale.evaluation import default_tious
 from stale.files import write_json
 from stale.model.text import TextEncoder
-from stale.run import RunFolder, start_logging
+from stale.run import RunFolder, log_into, start_logging
 
 _log = logging.getLogger(__name__)
 
@@ -37,12 +36,13 @@ def infer(run: RunFolder, checkpoint: str = "best", vocabulary: str = "unseen", 
     Raises:
         StaleError: no run, no checkpoint, or data that do not fit.
     """
+    kept = start_logging()
     config = run.load_config()
+    log_into(run.log, kept)
     path = run.checkpoint(checkpoint)
     state = load_checkpoint(path)
     device = choose_device(device_name or config.train.device)
     model = restore_model(config, state, path).to(device)
-    start_logging(run.log)
 
     test = load_test_data(config, vocabulary)
     features = load_features([video.id for video in test.videos], test.store, config.data.num_snippets)
@@ -78,7 +78,7 @@ def describe(
         "subset": data.test_subset,
         "vocabulary": vocabulary,
         "classes": test.classes,
-        "tious": list(default_tious(data.dataset)),
+        "unseen_classes": list(test.split.unseen),
         "annotations": data.annotations,
         "features": data.features,
         "checkpoint": checkpoint,

@@ -23,7 +23,7 @@ from stale.errors import StaleError, name_some
 from stale.evaluation import default_tious, evaluate_results
 from stale.files import write_json, write_text
 from stale.model.stale import Stale
-from stale.run import RunFolder, start_logging
+from stale.run import RunFolder, log_into, start_logging
 from stale.training.losses import Criterion
 from stale.training.targets import build_targets
 
@@ -47,12 +47,13 @@ def train(config: Config, output: str | Path, resume: bool = False) -> RunFolder
         _check_same(config, load_config([run.config]), run.path)
     state = load_checkpoint(last) if resume and last.exists() else None
 
+    kept = start_logging()
     device = choose_device(config.train.device)
     torch.manual_seed(config.train.seed)
     data = load_training_data(config)
     model = build_model(config.model, config.data.num_snippets, data.feature_width, load_tower(config.model))
     save_config(config, run.config)  # only now is there something worth a folder
-    start_logging(run.log)
+    log_into(run.log, kept)
     _write_split(run, data)
     _forget_epochs_after(state["epoch"] if state else 0, run.history)
     trainer = Trainer(config, model.to(device), data, run)

@@ -1,0 +1,202 @@
+"""Training targets against the obvious triple loop."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from stale.data.dataset import IGNORED, PADDING
+from stale.training.targets import Targets, build_targets
+
+K = 3  # classes
+Row = tuple[float, float, int]
+
+
+def targets_of(*videos: list[Row], num_snippets: int = 8) -> Targets:
+    """Targets of videos given as lists of (start, end, label)."""
+    longest = max(1, *map(len, videos))
+    padded = [[*rows, *[(0.0, 0.0, PADDING)] * (longest - len(rows))] for rows in videos]
+    table = torch.tensor(padded, dtype=torch.float64)
+    return build_targets(table[..., :2].float(), table[..., 2].long(), K, num_snippets)
+
+
+def slow_targets(rows: list[Row], num_snippets: int) -> Targets:
+    """One video's targets, snippet by snippet."""
+    classes = torch.zeros(K + 1, num_snippets)
+    masks = torch.zeros(num_snippets, num_snippets, dtype=torch.bool)
+    foreground = torch.zeros(num_snippets, dtype=torch.bool)
+    valid = torch.zeros(num_snippets, dtype=torch.bool)
+    for t in range(num_snippets):
+        around = [row for row in rows if t in snippets_of(row, num_snippets)]
+        known = [row for row in around if row[2] >= 0]
+        foreground[t] = bool(known)
+        valid[t] = bool(known) or not any(row[2] == IGNORED for row in around)
+        labels = {row[2] for row in known} or {K}  # the background comes last
+        for label in labels:
+            classes[label, t] = 1 / len(labels)
+        if known:
+            own = min(known, key=lambda row: row[1] - row[0])  # the first of the shortest
+            for s in snippets_of(own, num_snippets):
+                masks[s, t] = True
+    return Targets(classes, masks, foreground, valid)
+
+
+def snippets_of(row: Row, num_snippets: int) -> list[int]:
+    start, end, _ = row
+    covered = [t for t in range(num_snippets) if start <= t + 0.5 < end]
+    return covered or [min(max(math.floor((start + end) / 2), 0), num_snippets - 1)]
+
+
+def assert_same(fast: Targets, video: int, slow: Targets) -> None:
+    torch.testing.assert_close(fast.classes[video], slow.classes)
+    for name in ("masks", "foreground", "valid"):
+        result, expected = getattr(fast, name)[video], getattr(slow, name)
+        assert result.dtype == torch.bool
+        assert torch.equal(result, expected), name
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[int, list[list[Row]]]:
+    """Some videos; times on quarters of a snippet, so that ends meet centres and instances tie in length."""
+    num_snippets = draw(st.integers(1, 12))
+    time = st.integers(0, 4 * num_snippets).map(lambda quarters: quarters / 4)
+    row = st.tuples(st.tuples(time, time).map(sorted), st.sampled_from([IGNORED, *range(K)]))
+    rows = st.lists(row.map(lambda pair: (*pair[0], pair[1])), max_size=6)
+    return num_snippets, draw(st.lists(rows, min_size=1, max_size=3))
+
+
+@given(cases())
+@settings(max_examples=200, deadline=None)
+def test_targets_equal_the_triple_loop(case: tuple[int, list[list[Row]]]) -> None:
+    num_snippets, videos = case
+    fast = targets_of(*videos, num_snippets=num_snippets)
+    for video, rows in enumerate(videos):
+        assert_same(fast, video, slow_targets(rows, num_snippets))
+
+
+@given(cases())
+@settings(max_examples=50, deadline=None)
+def test_what_holds_for_all_targets(case: tuple[int, list[list[Row]]]) -> None:
+    num_snippets, videos = case
+    targets = targets_of(*videos, num_snippets=num_snippets)
+    assert targets.classes.shape == (len(videos), K + 1, num_snippets)
+    assert targets.masks.shape == (len(videos), num_snippets, num_snippets)
+    torch.testing.assert_close(targets.classes.sum(1), torch.ones(len(videos), num_snippets))
+    assert torch.equal(targets.classes[:, -1] == 0, targets.foreground)
+    assert torch.equal(targets.masks.any(1), targets.foreground)  # background columns are empty, the others not
+    assert torch.equal(targets.masks.diagonal(dim1=1, dim2=2), targets.foreground)  # a snippet is in its own mask
+    assert not (targets.foreground & ~targets.valid).any()
+
+
+def bits(mask: Tensor) -> str:
+    return "".join("#" if value else "." for value in mask.tolist())
+
+
+def test_one_instance() -> None:
+    targets = targets_of([(2.0, 5.0, 1)])
+    assert bits(targets.foreground[0]) == "..###..."
+    assert targets.classes[0].argmax(0).tolist() == [K, K, 1, 1, 1, K, K, K]
+    assert targets.masks[0, :, 3].tolist() == targets.foreground[0].tolist()  # places are rows, snippets columns
+    assert not targets.masks[0, :, 0].any()
+
+
+def test_every_instance_of_a_video_counts() -> None:
+    """The released code kept the last one only, and shrank it by a snippet on each side."""
+    targets = targets_of([(0.0, 1.0, 0), (2.0, 4.0, 1), (5.0, 8.0, 2)])
+    assert bits(targets.foreground[0]) == "#.##.###"
+    assert [bits(targets.masks[0, :, t]) for t in (0, 2, 3, 5)] == ["#.......", "..##....", "..##....", ".....###"]
+    assert targets.classes[0].argmax(0).tolist() == [0, K, 1, 1, K, 2, 2, 2]
+
+
+def test_two_instances_of_a_class_keep_their_own_masks() -> None:
+    targets = targets_of([(0.0, 2.0, 1), (5.0, 8.0, 1)])
+    assert bits(targets.masks[0, :, 1]) == "##......"
+    assert bits(targets.masks[0, :, 6]) == ".....###"
+
+
+def test_a_class_inside_another_shares_its_snippets() -> None:
+    """THUMOS14's CliffDiving inside Diving: both classes, and the mask of the shorter instance."""
+    targets = targets_of([(1.0, 7.0, 0), (3.0, 5.0, 2)])
+    assert targets.classes[0, :, 2].tolist() == [1, 0, 0, 0]
+    assert targets.classes[0, :, 3].tolist() == [0.5, 0, 0.5, 0]
+    assert bits(targets.masks[0, :, 2]) == ".######."
+    assert bits(targets.masks[0, :, 4]) == "...##..."
+
+
+def test_the_same_class_twice_is_not_two_classes() -> None:
+    targets = targets_of([(1.0, 7.0, 0), (3.0, 5.0, 0), (2.0, 6.0, 1)])
+    assert targets.classes[0, :, 4].tolist() == [0.5, 0.5, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "covered"),
+    [
+        (3.6, 3.9, "...#...."),
+        (3.9, 4.3, "....#..."),
+        (2.0, 2.0, "..#....."),
+        (0.0, 0.1, "#......."),
+        (7.9, 8.0, ".......#"),
+        (8.0, 8.0, ".......#"),
+        (2.5, 3.5, "..#....."),  # one centre inside, the next one at the (open) end
+        (2.4, 3.6, "..##...."),
+    ],
+)
+def test_short_instances_keep_a_snippet(start: float, end: float, covered: str) -> None:
+    targets = targets_of([(start, end, 1)])
+    assert bits(targets.foreground[0]) == covered
+    assert bits(targets.masks[0, :, covered.index("#")]) == covered
+
+
+def test_unseen_instances_are_neither_background_nor_foreground() -> None:
+    targets = targets_of([(2.0, 5.0, IGNORED)])
+    assert bits(targets.foreground[0]) == "........"
+    assert bits(targets.valid[0]) == "##...###"
+    assert not targets.masks.any()
+
+
+def test_where_seen_and_unseen_overlap_the_seen_decide() -> None:
+    targets = targets_of([(1.0, 4.0, 0), (3.0, 6.0, IGNORED)])
+    assert bits(targets.foreground[0]) == ".###...."
+    assert bits(targets.valid[0]) == "####..##"
+    assert targets.classes[0, :, 3].tolist() == [1, 0, 0, 0]
+    alone = targets_of([(1.0, 4.0, 0)])
+    assert torch.equal(targets.masks, alone.masks)
+    assert torch.equal(targets.classes, alone.classes)
+
+
+def test_a_short_unseen_instance_shadows_no_seen_mask() -> None:
+    """The shortest *seen* instance gives the mask, however short an unseen one inside it is."""
+    targets = targets_of([(0.0, 8.0, 0), (3.0, 4.0, IGNORED)])
+    assert bits(targets.masks[0, :, 3]) == "########"
+    assert targets.valid.all()
+
+
+def test_padding_leaves_no_trace() -> None:
+    few, many = [(2.0, 5.0, 1)], [(0.0, 1.0, 0), (2.0, 3.0, 1), (4.0, 5.0, 2)]
+    together, alone = targets_of(few, many), targets_of(few)
+    for name in ("classes", "masks", "foreground", "valid"):
+        assert torch.equal(getattr(together, name)[:1], getattr(alone, name))
+
+
+def test_a_video_without_instances_is_background() -> None:
+    targets = targets_of([])
+    assert torch.equal(targets.classes[0, -1], torch.ones(8))
+    assert targets.valid.all()
+    assert not targets.foreground.any()
+    assert not targets.masks.any()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_targets_are_built_where_the_segments_lie() -> None:
+    segments = torch.rand(4, 5, 2).sort(dim=2).values * 100
+    labels = torch.randint(-2, K, (4, 5))
+    there, here = build_targets(segments.cuda(), labels.cuda(), K, 100), build_targets(segments, labels, K, 100)
+    for name in ("classes", "masks", "foreground", "valid"):
+        assert getattr(there, name).is_cuda
+        assert torch.equal(getattr(there, name).cpu(), getattr(here, name))
