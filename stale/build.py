@@ -14,6 +14,7 @@ from stale.data.annotations import Video, all_labels, in_subset, read_annotation
 from stale.data.dataset import VideoDataset, hold_out, with_any_of, with_features
 from stale.data.features import FeatureStore, open_features
 from stale.data.splits import ClassSplit, load_split
+from stale.data.tower import Tower
 from stale.data.vocabulary import phrase
 from stale.errors import StaleError
 from stale.model.adaptation import CrossAdaptation
@@ -36,6 +37,7 @@ class TrainingData:
     held_out: VideoDataset
     split: ClassSplit
     feature_width: int
+    tower: Tower  # which made the features, where they record it
 
 
 @dataclass(frozen=True)
@@ -70,18 +72,23 @@ def load_training_data(config: Config) -> TrainingData:
     if not held_out:
         raise StaleError(f"{len(chosen)} training videos are too few to hold out {config.data.holdout:.0%} of them")
     train, validation = (VideoDataset(part, store, split.seen, config.data.num_snippets) for part in (kept, held_out))
-    return TrainingData(train, validation, split, store.width)
+    return TrainingData(train, validation, split, store.width, store.tower())
 
 
 def load_test_data(config: Config, vocabulary: str) -> TestData:
     """The test videos of a vocabulary: ``unseen``, ``seen`` or ``all`` classes."""
     require(config, "data.annotations", "data.features", "model.text.weights")
     videos, split = load_annotations(config.data)
-    classes = {"unseen": split.unseen, "seen": split.seen, "all": sorted({*split.seen, *split.unseen})}[vocabulary]
+    classes = classes_of(split, vocabulary)
     wanted = with_any_of(in_subset(videos.values(), config.data.test_subset), classes)
     store = open_features(config.data.features)
     chosen = with_features(wanted, store, config.data.missing)
-    return TestData(chosen, list(classes), split, store, len(wanted) - len(chosen))
+    return TestData(chosen, classes, split, store, len(wanted) - len(chosen))
+
+
+def classes_of(split: ClassSplit, vocabulary: str) -> list[str]:
+    """The labels of a vocabulary: ``unseen``, ``seen`` or ``all`` classes."""
+    return list({"unseen": split.unseen, "seen": split.seen, "all": sorted({*split.seen, *split.unseen})}[vocabulary])
 
 
 def phrases(labels: list[str] | tuple[str, ...]) -> list[str]:

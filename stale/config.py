@@ -129,6 +129,7 @@ class LossConfig:
     foreground: float = _at_least(1.0, 0)  # [U]
     consistency: float = _at_least(1.0, 0)  # [U]
     dice: float = _at_least(0.4, 0)  # weight of 1 - Dice inside the localization loss [U]
+    foreground_form: str = _choice("dice", "bce", "dice_bce")  # [U]; [C] bce; the sum is ours: Dice alone can stall
     consistency_snippets: int = _at_least(10, 1)  # top-scoring snippets that both branches pool
     consistency_threshold: float = _between(0.5, 0, 1)  # on class scores and masks
 
@@ -157,6 +158,7 @@ class DetectionConfig:
     top_snippets: int = _at_least(100, 1)  # (snippet, class) pairs whose masks are read; [C] 10
     foreground_weight: bool = True  # class score × L: a masked-out snippet is no evidence of any class (ours)
     thresholds: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])  # Θ
+    region_score: str = _choice("max", "mean")  # of the mask inside a candidate: max [U], or mean (ours)
     min_length: float = _between(0.0, 0, 1)  # of a candidate, as a share of the video; [C] 0.02
     nms_sigma: float = _at_least(0.5, 1e-6)  # Gaussian SoftNMS (Bodla et al. 2017)
     candidates: int = _at_least(400, 1)  # best candidates a video that enter SoftNMS

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -23,6 +24,7 @@ MOST_CLASSES = 10
 
 # Okabe and Ito's palette, which colour-blind people can tell apart; what a class is, its row says and not a colour.
 _TRUTH, _DETECTION, _FOREGROUND, _SCORE, _BAND = "#404040", "#D55E00", "#009E73", "#0072B2", "#EDEDED"
+_THUMBNAIL = 0.85  # inches: as high as a tenth of the axis is wide
 _BAR = 0.8  # height of a bar in a row of height 1
 _LANE_GAP = 0.4  # between the rows of two classes
 
@@ -45,6 +47,7 @@ def draw_timeline(
     threshold: float | None = None,
     title: str = "",
     top: int = 10,
+    thumbnails: Sequence[tuple[float, np.ndarray]] = (),
 ) -> Figure:
     """One video's timeline: ground truth, detections, foreground mask and the snippets' class scores.
 
@@ -56,16 +59,20 @@ def draw_timeline(
         foreground: L (T,), from 0 to 1; None leaves its panel out.
         threshold: where L is cut.
         title: default the video's id.
+        thumbnails: (time in seconds, image (H, W, 3) uint8), shown in their order above everything else.
     """
     best = sorted(detections, key=lambda item: -item["score"])[:top]
     shown = choose_classes(video, classes, best, class_scores)
     lanes = [lane for label in _with_strangers(video, classes, shown) if (lane := _lane(label, video, best))]
     num_rows = sum(bool(lane.truth) + len(lane.rows) + _LANE_GAP for lane in lanes)
-    heights = [0.24 * max(num_rows, 1) + 0.1, *([] if foreground is None else [0.8]), 0.42 * len(shown)]
+    heights = [0.24 * max(num_rows, 1) + 0.1, *([] if foreground is None else [0.8]), 0.3 * len(shown)]
+    heights = [*([_THUMBNAIL] if thumbnails else []), *heights]
     figure = Figure(figsize=(10, sum(heights) + 1.7), layout="constrained", dpi=150)
-    axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    axes = list(figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
     for ax in axes:
         _prepare(ax, video)
+    if thumbnails:
+        _draw_thumbnails(axes.pop(0), video.duration, thumbnails)
     _draw_lanes(axes[0], lanes, set(classes))
     if foreground is not None:
         _draw_foreground(axes[1], video.duration, foreground, threshold)
@@ -73,7 +80,7 @@ def draw_timeline(
     _draw_scores(axes[-1], video.duration, shown, scores)
     axes[-1].tick_params(axis="x", length=3)
     axes[-1].set_xlabel("time (seconds)", fontsize=9)
-    figure.suptitle(title or video.id, x=0.012, ha="left", fontsize=12, fontweight="bold")
+    figure.suptitle(plain_text(title or video.id, 100), x=0.012, ha="left", fontsize=12, fontweight="bold")
     keys = _legend(lanes, set(classes), foreground is not None, threshold is not None)
     figure.legend(handles=keys, loc="outside lower center", ncols=min(len(keys), 5), frameon=False, fontsize=8.5)
     return figure
@@ -83,6 +90,12 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     """Write ``figure`` to ``path`` atomically; the ending (png, pdf, svg) chooses the format."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format=Path(path).suffix.lstrip(".") or "png")
+
+
+def plain_text(name: str, limit: int = 28) -> str:
+    """A class name that matplotlib draws as it stands: dollars would start a formula."""
+    short = name if len(name) <= limit else name[: limit - 1] + "…"
+    return short.replace("$", r"\$")
 
 
 def choose_classes(
@@ -151,7 +164,7 @@ def _draw_lanes(ax: Axes, lanes: Sequence[Lane], known: set[str]) -> None:
             y += 1
         y += _LANE_GAP
     ax.set_ylim(max(y, 1) - _LANE_GAP - 0.4, -0.6)
-    ax.set_yticks(ticks, [lane.label for lane in lanes])
+    ax.set_yticks(ticks, [plain_text(lane.label) for lane in lanes])
 
 
 def _draw_truth(ax: Axes, instance: Instance, y: float, known: bool) -> None:
@@ -180,18 +193,31 @@ def _draw_foreground(ax: Axes, duration: float, foreground: np.ndarray, threshol
 
 
 def _draw_scores(ax: Axes, duration: float, labels: Sequence[str], scores: np.ndarray) -> None:
-    """One ridge a class: its score from 0, at the ridge's line, to 1, a lane's height less a margin above it."""
-    edges = np.linspace(0, duration, scores.shape[1] + 1)
-    for row, curve in enumerate(scores):
-        base = len(labels) - 1.0 - row
-        ax.stairs(base + 0.85 * curve, edges, baseline=base, fill=True, color=_SCORE, alpha=0.55, linewidth=0)
-        ax.axhline(base, color=_SCORE, linewidth=0.6)
-    ax.set_ylim(-0.05, len(labels))
-    ax.set_yticks(np.arange(len(labels))[::-1] + 0.35, labels)
+    """A heat map with a row a class: opaque where the score is 1, clear where it is 0."""
+    image = np.empty((*scores.shape, 4))
+    image[..., :3], image[..., 3] = to_rgb(_SCORE), scores.clip(0, 1)
+    ax.imshow(image, extent=(0, duration, len(labels), 0), aspect="auto", interpolation="nearest")
+    for row in range(1, len(labels)):
+        ax.axhline(row, color="white", linewidth=2)
+    ax.set_ylim(len(labels), 0)
+    ax.set_yticks(np.arange(len(labels)) + 0.5, [plain_text(label) for label in labels])
+
+
+def _draw_thumbnails(ax: Axes, duration: float, thumbnails: Sequence[tuple[float, np.ndarray]]) -> None:
+    """Frames in equal cells, side by side in the order of time; a tick under each would only repeat the axis."""
+    width = duration / len(thumbnails)
+    for cell, (_, image) in enumerate(thumbnails):
+        ax.imshow(image, extent=((cell + 0.02) * width, (cell + 0.98) * width, 0, 1), aspect="auto")
+    ax.set_xlim(0, duration)
+    ax.set_ylim(0, 1)
+    ax.set_yticks([])
+    ax.spines["bottom"].set_visible(False)
 
 
 def _legend(lanes: Sequence[Lane], known: set[str], foreground: bool, threshold: bool) -> list[Patch | Line2D]:
-    keys: list[Patch | Line2D] = [Patch(color=_TRUTH, label="ground truth")]
+    keys: list[Patch | Line2D] = []
+    if any(lane.truth for lane in lanes):
+        keys.append(Patch(color=_TRUTH, label="ground truth"))
     if any(lane.label not in known for lane in lanes):
         keys.append(Patch(facecolor="white", edgecolor=_TRUTH, hatch="////", label="… of a class not asked for"))
     keys.append(Patch(facecolor=(_DETECTION, 0.7), edgecolor=_DETECTION, label="detections, opacity by score"))
@@ -199,4 +225,4 @@ def _legend(lanes: Sequence[Lane], known: set[str], foreground: bool, threshold:
         keys.append(Patch(color=_FOREGROUND, alpha=0.6, label="foreground mask L"))
         if threshold:
             keys.append(Line2D([], [], color=_FOREGROUND, linestyle="--", linewidth=0.9, label="its threshold"))
-    return [*keys, Patch(color=_SCORE, alpha=0.55, label="snippet scores P, 0 to 1")]
+    return [*keys, Patch(color=_SCORE, label="snippet scores P, opacity from 0 to 1")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import fmean
 
 import pytest
 import torch
@@ -19,29 +20,34 @@ from stale.model.stale import Outputs
 Found = dict[tuple[int, float, float], float]  # (label, start, end) → score
 
 
-def slow_regions(curve: list[float], threshold: float) -> list[tuple[int, int, float]]:
-    """Connected regions above ``threshold``: first place, place after the last, highest value."""
+REGION_SCORES = {"max": max, "mean": fmean}
+
+
+def slow_regions(curve: list[float], threshold: float, score: str = "max") -> list[tuple[int, int, float]]:
+    """Connected regions above ``threshold``: first place, place after the last, their score."""
     regions, start = [], None
     for place, value in enumerate([*curve, -math.inf]):
         if value > threshold and start is None:
             start = place
         if value <= threshold and start is not None:
-            regions.append((start, place, max(curve[start:place])))
+            regions.append((start, place, REGION_SCORES[score](curve[start:place])))
             start = None
     return regions
 
 
-def slow_decode(scores: Tensor, masks: Tensor, top: int, thresholds: list[float], min_length: float) -> Found:
+def slow_decode(
+    scores: Tensor, masks: Tensor, top: int, thresholds: list[float], min_length: float, region_score: str
+) -> Found:
     """One video: scores (K, T), masks (T, T)."""
     K, T = scores.shape
     pairs = sorted(((float(scores[k, t]), k, t) for k in range(K) for t in range(T)), reverse=True)[:top]
     found: Found = {}
     for score, k, t in pairs:
         for threshold in torch.tensor(thresholds).tolist():  # 0.3 as float32 has it, as the masks do
-            for start, end, peak in slow_regions(masks[:, t].tolist(), threshold):
+            for start, end, level in slow_regions(masks[:, t].tolist(), threshold, region_score):
                 if end - start >= min_length * T:
                     key = (k, float(start), float(end))
-                    found[key] = max(found.get(key, 0.0), score * peak)
+                    found[key] = max(found.get(key, 0.0), score * level)
     return found
 
 
@@ -62,17 +68,18 @@ def as_found(candidates: Candidates, video: int) -> Found:
     thresholds=st.lists(st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.55, 0.8, 0.99]), min_size=1, max_size=5, unique=True),
     min_length=st.sampled_from([0.0, 0.2, 0.5]),
     levels=st.sampled_from([2, 5, 1000]),
+    region_score=st.sampled_from(["max", "mean"]),
 )
 def test_decoding_equals_loops(
-    seed: int, K: int, T: int, top: int, thresholds: list[float], min_length: float, levels: int
+    seed: int, K: int, T: int, top: int, thresholds: list[float], min_length: float, levels: int, region_score: str
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     B = 3
     scores = torch.rand(B, K + 1, T, generator=generator).softmax(1)[:, :-1]
     masks = (torch.rand(B, T, T, generator=generator) * levels).floor() / levels  # few levels: long regions and ties
-    candidates = decode_masks(scores, masks, top, thresholds, 10_000, min_length)
+    candidates = decode_masks(scores, masks, top, thresholds, 10_000, min_length, region_score)
     for b in range(B):
-        expected = slow_decode(scores[b], masks[b], top, thresholds, min_length)
+        expected = slow_decode(scores[b], masks[b], top, thresholds, min_length, region_score)
         expected = {key: score for key, score in expected.items() if score > 0}
         found = as_found(candidates, b)
         assert found.keys() == expected.keys()

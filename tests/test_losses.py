@@ -104,13 +104,17 @@ def test_localization_is_balanced_entropy_and_dice_of_columns(outputs: Outputs, 
     assert localization_loss(outputs.mask_logits, targets, 0.4).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_foreground_is_dice_a_video(outputs: Outputs, targets: Targets) -> None:
-    expected = []
+@pytest.mark.parametrize("form", ["dice", "bce", "dice_bce"])
+def test_foreground_is_dice_a_video_or_bce_a_snippet(outputs: Outputs, targets: Targets, form: str) -> None:
+    expected, entropies = [], []
     for b in range(B):
         places = [t for t in range(T) if targets.valid[b, t]]
         predicted = [sigmoid(outputs.foreground_logits[b, t].item()) for t in places]
-        expected.append(1 - slow_dice(predicted, [float(targets.foreground[b, t]) for t in places]))
-    assert foreground_loss(outputs.foreground_logits, targets).item() == pytest.approx(mean(expected), rel=1e-5)
+        inside = [bool(targets.foreground[b, t]) for t in places]
+        expected.append(1 - slow_dice(predicted, [float(x) for x in inside]))
+        entropies += [-math.log(p if x else 1 - p) for p, x in zip(predicted, inside, strict=True)]
+    loss = {"dice": mean(expected), "bce": mean(entropies), "dice_bce": mean(expected) + mean(entropies)}[form]
+    assert foreground_loss(outputs.foreground_logits, targets, form).item() == pytest.approx(loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("threshold", [0.2, 0.5])

@@ -6,7 +6,7 @@ Every form gives the same thing: for a video id, an array (snippets × width), f
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,12 @@ import h5py
 import numpy as np
 
 from stale.data.annotations import match_video_id
+from stale.data.tower import Tower
 from stale.errors import StaleError
+from stale.files import read_json
+
+# What extraction records beside features: snippets a second, seconds, and where the snippets come from.
+ATTRIBUTES = ("fps", "duration", "backbone", "weights_sha256", "sampling")
 
 
 class FeatureStore(ABC):
@@ -33,6 +38,9 @@ class FeatureStore(ABC):
     @abstractmethod
     def _load(self, stored_id: str) -> np.ndarray: ...
 
+    @abstractmethod
+    def _recorded(self, stored_id: str) -> Mapping[str, Any]: ...
+
     def find(self, video_id: str) -> str | None:
         """The store's id for a video (an optional ``v_`` is understood), or None where it is missing."""
         return match_video_id(video_id, self.ids)
@@ -47,6 +55,16 @@ class FeatureStore(ABC):
         if stored_id is None:
             raise StaleError(f"features of video '{video_id}' are missing in {self.path}")
         return check_features(self._load(stored_id), f"features of video '{video_id}' in {self.path}", self.width)
+
+    def attributes(self, video_id: str) -> dict[str, Any]:
+        """Those of :data:`ATTRIBUTES` that are recorded of a video, as text and numbers; others' features have none."""
+        stored_id = self.find(video_id)
+        recorded = {} if stored_id is None else self._recorded(stored_id)
+        return {name: _plain(recorded[name]) for name in ATTRIBUTES if name in recorded}
+
+    def tower(self) -> Tower:
+        """The image tower that made the features, as far as the first of them tells."""
+        return Tower.of(self.attributes(min(self.ids)))
 
 
 def open_features(path: str | Path) -> FeatureStore:
@@ -102,11 +120,10 @@ class _NpyFolder(FeatureStore):
         self.width = check_features(first, f"features of video '{min(self.ids)}' in {path}").shape[1]
 
     def _load(self, stored_id: str) -> np.ndarray:
-        try:
-            return np.load(self.path / f"{stored_id}.npy", allow_pickle=False)
-        except Exception as error:  # a damaged file fails in whichever layer meets the damage first
-            reason = str(error).partition("\n")[0]
-            raise StaleError(f"features file {self.path / stored_id}.npy cannot be read: {reason}") from None
+        return load_npy(self.path / f"{stored_id}.npy")
+
+    def _recorded(self, stored_id: str) -> Mapping[str, Any]:
+        return read_sidecar(self.path / f"{stored_id}.npy")
 
 
 class _Hdf5PerVideo(FeatureStore):
@@ -124,6 +141,9 @@ class _Hdf5PerVideo(FeatureStore):
 
     def _load(self, stored_id: str) -> np.ndarray:
         return _read_hdf5(self._file[stored_id], (), f"features {self.path}: video '{stored_id}'")
+
+    def _recorded(self, stored_id: str) -> Mapping[str, Any]:
+        return {**self._file.attrs, **self._file[stored_id].attrs}
 
 
 class _PackedBlock(FeatureStore):
@@ -144,6 +164,37 @@ class _PackedBlock(FeatureStore):
 
     def _load(self, stored_id: str) -> np.ndarray:
         return _read_hdf5(self._block, self._row[stored_id], f"features {self.path}: video '{stored_id}'")
+
+    def _recorded(self, stored_id: str) -> Mapping[str, Any]:
+        return dict(self._block.file.attrs)
+
+
+def load_npy(path: Path) -> np.ndarray:
+    """The array in a ``.npy`` file.
+
+    Raises:
+        StaleError: the file is missing, damaged or a pickle.
+    """
+    try:
+        return np.load(path, allow_pickle=False)
+    except Exception as error:  # a damaged file fails in whichever layer meets the damage first
+        reason = str(error).partition("\n")[0]
+        raise StaleError(f"features file {path} cannot be read: {reason}") from None
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """What ``video.json`` beside ``video.npy`` records of it; {} where there is none."""
+    sidecar = path.with_name(f"{path.name.removesuffix('.npy')}.json")
+    content = read_json(sidecar, "record of features") if sidecar.is_file() else {}
+    if not isinstance(content, dict):
+        raise StaleError(f"record of features {sidecar}: an object is expected")
+    return content
+
+
+def _plain(value: Any) -> Any:
+    """An HDF5 attribute as a number or text."""
+    value = value.item() if isinstance(value, (np.ndarray, np.generic)) and np.size(value) == 1 else value
+    return value if isinstance(value, (int, float)) else str(value)
 
 
 def _is_array(item: Any, dimensions: int) -> bool:

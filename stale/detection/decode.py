@@ -33,6 +33,7 @@ def decode_masks(
     thresholds: Sequence[float],
     max_candidates: int,
     min_length: float = 0.0,
+    region_score: str = "max",
 ) -> Candidates:
     """Read the masks of the top-scoring snippets: every connected region above a threshold is a candidate.
 
@@ -40,35 +41,43 @@ def decode_masks(
         class_scores: (B, K, T) probabilities of the classes under test.
         masks: (B, T, T); [:, :, t] is the mask of snippet t.
         top_snippets: how many (class, snippet) pairs of a video are read.
-        thresholds: Θ. A region's score is the class score times the region's highest mask score.
+        thresholds: Θ.
         max_candidates: the best of a video are kept; of equal segments of a class only the best is one.
         min_length: least length of a region, as a share of the video.
+        region_score: a region's score is the class score times the ``max`` or the ``mean`` of its mask scores.
     """
     B, K, T = class_scores.shape
     top, pair = class_scores.flatten(1).topk(min(top_snippets, K * T), dim=1)  # B × N
     label, snippet = pair // T, pair % T
     columns = masks.gather(2, snippet.unsqueeze(1).expand(-1, T, -1)).transpose(1, 2)  # B × N × T
-    return best_regions(columns, top, label, thresholds, max_candidates, min_length)
+    return best_regions(columns, top, label, thresholds, max_candidates, min_length, region_score)
 
 
 def best_regions(
-    curves: Tensor, scores: Tensor, labels: Tensor, thresholds: Sequence[float], max_candidates: int, min_length: float
+    curves: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    thresholds: Sequence[float],
+    max_candidates: int,
+    min_length: float = 0.0,
+    region_score: str = "max",
 ) -> Candidates:
     """Threshold N curves a video (B, N, T), each of a class (B, N) with a score (B, N); see :func:`decode_masks`."""
     B, _, T = curves.shape
     levels = torch.tensor(list(thresholds), device=curves.device).view(-1, 1)
-    (video, row, _), start, end, peak = _regions(curves.unsqueeze(2).expand(-1, -1, len(levels), -1), levels)
-    score = scores[video, row] * peak
+    stacked = curves.unsqueeze(2).expand(-1, -1, len(levels), -1)  # B × N × Θ × T
+    (video, row, _), start, end, level = _regions(stacked, levels, {"max": "amax", "mean": "mean"}[region_score])
+    score = scores[video, row] * level
     keep = (end - start >= min_length * T) & (score > 0)
     video, row, start, end, score = (x[keep] for x in (video, row, start, end, score))
     return _pad(*_best_of_equals(video, labels[video, row], start, end, score, T), B, max_candidates)
 
 
-def _regions(values: Tensor, levels: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
+def _regions(values: Tensor, levels: Tensor, reduction: str) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
     """Connected regions of ``values > levels`` along the last dimension.
 
     Returns:
-        For R regions: their indices in the leading dimensions, first place, place after the last, highest value.
+        For R regions: their indices in the leading dimensions, first place, place after the last, value reduced.
     """
     above = values > levels
     before = torch.zeros_like(above[..., :1])
@@ -77,8 +86,8 @@ def _regions(values: Tensor, levels: Tensor) -> tuple[tuple[Tensor, ...], Tensor
     *leading, start = starts.nonzero(as_tuple=True)  # starts and ends alternate: the n-th of each belong together
     end = ends.nonzero(as_tuple=True)[-1] + 1
     region = starts.flatten().cumsum(0)[above.flatten()] - 1  # of every place above its level
-    peak = values.new_zeros(len(start)).scatter_reduce(0, region, values[above], "amax")
-    return tuple(leading), start, end, peak
+    level = values.new_zeros(len(start)).scatter_reduce(0, region, values[above], reduction, include_self=False)
+    return tuple(leading), start, end, level
 
 
 def _best_of_equals(

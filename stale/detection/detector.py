@@ -62,7 +62,13 @@ def candidates_of(outputs: Outputs, options: DetectionConfig) -> Candidates:
         class_scores = class_scores * outputs.foreground_logits.float().sigmoid().unsqueeze(1)
     masks = outputs.mask_logits.float().sigmoid()
     return decode_masks(
-        class_scores, masks, options.top_snippets, options.thresholds, options.candidates, options.min_length
+        class_scores,
+        masks,
+        options.top_snippets,
+        options.thresholds,
+        options.candidates,
+        options.min_length,
+        options.region_score,
     )
 
 

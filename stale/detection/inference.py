@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from stale import __version__
 from stale.build import TestData, choose_device, load_test_data, load_tower, phrases, restore_model
 from stale.checkpoint import load_checkpoint
 from stale.config import Config
 from stale.data.dataset import load_features
 from stale.detection.detector import Results, detect
+from stale.detection.formats import results_json
 from stale.detection.untrained import ROWS, detect_untrained
 from stale.files import write_json
 from stale.model.text import TextEncoder
@@ -88,6 +88,4 @@ def describe(
 
 
 def _write(path: Path, results: Results, protocol: Mapping[str, Any]) -> None:
-    external = {"used": False, "details": ""}
-    content = {"version": f"stale {__version__}", "external_data": external, "protocol": protocol, "results": results}
-    write_json(path, content)
+    write_json(path, results_json(results, protocol=protocol))

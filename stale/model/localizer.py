@@ -68,12 +68,13 @@ class MaskLocalizer(nn.Module):
 
         widths = [width, *[hidden] * (layers - 1), outputs]
         self.layers = nn.ModuleList(map(conv, widths[:-1], widths[1:]))
+        self.norms = nn.ModuleList(nn.GroupNorm(1, width) for width in widths[1:-1])  # or 15 epochs do not suffice
 
     def forward(self, visual: Tensor) -> Tensor:
         """F_vis (B, T, C) → mask logits (B, T, T); [:, :, t] is the mask that snippet t predicts."""
         x = visual.transpose(1, 2)
-        for layer in self.layers[:-1]:
-            x = layer(x).relu()
+        for layer, norm in zip(self.layers[:-1], self.norms, strict=True):
+            x = norm(layer(x)).relu()
         logits = self.layers[-1](x)
         return logits if self.coordinates == "absolute" else offsets_to_places(logits)
 

@@ -5,7 +5,6 @@ K classes, L tokens of the longest prompt, N context tokens, W width of the towe
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 
 from stale.errors import StaleError
 from stale.model import tokenizer
+from stale.model.weights import read_clip_weights
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,11 @@ class TextEncoder(nn.Module):
         """Whether nothing here is trained, so that a vocabulary needs encoding only once."""
         return not any(parameter.requires_grad for parameter in self.parameters())
 
-    def tokenize(self, phrases: Sequence[str]) -> Prompts:
+    def tokenize(self, phrases: Sequence[str], template: str | None = None) -> Prompts:
         """Tokenise ``phrases`` on the CPU, as long as the longest needs.
+
+        Args:
+            template: in place of the encoder's own text around a phrase; context tokens stay before it.
 
         Raises:
             StaleError: no phrase, or one that does not fit the tower's context.
@@ -195,7 +198,7 @@ class TextEncoder(nn.Module):
         room = self.tower.context_length - (0 if self.context is None else len(self.context))
         rows = []
         for phrase in phrases:
-            text = self.template.replace("{}", phrase)
+            text = (template or self.template).replace("{}", phrase)
             row = [tokenizer.start_token(), *tokenizer.encode(text), tokenizer.end_token()]
             if len(row) > room:
                 raise StaleError(f"class name '{phrase}' needs {len(row)} tokens; the text tower has room for {room}")
@@ -215,6 +218,12 @@ class TextEncoder(nn.Module):
             end = end + len(self.context)
         return self.tower(embedded, end)
 
+    def describe(self, groups: Sequence[Sequence[str]], template: str | None = None) -> Tensor:
+        """Classes of several phrases each → (K, C): the mean of a class's phrases, each of unit length."""
+        prompts = self.tokenize([phrase for group in groups for phrase in group], template)
+        features = F.normalize(self(prompts.to(self.tower.text_projection.device)), dim=-1)
+        return torch.stack([part.mean(0) for part in features.split([len(group) for group in groups])])
+
 
 def load_text_weights(source: str | Path) -> dict[str, Tensor]:
     """The text half of CLIP weights: a file (OpenAI's TorchScript archive or a state dict) or a model's name.
@@ -227,44 +236,10 @@ def load_text_weights(source: str | Path) -> dict[str, Tensor]:
     Raises:
         StaleError: no such file or model, or no text transformer in it.
     """
-    state = _read_weights(Path(source)) if Path(source).is_file() else _download_weights(str(source))
+    state = read_clip_weights(source, "text weights")
     keep = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
     weights = {name: tensor for name, tensor in state.items() if name.startswith(keep)}
     for required in ("token_embedding.weight", "positional_embedding", "text_projection"):
         if required not in weights:
             raise StaleError(f"text weights {source}: no '{required}'; OpenAI's CLIP state-dict names are expected")
     return {name: t if name == "token_embedding.weight" else t.float() for name, t in weights.items()}
-
-
-def _read_weights(path: Path) -> Mapping[str, Tensor]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces TorchScript archives, and that it will drop them one day
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:  # torch has no class of its own for "this is TorchScript"
-            state = _read_torchscript(path)
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise StaleError(f"text weights {path}: a state dict of tensors is expected")
-    return state
-
-
-def _read_torchscript(path: Path) -> Mapping[str, Tensor]:
-    try:
-        return torch.jit.load(path, map_location="cpu").state_dict()
-    except Exception as error:
-        raise StaleError(f"text weights {path} are neither a state dict nor OpenAI's archive") from error
-
-
-def _download_weights(name: str) -> Mapping[str, Tensor]:
-    try:
-        import clip  # here alone: it imports torchvision
-    except Exception as error:
-        raise StaleError(
-            f"text weights '{name}' are not a file, and openai-clip cannot be imported to download them: {error}"
-        ) from None
-    if name not in clip.available_models():
-        raise StaleError(f"text weights '{name}': no such file or CLIP model ({', '.join(clip.available_models())})")
-    try:
-        return clip.load(name, device="cpu", jit=False)[0].state_dict()
-    except (OSError, RuntimeError) as error:  # no network; a checksum that does not match
-        raise StaleError(f"text weights '{name}' could not be downloaded: {error}") from None

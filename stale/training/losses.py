@@ -24,11 +24,13 @@ class Criterion:
     Attributes:
         weights: loss name → weight in the sum; a weight of 0 leaves the loss out.
         dice: weight of 1 - Dice inside the localization loss.
+        foreground_form: see :func:`foreground_loss`.
         consistency_snippets, consistency_threshold: see :func:`consistency_loss`.
     """
 
     weights: Mapping[str, float]
     dice: float = 0.4
+    foreground_form: str = "dice"
     consistency_snippets: int = 10
     consistency_threshold: float = 0.5
 
@@ -44,7 +46,7 @@ class Criterion:
             "consistency": consistency_loss(outputs, targets, self.consistency_snippets, self.consistency_threshold),
         }
         if outputs.foreground_logits is not None:
-            losses["foreground"] = foreground_loss(outputs.foreground_logits, targets)
+            losses["foreground"] = foreground_loss(outputs.foreground_logits, targets, self.foreground_form)
         losses = {name: loss for name, loss in losses.items() if self.weights[name] > 0}
         if not losses:
             raise StaleError("no loss is left to train with: give one a weight above 0 (loss.classification, ...)")
@@ -70,10 +72,19 @@ def localization_loss(mask_logits: Tensor, targets: Targets, dice_weight: float)
     return balanced + dice_weight * _mean_where(1 - dice, targets.foreground)
 
 
-def foreground_loss(foreground_logits: Tensor, targets: Targets) -> Tensor:
-    """1 - Dice between L and the class-agnostic foreground, a video; logits (B, T)."""
-    foreground = foreground_logits.float().sigmoid() * targets.valid
-    return (1 - _dice(foreground, targets.foreground.float(), dim=1)).mean()
+def foreground_loss(foreground_logits: Tensor, targets: Targets, form: str = "dice") -> Tensor:
+    """``dice``: 1 - Dice between L and the class-agnostic foreground, a video; ``bce``; or ``dice_bce``, their sum.
+
+    Logits (B, T).
+    """
+    logits, foreground, valid = foreground_logits.float(), targets.foreground.float(), targets.valid
+    loss = logits.new_zeros(())
+    if form != "bce":
+        loss = loss + (1 - _dice(logits.sigmoid() * valid, foreground, dim=1)).mean()
+    if form != "dice":
+        entropy = F.binary_cross_entropy_with_logits(logits, foreground, reduction="none")
+        loss = loss + _mean_where(entropy, valid)
+    return loss
 
 
 def consistency_loss(outputs: Outputs, targets: Targets, snippets: int, threshold: float) -> Tensor:

@@ -59,8 +59,12 @@ def train(config: Config, output: str | Path, resume: bool = False) -> RunFolder
     trainer = Trainer(config, model.to(device), data, run)
     if state is not None:
         trainer.restore(state)
-    with logging_redirect_tqdm([logging.getLogger("stale")]):
-        trainer.fit()
+    try:
+        with logging_redirect_tqdm([logging.getLogger("stale")]):
+            trainer.fit()
+    except KeyboardInterrupt:
+        _log.info("interrupted; the same command with --resume continues after epoch %d", trainer.epoch)
+        raise
     return run
 
 
@@ -70,7 +74,8 @@ class Trainer:
     def __init__(self, config: Config, model: Stale, data: TrainingData, run: RunFolder) -> None:
         self.config, self.model, self.run = config, model, run
         self.device = model.background.device
-        self.split, self.feature_width = data.split, data.feature_width
+        self.split = data.split
+        self.input = {"feature_width": data.feature_width, "features": data.tower.as_dict()}  # for the checkpoints
         self.train_data, self.held_out = data.train.to(self.device), data.held_out
         self.prompts = model.text.tokenize(phrases(data.split.seen)).to(self.device)
         self.criterion = build_criterion(config.loss)
@@ -106,11 +111,13 @@ class Trainer:
         self.model.train()
         since: list[dict[str, Tensor]] = []
         started = time.perf_counter()
-        for step, indices in enumerate(order.split(options.batch_size), start=1):
+        batches = order.split(options.batch_size)
+        for number, indices in enumerate(batches, start=1):
             since.append(self._step(indices))
             bar.update()
-            if step % options.log_interval == 0 or step * options.batch_size >= len(order):
-                self._log_interval(since, time.perf_counter() - started, bar)  # the one place that waits for a GPU
+            if number % options.log_interval == 0 or number == len(batches):
+                step, seconds = self.epoch * len(batches) + number, time.perf_counter() - started
+                self._log_interval(step, since, seconds, bar)  # the one place that waits for a GPU
                 since, started = [], time.perf_counter()
 
     def _step(self, indices: Tensor) -> dict[str, Tensor]:
@@ -133,7 +140,7 @@ class Trainer:
         enabled = self.precision is not torch.float32
         return torch.autocast(self.device.type, self.precision if enabled else torch.bfloat16, enabled=enabled)
 
-    def _log_interval(self, since: list[dict[str, Tensor]], seconds: float, bar: tqdm) -> None:
+    def _log_interval(self, step: int, since: list[dict[str, Tensor]], seconds: float, bar: tqdm) -> None:
         means = {name: float(torch.stack([losses[name] for losses in since]).mean()) for name in since[0]}
         if not all(map(math.isfinite, means.values())):
             raise StaleError(
@@ -141,7 +148,7 @@ class Trainer:
                 "before are kept; lower train.learning_rate or use train.precision=float32"
             )
         bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()}, refresh=False)
-        record = {"epoch": self.epoch + 1, "step": bar.n, **means, "seconds_a_step": seconds / len(since)}
+        record = {"epoch": self.epoch + 1, "step": step, **means, "seconds_a_step": seconds / len(since)}
         self._record(record, {f"loss/{name}": value for name, value in means.items()})
 
     def _check_weights(self) -> None:
@@ -165,7 +172,7 @@ class Trainer:
         figure = evaluate_results(held_out.videos, results, seen, default_tious(self.config.data.dataset)).average
         if figure > self.best["mAP"]:
             self.best = {"epoch": self.epoch, "mAP": figure}
-            content = {"model": self.model.state_dict(), "feature_width": self.feature_width, "best": self.best}
+            content = {"model": self.model.state_dict(), **self.input, "best": self.best}
             save_checkpoint(self.run.checkpoint("best"), {**content, "epoch": self.epoch})
         self._record({"epoch": self.epoch, "held_out_mAP": figure}, {"held-out seen mAP": figure})
         _log.info("epoch %d: held-out seen mAP %.4f (best %.4f)", self.epoch, figure, self.best["mAP"])
@@ -184,7 +191,7 @@ class Trainer:
             random["cuda"] = torch.cuda.get_rng_state(self.device)
         return {
             "model": self.model.state_dict(),
-            "feature_width": self.feature_width,
+            **self.input,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
@@ -208,7 +215,9 @@ def build_criterion(config: LossConfig) -> Criterion:
     """The losses with their configured weights."""
     names = ("classification", "localization", "foreground", "consistency")
     weights = {name: getattr(config, name) for name in names}
-    return Criterion(weights, config.dice, config.consistency_snippets, config.consistency_threshold)
+    return Criterion(
+        weights, config.dice, config.foreground_form, config.consistency_snippets, config.consistency_threshold
+    )
 
 
 def build_optimizer(model: Stale, config: TrainConfig) -> torch.optim.Optimizer:
