@@ -5,6 +5,7 @@ K classes, T snippets.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,15 @@ _TRUTH, _DETECTION, _FOREGROUND, _SCORE, _BAND = "#404040", "#D55E00", "#009E73"
 _THUMBNAIL = 0.85  # inches: as high as a tenth of the axis is wide
 _BAR = 0.8  # height of a bar in a row of height 1
 _LANE_GAP = 0.4  # between the rows of two classes
+
+
+class Timeline(Figure):
+    """A figure that a notebook shows by itself, which it otherwise does only for pyplot's."""
+
+    def _repr_png_(self) -> bytes:
+        image = io.BytesIO()
+        self.savefig(image, format="png")
+        return image.getvalue()
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ def draw_timeline(
     num_rows = sum(bool(lane.truth) + len(lane.rows) + _LANE_GAP for lane in lanes)
     heights = [0.24 * max(num_rows, 1) + 0.1, *([] if foreground is None else [0.8]), 0.3 * len(shown)]
     heights = [*([_THUMBNAIL] if thumbnails else []), *heights]
-    figure = Figure(figsize=(10, sum(heights) + 1.7), layout="constrained", dpi=150)
+    figure = Timeline(figsize=(10, sum(heights) + 1.7), layout="constrained", dpi=150)
     axes = list(figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
     for ax in axes:
         _prepare(ax, video)
@@ -225,4 +235,4 @@ def _legend(lanes: Sequence[Lane], known: set[str], foreground: bool, threshold:
         keys.append(Patch(color=_FOREGROUND, alpha=0.6, label="foreground mask L"))
         if threshold:
             keys.append(Line2D([], [], color=_FOREGROUND, linestyle="--", linewidth=0.9, label="its threshold"))
-    return [*keys, Patch(color=_SCORE, label="snippet scores P, opacity from 0 to 1")]
+    return [*keys, Patch(color=_SCORE, label="snippet class scores, opacity from 0 to 1")]

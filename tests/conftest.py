@@ -27,6 +27,17 @@ def thumos14() -> dict[str, Video]:
     return _reference_annotations("thumos14.json")
 
 
+@pytest.fixture(scope="session")
+def clip_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run trained in a second whose weights hold both of CLIP's towers."""
+    from stale.training.trainer import train
+    from tests.clips import make_clip_data_set
+    from tests.tiny import tiny_config
+
+    folder = tmp_path_factory.mktemp("clip_run")
+    return train(tiny_config(make_clip_data_set(folder / "data"), "train.epochs=1"), folder / "run").path
+
+
 def _reference_annotations(name: str) -> dict[str, Video]:
     if not SHARED.is_dir():
         pytest.skip("no reference data beside the checkout")

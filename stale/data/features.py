@@ -6,7 +6,7 @@ Every form gives the same thing: for a video id, an array (snippets × width), f
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from stale.data.annotations import match_video_id
 from stale.data.tower import Tower
-from stale.errors import StaleError
+from stale.errors import StaleError, name_some
 from stale.files import read_json
 
 # What extraction records beside features: snippets a second, seconds, and where the snippets come from.
@@ -56,6 +56,10 @@ class FeatureStore(ABC):
             raise StaleError(f"features of video '{video_id}' are missing in {self.path}")
         return check_features(self._load(stored_id), f"features of video '{video_id}' in {self.path}", self.width)
 
+    def read_parts(self, video_id: str) -> list[np.ndarray]:
+        """What :meth:`read` gives, one array a source: those of several sources may differ in their rate."""
+        return [self.read(video_id)]
+
     def attributes(self, video_id: str) -> dict[str, Any]:
         """Those of :data:`ATTRIBUTES` that are recorded of a video, as text and numbers; others' features have none."""
         stored_id = self.find(video_id)
@@ -67,12 +71,15 @@ class FeatureStore(ABC):
         return Tower.of(self.attributes(min(self.ids)))
 
 
-def open_features(path: str | Path) -> FeatureStore:
-    """Open a folder of ``.npy`` files or an HDF5 file (a dataset a video, or a packed block).
+def open_features(path: str | Path | Sequence[str]) -> FeatureStore:
+    """Open a folder of ``.npy`` files or an HDF5 file (a dataset a video, or a packed block), or several of them.
 
     Raises:
         StaleError: nothing is there, or it is neither form.
     """
+    if not isinstance(path, (str, Path)):
+        stores = [open_features(one) for one in path]
+        return stores[0] if len(stores) == 1 else _SideBySide(stores)
     path = Path(path)
     if path.is_dir():
         return _NpyFolder(path)
@@ -117,7 +124,11 @@ class _NpyFolder(FeatureStore):
         if not self.ids:
             raise StaleError(f"features folder {path} holds no .npy file")
         first = self._load(min(self.ids))
-        self.width = check_features(first, f"features of video '{min(self.ids)}' in {path}").shape[1]
+        if first.ndim != 2:
+            raise StaleError(
+                f"features of video '{min(self.ids)}' in {path}: shape {first.shape}, not (snippets, width)"
+            )
+        self.width = first.shape[1]
 
     def _load(self, stored_id: str) -> np.ndarray:
         return load_npy(self.path / f"{stored_id}.npy")
@@ -167,6 +178,36 @@ class _PackedBlock(FeatureStore):
 
     def _recorded(self, stored_id: str) -> Mapping[str, Any]:
         return dict(self._block.file.attrs)
+
+
+class _SideBySide(FeatureStore):
+    """Several sources of the same videos, their features concatenated along the width (CLIP beside I3D)."""
+
+    def __init__(self, stores: Sequence[FeatureStore]) -> None:
+        self._stores = stores
+        self.path = Path(" and ".join(str(store.path) for store in stores))
+        self.ids = {name for name in stores[0].ids if all(store.find(name) is not None for store in stores[1:])}
+        self.width = sum(store.width for store in stores)
+
+    def find(self, video_id: str) -> str | None:
+        return video_id if all(store.find(video_id) is not None for store in self._stores) else None
+
+    def read_parts(self, video_id: str) -> list[np.ndarray]:
+        return [part for store in self._stores for part in store.read_parts(video_id)]
+
+    def tower(self) -> Tower:
+        """No one tower made them."""
+        return Tower()
+
+    def _load(self, stored_id: str) -> np.ndarray:
+        parts = self.read_parts(stored_id)
+        if len({len(part) for part in parts}) > 1:
+            counts = name_some([len(part) for part in parts])
+            raise StaleError(f"features of video '{stored_id}' in {self.path}: {counts} snippets stand side by side")
+        return np.concatenate(parts, axis=1)
+
+    def _recorded(self, stored_id: str) -> Mapping[str, Any]:
+        return {}
 
 
 def load_npy(path: Path) -> np.ndarray:

@@ -13,6 +13,7 @@ from stale.build import TestData, choose_device, load_test_data, load_tower, phr
 from stale.checkpoint import load_checkpoint
 from stale.config import Config
 from stale.data.dataset import load_features
+from stale.data.tower import Tower, require_same_tower
 from stale.detection.detector import Results, detect
 from stale.detection.formats import results_json
 from stale.detection.untrained import ROWS, detect_untrained
@@ -45,6 +46,7 @@ def infer(run: RunFolder, checkpoint: str = "best", vocabulary: str = "unseen", 
     model = restore_model(config, state, path).to(device)
 
     test = load_test_data(config, vocabulary)
+    require_same_tower(Tower.of(state.get("features", {})), test.store.tower(), f"features {config.data.features}")
     features = load_features([video.id for video in test.videos], test.store, config.data.num_snippets)
     protocol = describe(config, test, vocabulary, checkpoint, state)
     names = phrases(test.classes)

@@ -15,7 +15,9 @@ from matplotlib.figure import Figure
 from stale.evaluation.analysis import KINDS, analyze
 from stale.evaluation.assess import Assessment
 from stale.evaluation.report import percent, result_rows
+from stale.evaluation.web import document, html_table
 from stale.files import atomic_path, write_json, write_text
+from stale.plots import plain_text
 
 COLORS = ("#2f8f4e", "#9ccf8e", "#2c6fbb", "#f2a48c", "#c8362b", "#b9c4d0")
 BAR = "#2c6fbb"
@@ -46,12 +48,6 @@ DEFINITIONS = (
     "taken), wrong label (tIoU ≥ α with another label), localization (0.1 ≤ tIoU < α, its label), confusion "
     "(0.1 ≤ tIoU < α, another label) or background, in this order; α runs over the protocol's thresholds and means "
     "are shown. mAP_N is mAP with precision normalized to the average number of instances a class."
-)
-STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222}"
-    "img{max-width:100%}table{border-collapse:collapse;margin:1em 0}"
-    "td,th{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:right}"
-    "td:first-child,th:first-child{text-align:left}.protocol{background:#f2f4f7;padding:.6em 1em}h2{margin-top:2em}"
 )
 
 
@@ -156,9 +152,6 @@ def page(metrics: Mapping[str, Any], analysis: Mapping[str, Any], pictures: Mapp
         pictures: PNGs by name.
     """
     parts = [
-        "<!DOCTYPE html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>Error analysis</title><style>{STYLE}</style></head>',
-        "<body><h1>Error analysis</h1>",
         f'<p class="protocol">{html.escape(metrics["protocol"]["line"])}</p>',
         _results_table(metrics),
     ]
@@ -167,27 +160,14 @@ def page(metrics: Mapping[str, Any], analysis: Mapping[str, Any], pictures: Mapp
         parts.append(f"<h2>{html.escape(title)}</h2><p>{html.escape(EXPLANATIONS[name])}</p>")
         parts.append(f'<img alt="{html.escape(title)}" src="data:image/png;base64,{data}">')
     parts += [_pairs_table(analysis["confusion"]["pairs"]), _class_table(metrics), "<h2>Definitions</h2>"]
-    parts.append(f"<p>{html.escape(DEFINITIONS)}</p></body></html>")
-    return "\n".join(parts) + "\n"
-
-
-def html_table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table of escaped cells."""
-    head = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in heads)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>\n" for row in rows)
-    return f"<table><tr>{head}</tr>\n{body}</table>"
+    parts.append(f"<p>{html.escape(DEFINITIONS)}</p>")
+    return document("Error analysis", "\n".join(parts))
 
 
 def bucket_name(bucket: Mapping[str, Any]) -> str:
     """Three lines for an axis: name, range and count."""
     edge = f"> {bucket['above']:g}" if bucket["up_to"] is None else f"≤ {bucket['up_to']:g}"
     return f"{bucket['bucket']}\n{edge}\n({bucket['count']})"
-
-
-def plain_text(name: str, limit: int = 28) -> str:
-    """A class name that matplotlib draws as it stands: dollars would start a formula."""
-    short = name if len(name) <= limit else name[: limit - 1] + "…"
-    return short.replace("$", r"\$")
 
 
 def _results_table(metrics: Mapping[str, Any]) -> str:
