@@ -51,6 +51,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--analyze", metavar="DIR", help="write an error analysis: JSON, PNGs, one HTML page")
     parser.add_argument("--strict", action="store_true", help="any odd detection is an error")
+    parser.add_argument(
+        "--ground-truth",
+        choices=("all", "predicted-videos"),
+        default="all",
+        help="predicted-videos: as the released code, leave out the videos without detections; named in the table",
+    )
     parser.add_argument("--duplicates", choices=("keep", "drop"), default="keep", help="of ground truth")
     options = parser.parse_args(arguments)
     refuse_idle_options(parser, options)
@@ -102,7 +108,7 @@ def evaluate_predictions(options: argparse.Namespace) -> Assessment:
     tested = choose_subset(list(videos.values()), options.subset or results.protocol.get("subset"), dataset)
     classes, setting = classes_under_test(options, results, videos)
     tious = options.tiou or results.protocol.get("tious") or default_tious(dataset)
-    subject = make_subject(options, tested, classes, tious)
+    subject = make_subject(options, tested, classes, tious, results)
     protocol = {**results.protocol, "dataset": dataset, **setting}
     return assess(subject, results, protocol, {}, load_video_scores(options, subject), strict=options.strict)
 
@@ -117,7 +123,7 @@ def evaluate_run(run: Path, options: argparse.Namespace) -> Assessment:
     videos = read_annotations(options.annotations or protocol["annotations"])
     tested = in_subset(videos.values(), options.subset or protocol["subset"])
     tious = options.tiou or protocol.get("tious") or default_tious(protocol["dataset"])
-    subject = make_subject(options, tested, protocol["classes"], tious)
+    subject = make_subject(options, tested, protocol["classes"], tious, results)
     untrained = read_untrained(run, options.vocabulary)
     groups = class_groups(run, protocol) if options.vocabulary == "all" else {}
     external = load_video_scores(options, subject)
@@ -141,6 +147,7 @@ def save_in_run(content: dict[str, Any], options: argparse.Namespace) -> None:
         "--subset": options.subset,
         "--video-scores": options.video_scores,
         "--duplicates drop": options.duplicates == "drop",
+        "--ground-truth": options.ground_truth != "all",
     }
     if any(altered.values()):
         given = name_some(option for option, value in altered.items() if value)
@@ -150,11 +157,16 @@ def save_in_run(content: dict[str, Any], options: argparse.Namespace) -> None:
 
 
 def make_subject(
-    options: argparse.Namespace, videos: list[Video], classes: Sequence[str] | None, tious: Sequence[float]
+    options: argparse.Namespace,
+    videos: list[Video],
+    classes: Sequence[str] | None,
+    tious: Sequence[float],
+    results: Results,
 ) -> Subject:
     """The test that the options ask for."""
     labels = tuple(classes) if classes is not None else None
-    return Subject(tuple(videos), labels, check_tious(tious), options.duplicates)
+    subject = Subject(tuple(videos), labels, check_tious(tious), options.duplicates)
+    return subject if options.ground_truth == "all" else subject.within(results)
 
 
 def load_video_scores(options: argparse.Namespace, subject: Subject) -> VideoScores | None:

@@ -34,6 +34,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--run", required=True, type=Path, help="folder that train.py wrote")
     parser.add_argument("--checkpoint", default="best", metavar="best|last|FILE")
     parser.add_argument("--vocabulary", choices=("unseen", "seen", "all"), help="of the test videos; default unseen")
+    parser.add_argument(
+        "--oracle",
+        choices=("masks", "proposals"),
+        help="ground truth in place of the predicted mask or of all candidates: writes detections_oracle_….json",
+    )
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N; default: the device of the training")
     own = parser.add_argument_group("your own videos")
     source = own.add_mutually_exclusive_group()
@@ -65,6 +70,8 @@ def refuse_idle_options(parser: argparse.ArgumentParser, options: argparse.Names
         parser.error(f"{given[0]} goes with --video or --features")
     if sources and options.vocabulary:
         parser.error("--vocabulary is of the run's test videos; name your own classes with --classes")
+    if sources and options.oracle:
+        parser.error("--oracle needs ground truth: it is for the run's test videos")
     if sources and not (options.classes or options.classes_file):
         parser.error("say what to look for with --classes or --classes-file")
     if options.features and options.image_weights:
@@ -83,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from stale.detection.inference import infer  # after parsing: --help answers at once
     from stale.run import RunFolder
 
-    infer(RunFolder(options.run), options.checkpoint, options.vocabulary or "unseen", options.device)
+    infer(RunFolder(options.run), options.checkpoint, options.vocabulary or "unseen", options.device, options.oracle)
 
 
 def detect_own(options: argparse.Namespace) -> None:

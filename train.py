@@ -4,7 +4,8 @@
     python train.py --config configs/thumos14.yaml --set data.split=3 --output runs/thumos14_3 --resume
 
 Writes into the output folder: config.yaml (resolved), split.json, log.txt, history.jsonl, checkpoints/best.pt and
-last.pt, tensorboard/ where it is installed. Settings and their defaults: stale/config.py.
+last.pt, tensorboard/ where it is installed. Settings and their defaults: stale/config.py. Ctrl-C and SIGTERM save
+first; however a run was stopped, --resume ends with the weights of a run that was not.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ def main() -> None:
     )
     parser.add_argument("--output", required=True, metavar="RUN", help="the run's folder")
     parser.add_argument("--resume", action="store_true", help="go on where the run in the output folder stopped")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
     arguments = parser.parse_args()
+    if arguments.resume and arguments.overwrite:
+        parser.error("--resume goes on with a run, --overwrite replaces it: give one of them")
 
     from stale.config import load_config  # after parsing: --help and a typo in the arguments answer at once
     from stale.training.trainer import train
 
-    train(load_config(arguments.config, arguments.assignments), arguments.output, arguments.resume)
+    config = load_config(arguments.config, arguments.assignments)
+    train(config, arguments.output, arguments.resume, arguments.overwrite)
 
 
 if __name__ == "__main__":

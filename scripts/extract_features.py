@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     sampling = Sampling(options.fps, options.stride, options.snippet_length)
     videos = find_videos(options.videos)
-    encoder = ImageEncoder.load(options.weights, choose_device(options.device))
+    encoder = ImageEncoder.load(options.weights, choose_device(options.device, "--device"))
     report = extract(videos, options.output, encoder, sampling, options.batch_size, options.workers)
     print(f"{len(report.done)} videos done, {len(report.skipped)} finished earlier, {len(report.broken)} broken")
     print(f"{options.output}: {encoder.tower}, {encoder.width} wide, {sampling}")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
-from stale.config import Config, DataConfig, ModelConfig, require
+from stale.config import Config, DataConfig, ModelConfig, TemporalConfig, TextConfig, require
 from stale.data.annotations import Video, all_labels, in_subset, read_annotations, repair
-from stale.data.dataset import VideoDataset, hold_out, with_any_of, with_features
+from stale.data.dataset import VideoDataset, hold_out, reduce_instances, with_any_of, with_features
 from stale.data.features import FeatureStore, open_features
 from stale.data.splits import ClassSplit, load_split
 from stale.data.tower import Tower
@@ -22,7 +24,7 @@ from stale.model.localizer import MaskLocalizer
 from stale.model.masking import build_masking
 from stale.model.stale import Stale
 from stale.model.temporal import build_temporal_model
-from stale.model.text import TextEncoder, TextTower, load_text_weights
+from stale.model.text import ClassEmbeddings, TextEncoder, TextTower, load_text_weights
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ class TrainingData:
     split: ClassSplit
     feature_width: int
     tower: Tower  # which made the features, where they record it
+    test: VideoDataset | None = None  # unseen TEST classes, where the released code's choice of checkpoint is asked for
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,33 @@ def load_training_data(config: Config) -> TrainingData:
     kept, held_out = hold_out(chosen, split.seen, config.data.holdout, config.train.seed)
     if not held_out:
         raise StaleError(f"{len(chosen)} training videos are too few to hold out {config.data.holdout:.0%} of them")
+    kept = _reduce(kept, split.seen, config.data)
     train, validation = (VideoDataset(part, store, split.seen, config.data.num_snippets) for part in (kept, held_out))
-    return TrainingData(train, validation, split, store.width, store.tower())
+    test = _unseen_videos(videos, split, store, config.data) if config.train.choose_on == "unseen_loss" else None
+    return TrainingData(train, validation, split, store.width, store.tower(), test)
+
+
+def _reduce(videos: list[Video], classes: tuple[str, ...], data: DataConfig) -> list[Video]:
+    """The videos with the instances that the switches of the released code leave."""
+    if data.instances == "all" and not data.shrink and not data.drop_shorter:
+        return videos
+    left = reduce_instances(
+        videos, classes, data.num_snippets, data.instances == "last", data.shrink, data.drop_shorter
+    )
+    kept = "the last instance" if data.instances == "last" else "instances"
+    of_them = f"of each video {kept}, shrunk by {data.shrink:g}, at least {data.drop_shorter:g} snippets long"
+    _log.info("%s: %d of %d videos left", of_them, len(left), len(videos))
+    if not left:
+        raise StaleError("no instance is left; lower data.shrink or data.drop_shorter")
+    return left
+
+
+def _unseen_videos(videos: dict[str, Video], split: ClassSplit, store: FeatureStore, data: DataConfig) -> VideoDataset:
+    """The videos and labels that zero-shot training must not see: only by train.choose_on=unseen_loss."""
+    _log.warning("train.choose_on=unseen_loss: the checkpoint is chosen by TEST labels of UNSEEN classes; no zero-shot")
+    wanted = with_any_of(in_subset(videos.values(), data.test_subset), split.unseen)
+    wanted = with_any_of(repair(with_features(wanted, store, data.missing))[0], split.unseen)
+    return VideoDataset(_reduce(wanted, split.unseen, data), store, split.unseen, data.num_snippets)
 
 
 def load_test_data(config: Config, vocabulary: str) -> TestData:
@@ -96,23 +124,38 @@ def phrases(labels: list[str] | tuple[str, ...]) -> list[str]:
     return [phrase(label) for label in labels]
 
 
-def build_model(config: ModelConfig, num_snippets: int, feature_width: int, tower: TextTower) -> Stale:
+def build_model(
+    config: ModelConfig, num_snippets: int, feature_width: int, tower: TextTower, seen: Sequence[str] = ()
+) -> Stale:
     """STALE with the configured components around ``tower``.
+
+    Args:
+        seen: the phrases of the seen classes; needed where there is no text encoder to read others.
 
     Raises:
         StaleError: the features' width does not belong to the tower's, or heads do not divide a width.
     """
-    width = tower.output_width
+    return _assemble(config, num_snippets, feature_width, _build_text(config.text, tower, seen))
+
+
+def _build_text(text: TextConfig, tower: TextTower, seen: Sequence[str]) -> TextEncoder | ClassEmbeddings:
+    if text.encoder == "none":
+        return ClassEmbeddings(ClassEmbeddings.names_of(seen), tower.output_width)
+    finetune = text.encoder == "finetune"
+    return TextEncoder(tower, text.prompt, text.context_tokens, text.context_init, text.template, finetune)
+
+
+def _assemble(
+    config: ModelConfig, num_snippets: int, feature_width: int, encoder: TextEncoder | ClassEmbeddings
+) -> Stale:
+    width = encoder.output_width
     for name in ("temporal", "masking", "adaptation"):
         heads = getattr(config, name).heads
         if width % heads:
             raise StaleError(f"model.{name}.heads is {heads}, which does not divide the embedding width {width}")
-    text, temporal, masking, adaptation = config.text, config.temporal, config.masking, config.adaptation
-    localizer = config.localizer
+    temporal, masking, adaptation, localizer = config.temporal, config.masking, config.adaptation, config.localizer
     return Stale(
-        TextEncoder(
-            tower, text.prompt, text.context_tokens, text.context_init, text.template, text.encoder == "finetune"
-        ),
+        encoder,
         build_temporal_model(temporal.kind, width, temporal.layers, temporal.heads, temporal.dropout),
         build_masking(masking.kind, width, masking.queries, masking.layers, masking.heads, masking.dropout),
         CrossAdaptation(width, adaptation.heads, adaptation.dropout, adaptation.alpha) if adaptation.enabled else None,
@@ -131,7 +174,18 @@ def build_model(config: ModelConfig, num_snippets: int, feature_width: int, towe
         config.temperature,
         masking.threshold,
         masking.gradient,
+        mask_applied=masking.applied,
+        mask_given=masking.kind == "gt",
+        classifier=_build_classifier_features(config.classifier_features, temporal, width),
     )
+
+
+def _build_classifier_features(kind: str, temporal: TemporalConfig, width: int) -> nn.Module | None:
+    """What the classifier compares in place of F_vis: the features as they are, or in a context of their own."""
+    if kind == "shared":
+        return None
+    own = temporal.kind if kind == "own" else "none"
+    return build_temporal_model(own, width, temporal.layers, temporal.heads, temporal.dropout)
 
 
 def load_tower(config: ModelConfig) -> TextTower:
@@ -146,31 +200,45 @@ def restore_model(config: Config, checkpoint: Mapping[str, Any], path: object = 
         StaleError: the checkpoint's tensors do not fit the configuration.
     """
     state = checkpoint["model"]
-    prefix = "text.tower."
-    shapes = {name.removeprefix(prefix): tuple(t.shape) for name, t in state.items() if name.startswith(prefix)}
-    tower = TextTower.like(shapes)
-    tower.token_embedding = torch.empty_like(state[prefix + "token_embedding"])
-    model = build_model(config.model, config.data.num_snippets, checkpoint["feature_width"], tower)
     try:
+        encoder = _text_like(config.model.text, state)
+        model = _assemble(config.model, config.data.num_snippets, checkpoint["feature_width"], encoder)
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, KeyError, IndexError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise StaleError(f"{path} does not fit this run's configuration: {reason}") from None
     return model
 
 
-def choose_device(name: str) -> torch.device:
+def _text_like(text: TextConfig, state: Mapping[str, Any]) -> TextEncoder | ClassEmbeddings:
+    """An empty text side with the sizes of a checkpoint's."""
+    if text.encoder == "none":
+        return ClassEmbeddings(torch.empty_like(state["text.names"]), state["text.embedding"].shape[1])
+    prefix = "text.tower."
+    shapes = {name.removeprefix(prefix): tuple(t.shape) for name, t in state.items() if name.startswith(prefix)}
+    tower = TextTower.like(shapes)
+    tower.token_embedding = torch.empty_like(state[prefix + "token_embedding"])
+    return _build_text(text, tower, ())
+
+
+def choose_device(name: str, setting: str = "train.device") -> torch.device:
     """``auto`` → the GPU if there is one; otherwise the device as named.
+
+    Args:
+        setting: where the name was given, for the message.
 
     Raises:
         StaleError: the device is unknown, or a GPU is asked for where there is none.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise StaleError(f"train.device '{name}' is unknown; use auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise StaleError(f"train.device is {name}, but {torch.cuda.device_count()} GPUs are usable; use auto or cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", name):
+        raise StaleError(f"{setting} '{name}' is unknown; use auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        usable = (
+            "no GPU is usable here" if not count else f"only {count} GPU{'s are' if count > 1 else ' is'} usable here"
+        )
+        raise StaleError(f"{setting} is {name}, but {usable}; use auto or cpu")
     return device

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,9 @@ def _at_least(default: float | None, minimum: float) -> Any:
     return field(default=default, metadata={"minimum": minimum})
 
 
+_MOST = 1_000_000  # any whole number without a maximum of its own: a slip of the keyboard must not ask for all memory
+
+
 def _between(default: float, minimum: float, maximum: float) -> Any:
     return field(default=default, metadata={"minimum": minimum, "maximum": maximum})
 
@@ -39,12 +43,15 @@ class DataConfig:
 
     dataset: str = "activitynet"  # names the splits' sub-folder and the tIoUs
     annotations: str = ""  # JSON in ActivityNet's layout
-    features: str = ""  # folder of .npy, HDF5 with a dataset a video, or a packed HDF5 block
+    features: str | list[str] = ""  # folder of .npy or HDF5 file; of several, the features stand side by side
     splits: str | None = None  # folder of the official lists; null draws seeded random splits
     setting: str = _choice("75_25", "50_50", "closed")
     split: int = _between(0, 0, 9)
     num_snippets: int = _at_least(100, 2)  # T: 100 ActivityNet, 256 THUMOS14 [U]
     missing: str = _choice("stop", "skip")  # videos without features
+    instances: str = _choice("all", "last")  # of a training video; [C] keeps the last alone
+    shrink: float = _at_least(0.0, 0)  # snippets taken off a training instance on each side; [C] 1
+    drop_shorter: float = _at_least(0.0, 0)  # snippets: training instances that are then shorter are dropped [C]
     train_subset: str = "training"
     test_subset: str = "validation"
     holdout: float = 0.1  # share of the seen training videos that chooses the checkpoint
@@ -55,7 +62,7 @@ class TextConfig:
     """Language embedding (section 2)."""
 
     weights: str = ""  # a file, or the name of an OpenAI model such as ViT-B/16
-    encoder: str = _choice("finetune", "frozen")  # [P]
+    encoder: str = _choice("finetune", "frozen", "none")  # [P]; none: an embedding a seen class, blind to other names
     prompt: str = _choice("learned", "template")  # [P]; [C] used a template
     context_tokens: int = _at_least(16, 1)  # N is not published; 16 is CoOp's
     context_init: str | None = None  # words the context tokens start as, in place of N random ones (CoOp)
@@ -76,7 +83,8 @@ class TemporalConfig:
 class MaskingConfig:
     """Representation masking (section 3)."""
 
-    kind: str = _choice("maskformer", "conv1d", "none")  # [P]
+    kind: str = _choice("maskformer", "conv1d", "none", "gt")  # [P]; gt is an oracle, at test time too
+    applied: bool = True  # to the features; [C] learns the mask and does not apply it
     queries: int = _at_least(20, 1)  # Q [P]
     layers: int = _at_least(2, 1)
     heads: int = _at_least(8, 1)
@@ -118,6 +126,7 @@ class ModelConfig:
     localizer: LocalizerConfig = field(default_factory=LocalizerConfig)
     visual_projection: bool = False  # learn D → C, for features of another width (I3D)
     temperature: float = 0.01  # τ [P, C]
+    classifier_features: str = _choice("shared", "raw", "own")  # F_vis; as extracted; own temporal model (baselines)
 
 
 @dataclass
@@ -129,9 +138,11 @@ class LossConfig:
     foreground: float = _at_least(1.0, 0)  # [U]
     consistency: float = _at_least(1.0, 0)  # [U]
     dice: float = _at_least(0.4, 0)  # weight of 1 - Dice inside the localization loss [U]
+    classification_form: str = _choice("cross_entropy", "focal", "pooled")  # [U]; [C] focal; of whole instances
     foreground_form: str = _choice("dice", "bce", "dice_bce")  # [U]; [C] bce; the sum is ours: Dice alone can stall
     consistency_snippets: int = _at_least(10, 1)  # top-scoring snippets that both branches pool
     consistency_threshold: float = _between(0.5, 0, 1)  # on class scores and masks
+    consistency_gradient: str = _choice("both", "visual")  # into both heads; [C] into F_vis alone
 
 
 @dataclass
@@ -145,10 +156,13 @@ class TrainConfig:
     weight_decay: float = _at_least(0.02, 0)  # decoupled [C for the value]
     clip_norm: float = _at_least(1.0, 0)  # of the gradient; 0 turns clipping off
     seed: int = _between(0, 0, 2**32 - 1)
+    deterministic: bool = False  # on a GPU: the same to the bit every time, slower; a CPU is so anyway
     device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
     precision: str = _choice("auto", "float32", "bfloat16", "float16")  # auto: bfloat16 on a GPU, else float32
+    choose_on: str = _choice("held_out", "unseen_loss")  # the best checkpoint; [C] the loss on unseen TEST classes
     validate_every: int = _at_least(1, 1)  # epochs between two looks at the held-out seen videos
     log_interval: int = _at_least(10, 1)  # steps
+    save_minutes: float = _at_least(10.0, 0)  # inside a long epoch, besides at its end; 0: only there
 
 
 @dataclass
@@ -158,11 +172,15 @@ class DetectionConfig:
     top_snippets: int = _at_least(100, 1)  # (snippet, class) pairs whose masks are read; [C] 10
     foreground_weight: bool = True  # class score × L: a masked-out snippet is no evidence of any class (ours)
     thresholds: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])  # Θ
+    fill_holes: bool = False  # a curve's regions become one, first to last; [C] merges instances so
     region_score: str = _choice("max", "mean")  # of the mask inside a candidate: max [U], or mean (ours)
     min_length: float = _between(0.0, 0, 1)  # of a candidate, as a share of the video; [C] 0.02
+    nms: str = _choice("gaussian", "official")  # official: × exp(-10·tIoU²) / 0.6, which can raise a score [C]
     nms_sigma: float = _at_least(0.5, 1e-6)  # Gaussian SoftNMS (Bodla et al. 2017)
     candidates: int = _at_least(400, 1)  # best candidates a video that enter SoftNMS
     max_detections: int = _at_least(100, 1)  # a video [C]
+    name_by: str = _choice("snippets", "proposals")  # proposals: found without classes, then named (baselines)
+    oracle: str = _choice("none", "masks", "proposals")  # ground truth in place of L, or of all candidates
     batch_size: int = _at_least(32, 1)  # videos
 
 
@@ -232,7 +250,16 @@ def _read_yaml(path: str | Path) -> Mapping[str, Any]:
 
 
 class _Loader(yaml.BaseLoader):
-    """Leaves every scalar as written (YAML 1.1 would read 75_25 as 7525 and 1e-4 as a string), no key twice."""
+    """Leaves every scalar as written (YAML 1.1 would read 75_25 as 7525 and 1e-4 as a string), no key twice.
+
+    Aliases are refused: a few lines of them stand for more than any memory holds.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read here; write it out", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -247,6 +274,8 @@ def _parse_yaml(text: str, where: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise StaleError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise StaleError(f"{where}: not valid YAML: nested too deep") from None
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -284,32 +313,43 @@ def _assign(config: Config, key: str, value: Any) -> None:
         raise ValueError(f"{key} is '{converted}'; use one of {', '.join(metadata['choices'])}")
     if "minimum" in metadata and converted is not None and converted < metadata["minimum"]:
         raise ValueError(f"{key} is {converted}; the least is {metadata['minimum']}")
-    if "maximum" in metadata and converted > metadata["maximum"]:
-        raise ValueError(f"{key} is {converted}; the most is {metadata['maximum']}")
+    most = metadata.get("maximum", _MOST if kind is int else math.inf)
+    if isinstance(converted, (int, float)) and converted > most:
+        raise ValueError(f"{key} is {_brief(converted)}; the most is {most}")
     setattr(owner, attribute, converted)
 
 
 def _convert(value: Any, kind: Any, key: str) -> Any:
     """The text (or list of texts) ``value`` as the type ``kind``."""
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        inner = next(option for option in typing.get_args(kind) if option is not type(None))
+        options = [option for option in typing.get_args(kind) if option is not type(None)]
+        inner = next((o for o in options if (typing.get_origin(o) is list) == isinstance(value, list)), options[0])
+        optional = len(options) < len(typing.get_args(kind))
         empty = value is None or (isinstance(value, str) and value.lower() in ("", "null", "~", "none"))
-        return None if empty else _convert(value, inner, key)
+        return None if optional and empty else _convert(value, inner, key)
     if typing.get_origin(kind) is list:
         if not isinstance(value, list) or not value:
-            raise ValueError(f"{key} must be a list such as [0.3, 0.5], not {value!r}")
+            raise ValueError(f"{key} must be a list such as {_LISTS[typing.get_args(kind)[0]]}, not {_brief(value)}")
         return [_convert(item, typing.get_args(kind)[0], key) for item in value]
     if not isinstance(value, str):
-        raise ValueError(f"{key} must be {_describe(kind)}, not {value!r}")
+        raise ValueError(f"{key} must be {_describe(kind)}, not {_brief(value)}")
     if kind is str:
         return value
     try:
         converted = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
     except (KeyError, ValueError):
-        raise ValueError(f"{key} must be {_describe(kind)}, not '{value}'") from None
+        raise ValueError(f"{key} must be {_describe(kind)}, not {_brief(value)}") from None
     if kind is float and not math.isfinite(converted):
-        raise ValueError(f"{key} must be {_describe(kind)}, not '{value}'")
+        raise ValueError(f"{key} must be {_describe(kind)}, not {_brief(value)}")
     return converted
+
+
+def _brief(value: Any) -> str:
+    """A value as the message shows it: a line, not a file."""
+    return reprlib.repr(value)
+
+
+_LISTS = {float: "[0.3, 0.5]", str: "[a.h5, b.h5]"}
 
 
 def _describe(kind: Any) -> str:
@@ -325,5 +365,22 @@ def _impossible(config: Config) -> Iterator[str]:
         yield f"model.temperature is {config.model.temperature}; it must be above 0"
     if "{}" not in config.model.text.template:
         yield f"model.text.template '{config.model.text.template}' has no {{}} for the class name"
+    yield from _clashes(config)
     if not all(0 <= threshold < 1 for threshold in config.detection.thresholds):
         yield f"detection.thresholds {config.detection.thresholds}: each must be at least 0 and below 1"
+
+
+def _clashes(config: Config) -> Iterator[str]:
+    """Switches that cannot go together."""
+    model = config.model
+    if config.detection.name_by == "proposals" and model.masking.kind == "none":
+        yield "detection.name_by=proposals ranks proposals by the foreground; model.masking.kind=none has none"
+    if model.classifier_features != "shared" and (model.adaptation.enabled or model.masking.applied):
+        yield (
+            f"model.classifier_features={model.classifier_features} names without F_fg; set "
+            "model.adaptation.enabled=false and model.masking.applied=false"
+        )
+    if model.classifier_features == "raw" and model.visual_projection:
+        yield "model.classifier_features=raw compares features with text as they are; a learned projection cannot"
+    if model.text.encoder == "none" and model.text.context_init:
+        yield "model.text.encoder=none has no prompt; leave out model.text.context_init"

@@ -122,9 +122,22 @@ def test_empty_files_and_sections_change_nothing(tmp_path: Path, text: str) -> N
     assert load_config([config_file(tmp_path, text)]) == Config()
 
 
-@pytest.mark.parametrize("config", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+CONFIGS = REPOSITORY / "configs"
+OVERLAYS = [*CONFIGS.glob("official_code*.yaml"), *CONFIGS.glob("baselines/*.yaml")]
+
+
+@pytest.mark.parametrize("config", sorted({*CONFIGS.glob("*.yaml")} - {*OVERLAYS}), ids=lambda path: path.stem)
 def test_the_configurations_of_the_repository_are_sound(config: Path) -> None:
     require(load_config([config]), "data.annotations", "data.features", "model.text.weights")
+
+
+@pytest.mark.parametrize("overlay", sorted(OVERLAYS), ids=lambda path: path.stem)
+@pytest.mark.parametrize("name", ["activitynet", "thumos14_captions"])
+def test_overlays_fit_the_data_sets_configurations(name: str, overlay: Path) -> None:
+    base = load_config([CONFIGS / f"{name}.yaml"])
+    laid_over = load_config([CONFIGS / f"{name}.yaml", overlay])
+    assert laid_over != base
+    assert laid_over.data.features == base.data.features
 
 
 # The round trip

@@ -81,13 +81,13 @@ def load_features(ids: Sequence[str], store: FeatureStore, num_snippets: int) ->
     """Features of ``ids`` rescaled to (videos, T, D); half precision where all are stored in half."""
     block: Tensor | None = None
     for row, video_id in enumerate(tqdm(ids, "features", unit="video", leave=False, disable=len(ids) < 50)):
-        features = store.read(video_id)
-        dtype = torch.float16 if features.dtype == np.float16 else torch.float32
+        parts = store.read_parts(video_id)
+        dtype = torch.float16 if all(part.dtype == np.float16 for part in parts) else torch.float32
         if block is None:
             block = torch.empty(len(ids), num_snippets, store.width, dtype=dtype)
         elif dtype is torch.float32:
             block = block.float()  # a store of both precisions: nothing may be rounded, nothing overflow
-        block[row] = rescale(torch.from_numpy(features), num_snippets)
+        block[row] = torch.cat([rescale(torch.from_numpy(part), num_snippets) for part in parts], 1)
     return torch.empty(0, num_snippets, store.width) if block is None else block
 
 
@@ -112,6 +112,47 @@ def segment_lists(videos: Sequence[Video], classes: Sequence[str], num_snippets:
             segments[row, column] = seconds_to_snippets(span, video.duration, num_snippets)
             labels[row, column] = index.get(instance.label, IGNORED)
     return segments, labels
+
+
+def inside_segments(segments: Tensor, num_snippets: int) -> Tensor:
+    """Segments (B, N, 2) in snippets → (B, N, T): which snippets each covers, at least one.
+
+    A snippet belongs to a segment that contains its centre; a segment too short for that keeps the snippet at its
+    middle.
+    """
+    place = torch.arange(num_snippets, device=segments.device)
+    start, end = segments[..., :1], segments[..., 1:]
+    middle = ((start + end) / 2).floor().clamp(0, num_snippets - 1)
+    covered = (place + 0.5 >= start) & (place + 0.5 < end)
+    return covered | ((place == middle) & ~covered.any(2, keepdim=True))
+
+
+def reduce_instances(
+    videos: Sequence[Video], classes: Sequence[str], num_snippets: int, last: bool, shrink: float, drop_shorter: float
+) -> list[Video]:
+    """Training videos as the released code saw them, by three switches; instances beyond ``classes`` stay.
+
+    Args:
+        last: keep of each video's instances the last of the file alone.
+        shrink: snippets taken off on each side; an instance of which nothing is left is dropped.
+        drop_shorter: snippets; an instance that is then shorter is dropped.
+
+    Returns:
+        The videos with an instance of ``classes`` left.
+    """
+    wanted = set(classes)
+
+    def reduced(video: Video) -> Video:
+        snippet = video.duration / num_snippets
+        known = [item for item in video.instances if item.label in wanted][-1 if last else 0 :]
+        others = [item for item in video.instances if item.label not in wanted]
+        smaller = [
+            replace(item, start=item.start + shrink * snippet, end=item.end - shrink * snippet) for item in known
+        ]
+        kept = [item for item in smaller if item.end - item.start > max(drop_shorter * snippet - 1e-9, 0)]
+        return replace(video, instances=(*kept, *others))
+
+    return with_any_of([reduced(video) for video in videos], classes)
 
 
 def with_any_of(videos: Sequence[Video], classes: Sequence[str]) -> list[Video]:

@@ -5,8 +5,10 @@ Every form gives the same thing: for a video id, an array (snippets × width), f
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ import numpy as np
 from stale.data.annotations import match_video_id
 from stale.data.tower import Tower
 from stale.errors import StaleError, name_some
-from stale.files import read_json
+from stale.files import HARMLESS, MAX_RATIO, read_json
 
 # What extraction records beside features: snippets a second, seconds, and where the snippets come from.
 ATTRIBUTES = ("fps", "duration", "backbone", "weights_sha256", "sampling")
+
+# A header can promise any size: nothing is read of a video that has more bytes than an hour of frames, 4096 wide.
+MAX_BYTES = 4 << 30
 
 
 class FeatureStore(ABC):
@@ -85,13 +90,10 @@ def open_features(path: str | Path | Sequence[str]) -> FeatureStore:
         return _NpyFolder(path)
     if not path.exists():
         raise StaleError(f"features not found: {path}; set data.features to a folder of .npy or an HDF5 file")
-    try:
+    with _damage_named(f"features {path}: not an HDF5 file or damaged"):
         file = h5py.File(path, "r")
-    except OSError as error:
-        raise StaleError(f"features {path}: not an HDF5 file or damaged ({error})") from None
-    if "ids" in file and "features" in file:
-        return _PackedBlock(path, file)
-    return _Hdf5PerVideo(path, file)
+        packed = "ids" in file and "features" in file
+        return _PackedBlock(path, file) if packed else _Hdf5PerVideo(path, file)
 
 
 def check_features(array: np.ndarray, where: str, width: int | None = None) -> np.ndarray:
@@ -154,7 +156,8 @@ class _Hdf5PerVideo(FeatureStore):
         return _read_hdf5(self._file[stored_id], (), f"features {self.path}: video '{stored_id}'")
 
     def _recorded(self, stored_id: str) -> Mapping[str, Any]:
-        return {**self._file.attrs, **self._file[stored_id].attrs}
+        with _damage_named(f"features {self.path}: attributes of video '{stored_id}' cannot be read"):
+            return {**self._file.attrs, **self._file[stored_id].attrs}
 
 
 class _PackedBlock(FeatureStore):
@@ -167,6 +170,7 @@ class _PackedBlock(FeatureStore):
             raise StaleError(f"features {path}: 'features' must be videos × T × width with one of 'ids' a video")
         if h5py.check_string_dtype(ids.dtype) is None:
             raise StaleError(f"features {path}: 'ids' must be the videos' ids as text, not {ids.dtype}")
+        _refuse_bomb(ids, (), f"features {path}: 'ids'")
         self._row = {name: row for row, name in enumerate(ids.asstr()[()])}
         if len(self._row) != len(ids):
             raise StaleError(f"features {path}: 'ids' names a video twice")
@@ -177,7 +181,8 @@ class _PackedBlock(FeatureStore):
         return _read_hdf5(self._block, self._row[stored_id], f"features {self.path}: video '{stored_id}'")
 
     def _recorded(self, stored_id: str) -> Mapping[str, Any]:
-        return dict(self._block.file.attrs)
+        with _damage_named(f"features {self.path}: attributes cannot be read"):
+            return dict(self._block.file.attrs)
 
 
 class _SideBySide(FeatureStore):
@@ -217,7 +222,13 @@ def load_npy(path: Path) -> np.ndarray:
         StaleError: the file is missing, damaged or a pickle.
     """
     try:
-        return np.load(path, allow_pickle=False)
+        with np.errstate(over="ignore"):  # of shapes that no number holds
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # holds the header against the file's size
+        if not isinstance(mapped, np.ndarray):
+            raise ValueError("not an array, but an archive of arrays")
+        if mapped.nbytes > MAX_BYTES:
+            raise ValueError(f"{mapped.nbytes:,} bytes, more than {MAX_BYTES >> 30} GB of one video are refused")
+        return np.array(mapped)
     except Exception as error:  # a damaged file fails in whichever layer meets the damage first
         reason = str(error).partition("\n")[0]
         raise StaleError(f"features file {path} cannot be read: {reason}") from None
@@ -243,7 +254,27 @@ def _is_array(item: Any, dimensions: int) -> bool:
 
 
 def _read_hdf5(data: h5py.Dataset, index: Any, where: str) -> np.ndarray:
-    try:
+    with _damage_named(f"{where} cannot be read"):
+        _refuse_bomb(data, index, where)
         return data[index]
-    except OSError as error:
-        raise StaleError(f"{where} cannot be read: {error}") from None
+
+
+@contextmanager
+def _damage_named(fault: str) -> Iterator[None]:
+    """Damage to an HDF5 file shows in whichever layer meets it first, as that layer's own exception."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, MemoryError) as error:
+        raise StaleError(f"{fault} ({error})") from None
+
+
+def _refuse_bomb(data: h5py.Dataset, index: Any, where: str) -> None:
+    """Stop before memory is taken for an absurd shape, or for packed data that unpack to far more than honest ones."""
+    if data.external:
+        raise StaleError(f"{where} lies outside the file, in {name_some(name for name, *_ in data.external)}: refused")
+    shape = data.shape if index == () else data.shape[1:]
+    size = math.prod(shape) * data.dtype.itemsize
+    taken = max(size, math.prod(data.chunks or ()) * data.dtype.itemsize)  # a chunk is unpacked as a whole
+    stored = data.id.get_storage_size()
+    if taken > MAX_BYTES or (taken > HARMLESS and taken > MAX_RATIO * stored):
+        raise StaleError(f"{where} has {stored:,} bytes that claim to be {taken:,}: refused")

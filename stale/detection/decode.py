@@ -34,6 +34,7 @@ def decode_masks(
     max_candidates: int,
     min_length: float = 0.0,
     region_score: str = "max",
+    fill_holes: bool = False,
 ) -> Candidates:
     """Read the masks of the top-scoring snippets: every connected region above a threshold is a candidate.
 
@@ -45,12 +46,13 @@ def decode_masks(
         max_candidates: the best of a video are kept; of equal segments of a class only the best is one.
         min_length: least length of a region, as a share of the video.
         region_score: a region's score is the class score times the ``max`` or the ``mean`` of its mask scores.
+        fill_holes: at each threshold a mask has one region, from the first place above it to the last (released code).
     """
     B, K, T = class_scores.shape
     top, pair = class_scores.flatten(1).topk(min(top_snippets, K * T), dim=1)  # B × N
     label, snippet = pair // T, pair % T
     columns = masks.gather(2, snippet.unsqueeze(1).expand(-1, T, -1)).transpose(1, 2)  # B × N × T
-    return best_regions(columns, top, label, thresholds, max_candidates, min_length, region_score)
+    return best_regions(columns, top, label, thresholds, max_candidates, min_length, region_score, fill_holes)
 
 
 def best_regions(
@@ -61,25 +63,33 @@ def best_regions(
     max_candidates: int,
     min_length: float = 0.0,
     region_score: str = "max",
+    fill_holes: bool = False,
 ) -> Candidates:
     """Threshold N curves a video (B, N, T), each of a class (B, N) with a score (B, N); see :func:`decode_masks`."""
     B, _, T = curves.shape
     levels = torch.tensor(list(thresholds), device=curves.device).view(-1, 1)
     stacked = curves.unsqueeze(2).expand(-1, -1, len(levels), -1)  # B × N × Θ × T
-    (video, row, _), start, end, level = _regions(stacked, levels, {"max": "amax", "mean": "mean"}[region_score])
+    (video, row, _), start, end, level = _regions(
+        stacked, levels, {"max": "amax", "mean": "mean"}[region_score], fill_holes
+    )
     score = scores[video, row] * level
     keep = (end - start >= min_length * T) & (score > 0)
     video, row, start, end, score = (x[keep] for x in (video, row, start, end, score))
     return _pad(*_best_of_equals(video, labels[video, row], start, end, score, T), B, max_candidates)
 
 
-def _regions(values: Tensor, levels: Tensor, reduction: str) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
-    """Connected regions of ``values > levels`` along the last dimension.
+def _regions(
+    values: Tensor, levels: Tensor, reduction: str, fill_holes: bool = False
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
+    """Connected regions of ``values > levels`` along the last dimension, holes between them filled or not.
 
     Returns:
         For R regions: their indices in the leading dimensions, first place, place after the last, value reduced.
     """
     above = values > levels
+    if fill_holes:
+        begun, to_come = (x.int().cummax(-1).values.bool() for x in (above, above.flip(-1)))
+        above = begun & to_come.flip(-1)
     before = torch.zeros_like(above[..., :1])
     starts = above & ~torch.cat([before, above[..., :-1]], -1)
     ends = above & ~torch.cat([above[..., 1:], before], -1)

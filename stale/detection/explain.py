@@ -17,7 +17,7 @@ from stale.config import Config
 from stale.data.annotations import Video, match_video_id
 from stale.data.dataset import load_features
 from stale.data.features import open_features
-from stale.detection.detector import candidates_of, to_results
+from stale.detection.detector import class_scores_of, read_videos, to_results
 from stale.detection.formats import table
 from stale.errors import StaleError
 from stale.model.stale import Stale
@@ -67,12 +67,11 @@ def explain_video(
         text: (K, C), from ``model.text``.
     """
     model.eval()
-    outputs = model(features[None].to(model.background.device).float(), text)
-    candidates = candidates_of(outputs, config.detection)
+    snippets = features[None].to(model.background.device).float()
+    outputs, candidates = read_videos(model, [video], snippets, text, classes, config.detection)
     detections = to_results([video], candidates, list(classes), len(features), config.detection)[video.id]
-    scores = outputs.class_logits.float().softmax(1)[0, :-1].cpu().numpy()
-    logits = outputs.foreground_logits
-    foreground = None if logits is None else logits[0].float().sigmoid().cpu().numpy()
+    scores = class_scores_of(outputs, config.detection.foreground_weight)[0].cpu().numpy()
+    foreground = None if outputs.foreground is None else outputs.foreground[0].float().cpu().numpy()
     return VideoDetections(video, list(classes), detections, scores, foreground, config.model.masking.threshold)
 
 

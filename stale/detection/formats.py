@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stale import __version__
+from stale.errors import printable
 
 Detection = Mapping[str, Any]
 
@@ -31,13 +32,13 @@ def choose(detections: Sequence[Detection], top: int, min_score: float = 0.0) ->
 def table(title: str, detections: Sequence[Detection]) -> str:
     """A line a detection, in the order given: start, end, class, score; minutes and seconds."""
     if not detections:
-        return f"{title}: nothing found"
+        return printable(f"{title}: nothing found")
     width = max(5, *(len(item["label"]) for item in detections))
     lines = [f"{'start':>9}  {'end':>9}  {'class':<{width}}  score"]
     for item in detections:
         start, end = map(clock, item["segment"])
         lines.append(f"{start:>9}  {end:>9}  {item['label']:<{width}}  {item['score']:.3f}")
-    return "\n".join([title, *lines])
+    return "\n".join(map(printable, [title, *lines]))
 
 
 def csv_text(results: Mapping[str, Sequence[Detection]]) -> str:

@@ -55,7 +55,8 @@ class Detector:
         self.config = folder.load_config()
         path = folder.checkpoint(checkpoint)
         state = load_checkpoint(path)
-        self.model = restore_model(self.config, state, path).to(choose_device(device or self.config.train.device))
+        chosen = choose_device(device, "device") if device else choose_device(self.config.train.device)
+        self.model = restore_model(self.config, state, path).to(chosen)
         self.model.eval()
         self.tower = Tower.of(state.get("features", {}))
         self.feature_width = int(state["feature_width"])
@@ -186,6 +187,8 @@ class Detector:
 def _stored(source: Path) -> Iterator[tuple[str, Any]]:
     """(id, function that loads the array and its record) of each video in a source of features."""
     if source.suffix == ".npy" and not source.is_dir():
+        if not source.exists():
+            raise StaleError(f"features not found: {source}")
         yield source.stem, lambda: (load_npy(source), read_sidecar(source))
         return
     store = open_features(source)

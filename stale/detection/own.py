@@ -11,7 +11,7 @@ import stale
 from stale.detection.explain import VideoDetections
 from stale.detection.formats import Detection, choose, csv_text, results_json, srt_text, table, vtt_text
 from stale.errors import StaleError
-from stale.files import write_json, write_text
+from stale.files import file_name, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def write_detections(
 
 def _write_video(seen: VideoDetections, chosen: list[Detection], writing: Writing, single: bool) -> None:
     def place(path: Path, suffix: str) -> Path:
-        return path if single else path / f"{seen.video.id}{suffix}"
+        return path if single else path / f"{file_name(seen.video.id)}{suffix}"
 
     if writing.vtt:
         write_text(place(writing.vtt, ".vtt"), vtt_text(chosen))

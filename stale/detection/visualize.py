@@ -16,7 +16,7 @@ from stale.detection.library import Detector
 from stale.errors import StaleError, name_some
 from stale.evaluation import default_tious
 from stale.evaluation.browse import browse_page
-from stale.files import write_text
+from stale.files import file_name, write_text
 
 
 def visualize(
@@ -41,7 +41,9 @@ def visualize(
     for video in tqdm(_watch(detector, test, limit), "videos", min(len(test.videos), limit or len(test.videos))):
         seen.append(video)
         if pictures is None or len(seen) <= pictures:
-            stale.plot(video, folder / f"{video.video.id}.png", title=f"{video.video.id}, {vocabulary} classes")
+            stale.plot(
+                video, folder / f"{file_name(video.video.id)}.png", title=f"{video.video.id}, {vocabulary} classes"
+            )
     if not seen:
         raise StaleError("no test video to show")
     data = config.data

@@ -20,9 +20,10 @@ SYSTEM, OTHER = "detections", "versus"
 # What must be the same for two numbers to be comparable at all, and what one system keeps over its runs.
 SHARED = [
     *("dataset", "setting", "split_source", "subset", "vocabulary"),
-    *("tious", "duplicates", "external_scores", "checkpoint_chosen_on"),
+    *("tious", "duplicates", "external_scores", "checkpoint_chosen_on", "ground_truth"),
 ]
-OWN = ["checkpoint", "features"]
+OWN = ["oracle", "checkpoint", "features"]
+USUAL = {"oracle": "none", "ground_truth": "all"}  # not worth a word
 
 # Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom.
 _STUDENT = (
@@ -142,7 +143,9 @@ def protocol_line(content: Mapping[str, Any]) -> str:
     shared = content["protocol"]
     splits = ", ".join(str(split) for split in content["splits"])
     words = [
-        f"{key.replace('_', ' ')} {value}" for key, value in shared.items() if key not in ("dataset", "tious") and value
+        f"{key.replace('_', ' ')} {value}"
+        for key, value in shared.items()
+        if key not in ("dataset", "tious") and value and USUAL.get(key) != value
     ]
     tious = ", ".join(f"{value:.2f}" for value in shared["tious"])
     runs = f"{len(content['runs'])} runs, splits {splits}"
@@ -182,8 +185,8 @@ def _refuse_mixture(runs: Mapping[str, Mapping[str, Any]], keys: Sequence[str]) 
 
 def _comparable(key: str, value: Any) -> Any:
     """A protocol entry without what rightly varies from run to run: counts of duplicates, the epoch chosen."""
-    if key == "duplicates":
-        return str(value).split(" (")[0]
+    if key in ("duplicates", "ground_truth", "oracle"):
+        return str(value or USUAL.get(key)).split(" (")[0]
     if key == "checkpoint_chosen_on":
         return re.sub(r",? *\(?epoch \d+\)?", "", str(value))
     return value

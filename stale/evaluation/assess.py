@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stale.data.annotations import Video
+from stale.data.annotations import Video, match_video_id
 from stale.errors import StaleError, name_some
 from stale.evaluation import measures
 from stale.evaluation.instances import Detections, GroundTruth, drop_duplicates, ground_truth
@@ -37,6 +37,7 @@ class Subject:
     classes: tuple[str, ...] | None
     tious: tuple[float, ...]
     duplicates: str = "keep"
+    ground_truth: str = "all"  # or what was left out of it
 
     def truth(self) -> GroundTruth:
         """The ground truth under this test.
@@ -51,6 +52,20 @@ class Subject:
                 f"{name_some(self.classes or ())}"
             )
         return drop_duplicates(truth) if self.duplicates == "drop" else truth
+
+    def within(self, results: Results) -> Subject:
+        """The test without the videos that have no detection, as the released code counted: never a headline.
+
+        Raises:
+            StaleError: no video under test has any.
+        """
+        under_test = set(self.truth().videos)
+        found = {match_video_id(results.videos[index], under_test) for index in np.unique(results.video)}
+        kept = tuple(video for video in self.videos if video.id in found)
+        if not kept:
+            raise StaleError(f"{results.path}: no video under test has a detection")
+        counted = f"ONLY IN VIDEOS WITH PREDICTIONS ({len(kept)} of {len(under_test)})"
+        return replace(self, videos=kept, ground_truth=counted)
 
     def align(self, results: Results, truth: GroundTruth, strict: bool) -> tuple[Detections, list[Problem]]:
         """Detections fitted to ``truth``; with ``strict`` any problem is a StaleError."""
@@ -179,6 +194,8 @@ def describe(subject: Subject, truth: GroundTruth, known: Mapping[str, Any], ext
         checkpoint=str(known.get("checkpoint", NOT_STATED)),
         checkpoint_chosen_on=str(known.get("checkpoint_chosen_on", NOT_STATED)),
         features=str(known.get("features", NOT_STATED)),
+        oracle=str(known.get("oracle", "none")),
+        ground_truth=subject.ground_truth,
         skipped_videos=int(known.get("skipped_videos", 0) or 0),
     )
 

@@ -39,6 +39,8 @@ class Protocol:
     checkpoint_chosen_on: str = NOT_STATED
     features: str = NOT_STATED
     skipped_videos: int = 0
+    oracle: str = "none"
+    ground_truth: str = "all"
 
     def line(self) -> str:
         """The protocol in one line, with which every table begins."""
@@ -53,6 +55,8 @@ class Protocol:
             f"tIoU {format_tious(self.tious)}",
             f"duplicates {self.duplicates}",
             f"external scores {self.external_scores}",
+            *([] if self.oracle == "none" else [f"ORACLE: {self.oracle}"]),
+            *([] if self.ground_truth == "all" else [f"ground truth {self.ground_truth}"]),
             *([] if self.features == NOT_STATED else [f"features {self.features}"]),
             f"checkpoint {self.checkpoint}, chosen on {self.checkpoint_chosen_on}"
             if self.checkpoint != NOT_STATED

@@ -236,14 +236,14 @@ def _numbers(values: list[Any]) -> np.ndarray:
     """Floats (n); whatever is not a number becomes NaN."""
     try:
         return np.array(values, dtype=np.float64).reshape(len(values))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # a whole number can be too long for a float
         return np.array([_number(value) for value in values])
 
 
 def _number(value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return float("nan")
 
 

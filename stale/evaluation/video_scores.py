@@ -13,6 +13,7 @@ Forms, all JSON, plain or gzipped:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,6 +93,8 @@ def _as_table(content: dict[str, Any], path: str | Path) -> tuple[list[str], dic
     classes = content.get("classes", content.get("class"))
     if not isinstance(classes, list):
         return _from_labels(content, path)
+    if not classes:
+        raise StaleError(f"video scores {path}: 'classes' names none")
     table = content.get("results", content.get("scores"))
     if not isinstance(table, dict):
         raise StaleError(f"video scores {path}: 'results' must map each video to {len(classes)} scores")
@@ -103,7 +106,7 @@ def _as_table(content: dict[str, Any], path: str | Path) -> tuple[list[str], dic
 def _row(scores: Any, num_classes: int, video: str, path: str | Path) -> np.ndarray:
     try:
         row = np.asarray(scores, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         row = np.empty(0)
     if row.shape != (num_classes,) or not np.isfinite(row).all():
         raise StaleError(f"video scores {path}: video '{video}': {num_classes} numbers are expected")
@@ -124,6 +127,6 @@ def _label_and_score(entry: Any, video: str, path: str | Path) -> tuple[str, flo
     pair = (entry.get("class", entry.get("label")), entry.get("score")) if isinstance(entry, dict) else entry
     if isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str):
         score = pair[1]
-        if isinstance(score, (int, float)) and np.isfinite(score):
+        if isinstance(score, (int, float)) and abs(score) <= sys.float_info.max:
             return pair[0], float(score)
     raise StaleError(f"video scores {path}: video '{video}': a class and a score are expected, not {str(entry)[:80]}")

@@ -42,7 +42,7 @@ class ConvMask(nn.Module):
 
 
 def build_masking(kind: str, width: int, queries: int, layers: int, heads: int, dropout: float) -> nn.Module | None:
-    """``maskformer`` (paper) or ``conv1d``; None for ``none``."""
+    """``maskformer`` (paper) or ``conv1d``; None for ``none``, and for ``gt``, whose mask is given."""
     if kind == "maskformer":
         return MaskFormerMask(width, queries, layers, heads, dropout)
     return ConvMask(width) if kind == "conv1d" else None

@@ -26,13 +26,28 @@ class Outputs:
         visual: F_vis (B, T, C).
         class_logits: (B, K+1, T); a softmax over dimension 1 gives P. The background comes last.
         mask_logits: (B, T, T); the sigmoid of column t is the mask over the video that snippet t predicts.
-        foreground_logits: (B, T), whose sigmoid is L; None without a representation mask.
+        foreground_logits: (B, T), whose sigmoid is L; None without a learned representation mask.
+        given_mask: (B, T), the ground truth's foreground where it was given in place of L.
+        evidence: (B, T, C), the features that the classifier compares: F_vis, or a baseline's own.
+        language: (B, K+1, C), what it compares them with: F_lan'.
+        temperature: τ of the comparison.
     """
 
     visual: Tensor
     class_logits: Tensor
     mask_logits: Tensor
     foreground_logits: Tensor | None
+    given_mask: Tensor | None = None
+    evidence: Tensor | None = None
+    language: Tensor | None = None
+    temperature: float = 0.01
+
+    @property
+    def foreground(self) -> Tensor | None:
+        """L (B, T): given, predicted, or None."""
+        if self.given_mask is not None:
+            return self.given_mask
+        return None if self.foreground_logits is None else self.foreground_logits.float().sigmoid()
 
 
 class Stale(nn.Module):
@@ -50,11 +65,17 @@ class Stale(nn.Module):
         temperature: float = 0.01,
         mask_threshold: float = 0.5,
         mask_gradient: str = "hard",
+        mask_applied: bool = True,
+        mask_given: bool = False,
+        classifier: nn.Module | None = None,
     ) -> None:
         """Args:
         feature_width: D; must equal the text features' width C unless ``visual_projection`` learns D → C.
         temperature: τ of the classifier.
         mask_threshold, mask_gradient: see :func:`stale.model.masking.apply_threshold`.
+        mask_applied: False learns the mask and leaves the features whole (released code).
+        mask_given: the ground truth's foreground stands in for the mask, in training and at test time (an oracle).
+        classifier: context for the features that are classified, in place of F_vis (two-stage baselines).
 
         Raises:
             StaleError: the features' width is not the text tower's and there is no projection.
@@ -72,27 +93,50 @@ class Stale(nn.Module):
         self.adaptation, self.localizer = adaptation, localizer
         self.background = nn.Parameter(torch.randn(width) * width**-0.5)
         self.temperature, self.mask_threshold, self.mask_gradient = temperature, mask_threshold, mask_gradient
+        self.mask_applied, self.mask_given = mask_applied, mask_given
+        self.classifier = classifier
 
-    def forward(self, features: Tensor, text: Tensor) -> Outputs:
-        """Features (B, T, D) and text features (K, C), from ``self.text``, → :class:`Outputs`."""
+    def forward(self, features: Tensor, text: Tensor, given_mask: Tensor | None = None) -> Outputs:
+        """Features (B, T, D) and text features (K, C), from ``self.text``, → :class:`Outputs`.
+
+        Args:
+            given_mask: (B, T) of 0 and 1, the ground truth's foreground in place of L: an oracle.
+
+        Raises:
+            StaleError: the model was trained with ground-truth masks and is given none.
+        """
+        if self.mask_given and given_mask is None:
+            raise StaleError("model.masking.kind=gt needs the ground truth of every video; these have none")
         visual = self.embed_visual(features)  # B × T × C
         language = self.embed_language(text)  # K+1 × C
 
         foreground_logits = None if self.masking is None else self.masking(visual)  # B × T
-        mask = torch.ones_like(visual[..., 0])
-        if foreground_logits is not None:
-            mask = apply_threshold(foreground_logits.sigmoid(), self.mask_threshold, self.mask_gradient)
+        mask = self._mask(visual, foreground_logits, given_mask)  # B × T
 
         if self.adaptation is None:
             language = language.expand(len(visual), -1, -1)
         else:
             language = self.adaptation(language, visual * mask.unsqueeze(-1))  # B × K+1 × C
-        return Outputs(visual, self.classify(visual, mask, language), self.localizer(visual), foreground_logits)
+        evidence = visual if self.classifier is None else self.classifier(self._prepare(features))
+        class_logits = self.classify(evidence, mask, language)
+        masks = self.localizer(visual)
+        return Outputs(visual, class_logits, masks, foreground_logits, given_mask, evidence, language, self.temperature)
+
+    def _mask(self, visual: Tensor, foreground_logits: Tensor | None, given_mask: Tensor | None) -> Tensor:
+        """The factor on the features (B, T)."""
+        if not self.mask_applied or (foreground_logits is None and given_mask is None):
+            return torch.ones_like(visual[..., 0])
+        if given_mask is not None:
+            return given_mask.to(visual.dtype)
+        return apply_threshold(foreground_logits.sigmoid(), self.mask_threshold, self.mask_gradient)
 
     def embed_visual(self, features: Tensor) -> Tensor:
         """F_vis (B, T, C): features on the unit sphere, as CLIP compares them, scaled to unit variance, in context."""
+        return self.temporal(self._prepare(features))
+
+    def _prepare(self, features: Tensor) -> Tensor:
         x = self.projection(features)
-        return self.temporal(F.normalize(x, dim=-1) * x.shape[-1] ** 0.5)
+        return F.normalize(x, dim=-1) * x.shape[-1] ** 0.5
 
     def embed_language(self, text: Tensor) -> Tensor:
         """F_lan (K+1, C): unit-length text features with the background embedding put last."""
@@ -107,3 +151,10 @@ class Stale(nn.Module):
         with torch.autocast(visual.device.type, enabled=False):  # bfloat16 would round logits near 1 / τ to 0.5
             cosine = F.normalize(language.float(), dim=-1) @ F.normalize(visual.float(), dim=-1).transpose(1, 2)
             return cosine * mask.float().unsqueeze(1) / self.temperature
+
+
+def name_pooled(pooled: Tensor, language: Tensor, temperature: float) -> Tensor:
+    """Logits (B, M, K) of M pooled features a video (B, M, C), whatever their length, and language (B, K, C)."""
+    with torch.autocast(pooled.device.type, enabled=False):  # as in Stale.classify
+        cosine = F.normalize(pooled.float(), dim=-1) @ F.normalize(language.float(), dim=-1).transpose(1, 2)
+        return cosine / temperature

@@ -225,6 +225,55 @@ class TextEncoder(nn.Module):
         return torch.stack([part.mean(0) for part in features.split([len(group) for group in groups])])
 
 
+class ClassEmbeddings(nn.Module):
+    """No text encoder (a row of the published ablation): an embedding is learned for each seen class.
+
+    It knows its classes by their tokenised names and has nothing to tell others by: every other name gets the mean
+    of the embeddings, so that unseen classes are all alike to it. Its names are a buffer of the checkpoint.
+    """
+
+    def __init__(self, names: Tensor, width: int) -> None:
+        """Args:
+        names: (K, L) of :meth:`names_of` the seen classes.
+        width: C.
+        """
+        super().__init__()
+        self.register_buffer("names", names)
+        self.embedding = nn.Parameter(torch.randn(len(names), width) * width**-0.5)
+        self.output_width = width
+
+    @staticmethod
+    def names_of(phrases: Sequence[str]) -> Tensor:
+        """Phrases as rows of token ids (K, L), padded with 0.
+
+        Raises:
+            StaleError: no phrase.
+        """
+        rows = [torch.tensor(tokenizer.encode(phrase)) for phrase in phrases]
+        if not rows:
+            raise StaleError("the vocabulary is empty: name at least one class")
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    def tokenize(self, phrases: Sequence[str], template: str | None = None) -> Prompts:
+        """Tokenise ``phrases``; there is no prompt, so a ``template`` changes nothing."""
+        names = self.names_of(phrases)
+        return Prompts(names, (names > 0).sum(1))
+
+    def forward(self, prompts: Prompts) -> Tensor:
+        """Embeddings (K, C): a seen class's own, any other's the mean."""
+        length = max(prompts.tokens.shape[1], self.names.shape[1])
+        asked, known = (F.pad(names, (0, length - names.shape[1])) for names in (prompts.tokens, self.names))
+        same = (asked.unsqueeze(1) == known).all(2).to(self.embedding.dtype)  # K asked × K seen
+        unknown = same.sum(1, keepdim=True) == 0
+        return torch.where(unknown, torch.full_like(same, 1 / len(known)), same) @ self.embedding
+
+    def describe(self, groups: Sequence[Sequence[str]], template: str | None = None) -> Tensor:
+        """As :meth:`TextEncoder.describe`."""
+        prompts = self.tokenize([phrase for group in groups for phrase in group])
+        features = F.normalize(self(prompts.to(self.embedding.device)), dim=-1)
+        return torch.stack([part.mean(0) for part in features.split([len(group) for group in groups])])
+
+
 def load_text_weights(source: str | Path) -> dict[str, Tensor]:
     """The text half of CLIP weights: a file (OpenAI's TorchScript archive or a state dict) or a model's name.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stale.errors import StaleError
+from stale.files import refuse_zip_bomb
 
 
 def read_clip_weights(source: str | Path, what: str) -> Mapping[str, Tensor]:
@@ -27,6 +28,7 @@ def read_clip_weights(source: str | Path, what: str) -> Mapping[str, Tensor]:
 
 
 def _read(path: Path, what: str) -> Mapping[str, Tensor]:
+    refuse_zip_bomb(path, what)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch announces TorchScript archives, and that it will drop them one day
         try:

@@ -6,14 +6,14 @@ B videos, T snippets, C joint width, K classes of the (seen) vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from stale.errors import StaleError
-from stale.model.stale import Outputs
+from stale.model.stale import Outputs, name_pooled
 from stale.training.targets import Targets
 
 
@@ -25,7 +25,8 @@ class Criterion:
         weights: loss name → weight in the sum; a weight of 0 leaves the loss out.
         dice: weight of 1 - Dice inside the localization loss.
         foreground_form: see :func:`foreground_loss`.
-        consistency_snippets, consistency_threshold: see :func:`consistency_loss`.
+        consistency_snippets, consistency_threshold, consistency_gradient: see :func:`consistency_loss`.
+        classification_form: ``cross_entropy``, ``focal`` (released code) or ``pooled`` (of whole instances).
     """
 
     weights: Mapping[str, float]
@@ -33,6 +34,8 @@ class Criterion:
     foreground_form: str = "dice"
     consistency_snippets: int = 10
     consistency_threshold: float = 0.5
+    consistency_gradient: str = "both"
+    classification_form: str = "cross_entropy"
 
     def __call__(self, outputs: Outputs, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and every loss by name, unweighted.
@@ -41,9 +44,11 @@ class Criterion:
             StaleError: no loss with a weight is left.
         """
         losses = {
-            "classification": classification_loss(outputs.class_logits, targets),
+            "classification": self._classification(outputs, targets),
             "localization": localization_loss(outputs.mask_logits, targets, self.dice),
-            "consistency": consistency_loss(outputs, targets, self.consistency_snippets, self.consistency_threshold),
+            "consistency": consistency_loss(
+                outputs, targets, self.consistency_snippets, self.consistency_threshold, self.consistency_gradient
+            ),
         }
         if outputs.foreground_logits is not None:
             losses["foreground"] = foreground_loss(outputs.foreground_logits, targets, self.foreground_form)
@@ -52,11 +57,39 @@ class Criterion:
             raise StaleError("no loss is left to train with: give one a weight above 0 (loss.classification, ...)")
         return torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum(), losses
 
+    def _classification(self, outputs: Outputs, targets: Targets) -> Tensor:
+        if self.classification_form == "pooled":
+            return pooled_classification_loss(outputs, targets)
+        if self.classification_form == "focal":
+            return focal_loss(outputs.class_logits, targets)
+        return classification_loss(outputs.class_logits, targets)
+
 
 def classification_loss(class_logits: Tensor, targets: Targets) -> Tensor:
     """Cross-entropy over the valid snippets, K+1 ways; logits (B, K+1, T)."""
     entropy = F.cross_entropy(class_logits.float(), targets.classes, reduction="none")  # B × T
     return _mean_where(entropy, targets.valid)
+
+
+def focal_loss(class_logits: Tensor, targets: Targets) -> Tensor:
+    """Cross-entropy in which a class of probability p weighs (1 - p)² (Lin et al., ICCV 2017; released code)."""
+    log_p = class_logits.float().log_softmax(1)
+    focal = -(targets.classes * (1 - log_p.exp()).square() * log_p).sum(1)  # B × T
+    return _mean_where(focal, targets.valid)
+
+
+def pooled_classification_loss(outputs: Outputs, targets: Targets) -> Tensor:
+    """Cross-entropy over the K classes of instances pooled in time, each instance counted once (EffPrompt's way).
+
+    An instance's evidence is the mean over its own snippets; where instances overlap, the shortest has the snippet.
+    """
+    inside = targets.masks.float()  # [:, s, t]: place s belongs to the instance of snippet t
+    pooled = outputs.evidence.float().transpose(1, 2) @ inside  # B × C × T
+    logits = name_pooled(pooled.transpose(1, 2), outputs.language[:, :-1], outputs.temperature)  # B × T × K
+    classes = targets.classes[:, :-1]
+    entropy = F.cross_entropy(logits.transpose(1, 2), classes, reduction="none")  # B × T
+    weight = targets.foreground / inside.sum(1).clamp(min=1)
+    return (entropy * weight).sum() / weight.sum().clamp(min=1)
 
 
 def localization_loss(mask_logits: Tensor, targets: Targets, dice_weight: float) -> Tensor:
@@ -87,13 +120,19 @@ def foreground_loss(foreground_logits: Tensor, targets: Targets, form: str = "di
     return loss
 
 
-def consistency_loss(outputs: Outputs, targets: Targets, snippets: int, threshold: float) -> Tensor:
+def consistency_loss(
+    outputs: Outputs, targets: Targets, snippets: int, threshold: float, gradient: str = "both"
+) -> Tensor:
     """1 - cos between what the classifier and the localizer pool from F_vis, the mean over videos.
 
     The classifier pools its top-scoring foreground snippets above ``threshold``, the localizer the thresholded masks
     of the same snippets, both among the valid ones. What passes the threshold keeps its score as its weight: so both
-    branches get gradient.
+    branches get gradient; ``gradient="visual"`` keeps it from their scores, so that F_vis alone gets any (released
+    code).
     """
+    if gradient == "visual":
+        heads = {"class_logits": outputs.class_logits.detach(), "mask_logits": outputs.mask_logits.detach()}
+        outputs = replace(outputs, **heads)
     valid = targets.valid
     scores = outputs.class_logits.float().softmax(1)[:, :-1].amax(1) * valid  # B × T
     top, columns = scores.topk(min(snippets, scores.shape[1]), dim=1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stale.data.dataset import IGNORED
+from stale.data.dataset import IGNORED, inside_segments
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def build_targets(segments: Tensor, labels: Tensor, num_classes: int, num_snippe
     the classes of all of them share the snippet's probability equally, and the mask is the shortest one's. Where
     instances of the vocabulary and others overlap, the vocabulary's decide.
     """
-    inside = _inside(segments, num_snippets)  # B × N × T
+    inside = inside_segments(segments, num_snippets)  # B × N × T
     known = inside & (labels >= 0).unsqueeze(2)
     foreground = known.any(1)
     valid = foreground | ~(inside & (labels == IGNORED).unsqueeze(2)).any(1)
@@ -53,12 +53,3 @@ def build_targets(segments: Tensor, labels: Tensor, num_classes: int, num_snippe
     own = lengths.argmin(1)  # B × T: the shortest instance around each snippet
     masks = known.gather(1, own.unsqueeze(2).expand(-1, -1, num_snippets)) & foreground.unsqueeze(2)
     return Targets(classes, masks.transpose(1, 2), foreground, valid)
-
-
-def _inside(segments: Tensor, num_snippets: int) -> Tensor:
-    """(B, N, 2) → (B, N, T): which snippets each segment covers, at least one."""
-    place = torch.arange(num_snippets, device=segments.device)
-    start, end = segments[..., :1], segments[..., 1:]
-    middle = ((start + end) / 2).floor().clamp(0, num_snippets - 1)
-    covered = (place + 0.5 >= start) & (place + 0.5 < end)
-    return covered | ((place == middle) & ~covered.any(2, keepdim=True))

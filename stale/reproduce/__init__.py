@@ -1,0 +1,1 @@
+"""The paper's tables: which runs they need, running them, and our figures beside the published ones."""

@@ -1,0 +1,170 @@
+"""Which rows each table has, and by which settings of the configuration each row is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stale.errors import StaleError
+
+OURS_IN_PLACE_OF_BMN = "class-agnostic proposals: our mask localizer in place of BMN"
+ORACLE = "an oracle, no result: ground truth at test time"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        key: what ``--rows`` calls it.
+        name: what the table calls it.
+        method, variant: of the published figure, as ``configs/published.csv`` has them.
+        overlays: configuration files laid over the data set's, in the folder of configurations.
+        overlays_50_50: laid over those in the 50/50 setting.
+        settings: ``section.key=value``, laid over all files.
+        oracle: ``masks`` or ``proposals`` at test time.
+        ground_truth: which ground truth is counted, as ``eval.py --ground-truth`` has it.
+        note: what a reader must know of it.
+    """
+
+    key: str
+    name: str
+    method: str = "STALE"
+    variant: str = ""
+    overlays: tuple[str, ...] = ()
+    overlays_50_50: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    oracle: str | None = None
+    ground_truth: str = "all"
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under one or several settings of classes, and the published table they stand beside."""
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+    settings: tuple[str, ...]
+    published: str = ""
+
+
+_B2 = Row("b2", "B-II (one stage, fixed CLIP text)", "B-II", overlays=("baselines/b2.yaml",))
+_B1 = Row("b1", "B-I (two stages)", "B-I", overlays=("baselines/b1.yaml",), note=OURS_IN_PLACE_OF_BMN)
+_EFFPROMPT = Row(
+    "effprompt",
+    "EffPrompt (two stages)",
+    "EffPrompt",
+    overlays=("baselines/effprompt.yaml",),
+    note=OURS_IN_PLACE_OF_BMN,
+)
+_SYSTEMS = (_B2, _B1, _EFFPROMPT, Row("stale", "STALE"))
+
+
+def _masking(key: str, variant: str, *settings: str, note: str = "") -> Row:
+    return Row(key, variant, variant=variant, settings=settings, note=note)
+
+
+def _queries(number: int) -> Row:
+    settings = ("model.masking.kind=maskformer", f"model.masking.queries={number}")
+    return _masking(f"q{number}", f"MaskFormer Q={number}", *settings)
+
+
+_MASKING = (
+    _masking("none", "no mask", "model.masking.kind=none"),
+    _masking("gt", "GT mask", "model.masking.kind=gt", note=ORACLE),
+    _masking("conv1d", "1-D CNN", "model.masking.kind=conv1d"),
+    *map(_queries, (5, 20, 100)),
+)
+_TEXT = (
+    Row(
+        "none",
+        "no encoder",
+        variant="no encoder",
+        settings=("model.text.encoder=none", "model.text.context_init=null"),
+        note="a learned embedding per seen class: every unseen name looks the same to it",
+    ),
+    Row("frozen", "CLIP text frozen", variant="CLIP text frozen", settings=("model.text.encoder=frozen",)),
+    Row("finetune", "CLIP text fine-tuned", variant="CLIP text fine-tuned", settings=("model.text.encoder=finetune",)),
+)
+_PROPAGATION = (
+    Row(
+        "b1_gt",
+        "B-I, GT proposals",
+        "B-I",
+        "GT proposals",
+        _B1.overlays,
+        oracle="proposals",
+        note=ORACLE,
+    ),
+    Row("b1", "B-I, predicted proposals", "B-I", "predicted proposals", _B1.overlays, note=OURS_IN_PLACE_OF_BMN),
+    Row("stale_gt", "STALE, GT masks", variant="GT masks", oracle="masks", note=ORACLE),
+    Row("stale", "STALE, predicted masks", variant="predicted masks"),
+)
+
+
+def _released(key: str, name: str, *settings: str, note: str = "") -> Row:
+    return Row(key, name, "released code", settings=settings, note=note)
+
+
+_UNSEEN = "BREAKS ZERO-SHOT: the checkpoint is chosen by test labels of unseen classes"
+_ALL = ("official_code.yaml",)
+_ALL_50_50 = ("official_code_50_50.yaml",)
+_HONEST = "train.choose_on=held_out"
+_OFFICIAL = (
+    Row("stale", "STALE as here", "released code"),
+    _released("template", "template prompt", "model.text.prompt=template"),
+    _released("mask_not_applied", "mask learned, not applied", "model.masking.applied=false"),
+    _released("last_instance", "a video's last instance alone", "data.instances=last"),
+    _released("shrunk", "instances shrunk, short ones dropped", "data.shrink=1", "data.drop_shorter=1"),
+    _released(
+        "plain_localizer",
+        "two plain convolutions",
+        *("model.localizer.kind=plain", "model.localizer.layers=2", "model.localizer.coordinates=absolute"),
+    ),
+    _released("focal", "focal classification", "loss.classification_form=focal"),
+    _released("bce", "BCE foreground", "loss.foreground_form=bce"),
+    _released("consistency", "consistency reaches F_vis alone", "loss.consistency_gradient=visual"),
+    _released("no_foreground_weight", "scores not weighed by L", "detection.foreground_weight=false"),
+    _released("ten_snippets", "masks of 10 snippets", "detection.top_snippets=10"),
+    _released("thresholds", "thresholds 0, .2, .4, .6, .8", "detection.thresholds=[0, 0.2, 0.4, 0.6, 0.8]"),
+    _released("fill_holes", "holes filled", "detection.fill_holes=true"),
+    _released("min_length", "at least 2 % of the video", "detection.min_length=0.02"),
+    _released("nms", "its SoftNMS", "detection.nms=official"),
+    _released("unseen_loss", "checkpoint by the unseen loss", "train.choose_on=unseen_loss", note=_UNSEEN),
+    Row(
+        "predicted_videos",
+        "ground truth in predicted videos",
+        "released code",
+        ground_truth="predicted-videos",
+        note="not all ground truth is counted",
+    ),
+    Row("all_held_out", "all, chosen on held-out seen", "released code", "", _ALL, _ALL_50_50, (_HONEST,)),
+    Row("all", "all", "released code", "", _ALL, _ALL_50_50, ground_truth="predicted-videos", note=_UNSEEN),
+)
+
+_BOTH, _MAIN = ("75_25", "50_50"), ("75_25",)
+TABLES = {
+    table.name: table
+    for table in (
+        Table("zero_shot", "Zero-shot detection", _SYSTEMS, _BOTH, "zero_shot"),
+        Table("masking", "Representation masking", _MASKING, _MAIN, "masking"),
+        Table("text_encoder", "Text encoder", _TEXT, _MAIN, "text_encoder"),
+        Table("error_propagation", "Error propagation", _PROPAGATION, _MAIN, "error_propagation"),
+        Table("closed_set", "Closed set: trained and tested on all classes", _SYSTEMS, ("closed",)),
+        Table("official_code", "What each deviation of the released code does", _OFFICIAL, _MAIN),
+    )
+}
+
+
+def choose_rows(table: Table, keys: list[str] | None) -> tuple[Row, ...]:
+    """The table's rows of these ``keys``; all without.
+
+    Raises:
+        StaleError: the table has no such row.
+    """
+    known = {row.key: row for row in table.rows}
+    unknown = [key for key in keys or () if key not in known]
+    if unknown:
+        raise StaleError(f"table {table.name} has no row {', '.join(unknown)}; its rows: {', '.join(known)}")
+    return table.rows if keys is None else tuple(row for row in table.rows if row.key in keys)

@@ -1,0 +1,172 @@
+"""Numbers stay finite in every precision on extreme features, and the same seed gives the same ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from test_training import assert_same_runs, history
+from tiny import NUM_TRAINING, SEEN, UNSEEN, make_data_set, tiny_config
+
+from stale.build import restore_model
+from stale.checkpoint import load_checkpoint
+from stale.detection.inference import infer
+from stale.files import read_json
+from stale.run import RunFolder
+from stale.training.trainer import train
+
+without_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+PRECISIONS = ("float32", "bfloat16", "float16")
+LARGEST = float(np.finfo(np.float16).max)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configuration file of a tiny data set."""
+    return make_data_set(tmp_path_factory.mktemp("data"))
+
+
+def one_outlier(array: np.ndarray) -> np.ndarray:
+    array[0, 0] = LARGEST
+    return array
+
+
+# The whole data set's features (snippets, D) float32, made extreme.
+EXTREME: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "all zero": np.zeros_like,
+    "all one": np.ones_like,
+    "all the largest half": lambda x: np.full_like(x, LARGEST),
+    "signs of the largest half": lambda x: np.where(x < 0, -LARGEST, LARGEST),
+    "a thousandfold": lambda x: 1e3 * x,
+    "beyond half precision": lambda x: 1e8 * x,
+    "near the end of float32": lambda x: np.sign(x) * 1e38,
+    "tiny": lambda x: 1e-7 * x,
+    "subnormal": lambda x: 1e-40 * np.sign(x),
+    "one outlier": one_outlier,
+    "half of the snippets zero": lambda x: np.where(np.arange(len(x))[:, None] % 2, x, 0),
+}
+
+
+def with_features(data: Path, folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> str:
+    """The data set's features changed, as an assignment."""
+    path = folder / "features.h5"
+    with h5py.File(data.parent / "features.h5") as source, h5py.File(path, "w") as file:
+        for name in source:
+            file[name] = change(source[name][()].astype(np.float32)).astype(np.float32)
+    return f"data.features={path}"
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("row", EXTREME)
+def test_training_stays_finite(data: Path, tmp_path: Path, row: str, precision: str) -> None:
+    features = with_features(data, tmp_path, EXTREME[row])
+    run = train(tiny_config(data, features, f"train.precision={precision}", "train.epochs=1"), tmp_path / "run")
+    for record in history(run):
+        assert all(math.isfinite(value) for value in record.values()), record
+    for name in ("last", "best"):
+        weights = load_checkpoint(run.checkpoint(name))["model"]
+        assert all(tensor.isfinite().all() for tensor in weights.values())
+    infer(run)
+    found = read_json(run.detections("unseen"), "detections")["results"]
+    assert all(math.isfinite(item["score"]) for items in found.values() for item in items)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_precision_repeats_itself(data: Path, tmp_path: Path, precision: str) -> None:
+    config = tiny_config(data, f"train.precision={precision}", "train.epochs=1")
+    assert_same_runs(train(config, tmp_path / "one"), train(config, tmp_path / "other"))
+
+
+def test_random_numbers_drawn_before_do_not_matter(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, "train.epochs=1")
+    one = train(config, tmp_path / "one")
+    torch.rand(7)
+    np.random.rand(7)
+    assert_same_runs(one, train(config, tmp_path / "other"))
+
+
+def test_the_switch_changes_nothing_on_a_cpu_and_is_taken_back(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    during: list[bool] = []
+    monkeypatch.setattr("stale.training.trainer.git_revision", lambda: during.append(deterministic()) or "")
+    assert not deterministic()
+    one = train(tiny_config(data), tmp_path / "one")
+    other = train(tiny_config(data, "train.deterministic=true"), tmp_path / "other")
+    assert during == [False, True]
+    assert not deterministic()
+    assert_same_runs(one, other)
+
+
+def deterministic() -> bool:
+    return torch.are_deterministic_algorithms_enabled()
+
+
+def test_detection_repeats_itself(data: Path, tmp_path: Path) -> None:
+    run = train(tiny_config(data, "train.epochs=1"), tmp_path / "run")
+    found = []
+    for _ in range(2):
+        infer(run, vocabulary="all")
+        found.append(read_json(run.detections("all"), "detections"))
+    assert found[0] == found[1]
+
+
+# On a GPU
+
+
+def outputs(run: RunFolder, device: str) -> dict[str, torch.Tensor]:
+    """What a trained network gives for fixed features, in float32."""
+    model = restore_model(run.load_config(), load_checkpoint(run.checkpoint("last"))).to(device).eval()
+    features = torch.randn(4, 16, 64, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.inference_mode():
+        found = model(features, model.text(model.text.tokenize([*SEEN, *UNSEEN]).to(device)))
+    return {name: getattr(found, name).float().cpu() for name in ("class_logits", "mask_logits", "foreground")}
+
+
+@pytest.mark.gpu
+@without_gpu
+def test_cpu_and_gpu_give_the_same_outputs(data: Path, tmp_path: Path) -> None:
+    """In float32 to a thousandth: reductions are summed in another order, and the cosine is divided by τ = 0.01."""
+    run = train(tiny_config(data), tmp_path / "run")
+    on_cpu, on_gpu = outputs(run, "cpu"), outputs(run, "cuda")
+    for name, expected in on_cpu.items():
+        torch.testing.assert_close(on_gpu[name], expected, rtol=1e-3, atol=1e-3, msg=name)
+
+
+@pytest.mark.gpu
+@without_gpu
+def test_cpu_and_gpu_train_alike(data: Path, tmp_path: Path) -> None:
+    """The first step's loss to a thousandth; random numbers differ, so dropout is off."""
+    still = [f"model.{name}.dropout=0" for name in ("temporal", "masking", "adaptation")]
+    settings = (*still, "train.epochs=1", "train.precision=float32")
+    first = [
+        history(train(tiny_config(data, *settings, f"train.device={device}"), tmp_path / device))[0]["total"]
+        for device in ("cpu", "cuda")
+    ]
+    assert first[1] == pytest.approx(first[0], rel=1e-3)
+
+
+@pytest.mark.gpu
+@without_gpu
+def test_the_switch_makes_a_gpu_deterministic(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, "train.device=cuda", "train.deterministic=true")
+    assert_same_runs(train(config, tmp_path / "one"), train(config, tmp_path / "other"))
+
+
+@pytest.mark.gpu
+@without_gpu
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_on_a_gpu_stays_finite(data: Path, tmp_path: Path, precision: str) -> None:
+    for row, change in EXTREME.items():
+        (tmp_path / row).mkdir()
+        features = with_features(data, tmp_path / row, change)
+        settings = ("train.device=cuda", f"train.precision={precision}", "train.epochs=1", features)
+        records: list[dict[str, Any]] = history(train(tiny_config(data, *settings), tmp_path / row / "run"))
+        assert len(records) > NUM_TRAINING // 10
+        assert all(math.isfinite(value) for record in records for value in record.values()), row
