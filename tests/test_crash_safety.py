@@ -252,6 +252,8 @@ def test_records_on_a_full_disk_are_an_error_too() -> None:
 
 def test_the_same_checkpoints_whatever_was_saved_between(data: Path, finished: RunFolder, tmp_path: Path) -> None:
     """Saving inside an epoch changes nothing."""
-    undisturbed = train(tiny_config(data, *SETTINGS, "train.save_minutes=0"), tmp_path / "run")
-    one, other = (load_checkpoint(run.checkpoint("last"))["model"] for run in (undisturbed, finished))
+    running = training(data, tmp_path / "run", "--set", "train.save_minutes=0")
+    assert running.finish() == 0, running.said()
+    unsaved = RunFolder(tmp_path / "run")
+    one, other = (load_checkpoint(run.checkpoint("last"))["model"] for run in (unsaved, finished))
     assert_same(dict(one), dict(other))
