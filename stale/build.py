@@ -15,7 +15,7 @@ from stale.config import Config, DataConfig, ModelConfig, TemporalConfig, TextCo
 from stale.data.annotations import Video, all_labels, in_subset, read_annotations, repair
 from stale.data.dataset import VideoDataset, hold_out, reduce_instances, with_any_of, with_features
 from stale.data.features import FeatureStore, open_features
-from stale.data.splits import ClassSplit, load_split
+from stale.data.splits import ClassSplit, cut_seen, load_split
 from stale.data.tower import Tower
 from stale.data.vocabulary import phrase
 from stale.errors import StaleError
@@ -58,7 +58,10 @@ def load_annotations(config: DataConfig) -> tuple[dict[str, Video], ClassSplit]:
     """All videos by id, and which of their classes are seen."""
     videos = read_annotations(config.annotations)
     labels = all_labels(videos.values())
-    return videos, load_split(labels, config.setting, config.split, config.splits, config.dataset)
+    second_level = config.setting == "seen_cv"
+    setting = config.cv_setting if second_level else config.setting
+    split = load_split(labels, setting, config.split, config.splits, config.dataset)
+    return videos, cut_seen(split, config.split, config.fold, config.folds) if second_level else split
 
 
 def load_training_data(config: Config) -> TrainingData:
@@ -66,6 +69,9 @@ def load_training_data(config: Config) -> TrainingData:
     require(config, "data.annotations", "data.features", "model.text.weights")
     videos, split = load_annotations(config.data)
     chosen = with_any_of(in_subset(videos.values(), config.data.train_subset), split.seen)
+    if config.data.setting == "seen_cv":  # the videos of pseudo-unseen classes are there to be tested
+        tested = {video.id for video in with_any_of(chosen, split.unseen)}
+        chosen = [video for video in chosen if video.id not in tested]
     chosen, repairs = repair(chosen)
     if repairs.clipped or repairs.dropped:
         _log.info("training segments: %d clipped to their video, %d dropped as empty", repairs.clipped, repairs.dropped)
@@ -98,7 +104,7 @@ def _reduce(videos: list[Video], classes: tuple[str, ...], data: DataConfig) -> 
 def _unseen_videos(videos: dict[str, Video], split: ClassSplit, store: FeatureStore, data: DataConfig) -> VideoDataset:
     """The videos and labels that zero-shot training must not see: only by train.choose_on=unseen_loss."""
     _log.warning("train.choose_on=unseen_loss: the checkpoint is chosen by TEST labels of UNSEEN classes; no zero-shot")
-    wanted = with_any_of(in_subset(videos.values(), data.test_subset), split.unseen)
+    wanted = with_any_of(in_subset(videos.values(), data.tested_subset), split.unseen)
     wanted = with_any_of(repair(with_features(wanted, store, data.missing))[0], split.unseen)
     return VideoDataset(_reduce(wanted, split.unseen, data), store, split.unseen, data.num_snippets)
 
@@ -108,7 +114,11 @@ def load_test_data(config: Config, vocabulary: str) -> TestData:
     require(config, "data.annotations", "data.features", "model.text.weights")
     videos, split = load_annotations(config.data)
     classes = classes_of(split, vocabulary)
-    wanted = with_any_of(in_subset(videos.values(), config.data.test_subset), classes)
+    if config.data.setting == "seen_cv" and vocabulary != "unseen":
+        raise StaleError(
+            f"data.setting=seen_cv tests pseudo-unseen classes alone, not {vocabulary}: it was trained on them"
+        )
+    wanted = with_any_of(in_subset(videos.values(), config.data.tested_subset), classes)
     store = open_features(config.data.features)
     chosen = with_features(wanted, store, config.data.missing)
     return TestData(chosen, classes, split, store, len(wanted) - len(chosen))

@@ -45,8 +45,11 @@ class DataConfig:
     annotations: str = ""  # JSON in ActivityNet's layout
     features: str | list[str] = ""  # folder of .npy or HDF5 file; of several, the features stand side by side
     splits: str | None = None  # folder of the official lists; null draws seeded random splits
-    setting: str = _choice("75_25", "50_50", "closed")
+    setting: str = _choice("75_25", "50_50", "closed", "seen_cv")  # seen_cv: a fold of the seen classes is tested
     split: int = _between(0, 0, 9)
+    cv_setting: str = _choice("50_50", "75_25")  # whose seen classes seen_cv cuts
+    folds: int = _at_least(3, 2)  # of seen_cv
+    fold: int = _at_least(0, 0)  # the one whose classes are pseudo-unseen
     num_snippets: int = _at_least(100, 2)  # T: 100 ActivityNet, 256 THUMOS14 [U]
     missing: str = _choice("stop", "skip")  # videos without features
     instances: str = _choice("all", "last")  # of a training video; [C] keeps the last alone
@@ -55,6 +58,11 @@ class DataConfig:
     train_subset: str = "training"
     test_subset: str = "validation"
     holdout: float = 0.1  # share of the seen training videos that chooses the checkpoint
+
+    @property
+    def tested_subset(self) -> str:
+        """The subset whose videos are tested: pseudo-unseen classes have only the training videos."""
+        return self.train_subset if self.setting == "seen_cv" else self.test_subset
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 from conftest import SHARED, needs_shared
 
 from stale.data.annotations import Video, all_labels
-from stale.data.splits import ClassSplit, load_split, read_class_list
+from stale.data.splits import ClassSplit, cut_seen, load_split, read_class_list
 from stale.errors import StaleError
 
 LABELS = [f"class {number:02d}" for number in range(20)]
@@ -153,3 +153,25 @@ def test_a_missing_folder_or_data_set_is_named(tmp_path: Path) -> None:
         load_split(["a", "b"], "50_50", 0, tmp_path, "tiny")
     with pytest.raises(StaleError, match="no splits for data set 'huge' in .*; found: Tiny"):
         load_split(["a", "b"], "75_25", 0, tmp_path, "huge")
+
+
+# A second-level split of the seen classes
+
+
+def test_the_folds_of_the_seen_classes_share_them_out_and_leave_the_unseen_ones_alone():
+    split = load_split(LABELS, "50_50", 3)
+    folds = [cut_seen(split, 3, fold, 3) for fold in range(3)]
+    assert sorted(label for fold in folds for label in fold.unseen) == list(split.seen)
+    for fold in folds:
+        assert sorted(fold.seen + fold.unseen) == list(split.seen)
+        assert not set(fold.unseen) & set(fold.seen)
+    assert cut_seen(split, 3, 1, 3) == folds[1]
+    assert cut_seen(split, 4, 1, 3).unseen != folds[1].unseen  # another split cuts another order
+
+
+def test_folds_that_are_not_there_are_refused():
+    split = load_split(LABELS, "50_50", 0)
+    with pytest.raises(StaleError, match="3 folds .* numbered 0 to 2"):
+        cut_seen(split, 0, 3, 3)
+    with pytest.raises(StaleError, match="10 seen classes cannot be cut into 11 folds"):
+        cut_seen(split, 0, 0, 11)

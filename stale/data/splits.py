@@ -2,7 +2,8 @@
 
 The official lists (EffPrompt's, used by the paper) lie in a folder
 ``train_75_test_25/ActivityNet/{train,test}/split_0.list``; without a folder, ten seeded random splits
-are drawn on the spot.
+are drawn on the spot. A second-level split cuts the seen classes alone into pseudo-seen and pseudo-unseen ones: what is
+chosen on those owes nothing to the classes that a split keeps unseen.
 """
 
 from __future__ import annotations
@@ -57,6 +58,25 @@ def load_split(
     _check(set(seen), set(unseen), set(labels), f"{base}, split_{index}.list")
     source = f"official lists, {_FOLDERS[setting]}/{base.name}"
     return ClassSplit(tuple(sorted(seen)), tuple(sorted(unseen)), source)
+
+
+def cut_seen(split: ClassSplit, index: int, fold: int, folds: int) -> ClassSplit:
+    """Fold ``fold`` of the seen classes as pseudo-unseen ones, the other folds as seen; the unseen classes are gone.
+
+    Args:
+        index: the split's number, which seeds the shuffle, so that all folds of a split cut the same order.
+
+    Raises:
+        StaleError: there is no such fold, or there are fewer classes than folds.
+    """
+    if not 0 <= fold < folds:
+        raise StaleError(f"data.fold is {fold}; {folds} folds (data.folds) are numbered 0 to {folds - 1}")
+    if len(split.seen) < folds:
+        raise StaleError(f"{len(split.seen)} seen classes cannot be cut into {folds} folds; lower data.folds")
+    order = np.random.default_rng(index).permutation(len(split.seen))
+    chosen = {split.seen[i] for i in order[fold::folds]}
+    seen = tuple(label for label in split.seen if label not in chosen)
+    return ClassSplit(seen, tuple(sorted(chosen)), f"fold {fold} of {folds} of the seen classes; {split.source}")
 
 
 def read_class_list(path: str | Path) -> list[str]:

@@ -98,7 +98,7 @@ def describe(
         "setting": data.setting,
         "split": data.split,
         "split_source": test.split.source,
-        "subset": data.test_subset,
+        "subset": data.tested_subset,
         "vocabulary": vocabulary,
         "classes": test.classes,
         "unseen_classes": list(test.split.unseen),

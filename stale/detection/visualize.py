@@ -47,7 +47,7 @@ def visualize(
     if not seen:
         raise StaleError("no test video to show")
     data = config.data
-    protocol = f"{data.dataset}, {data.setting} split {data.split}, {data.test_subset} subset, {vocabulary} classes: "
+    protocol = f"{data.dataset}, {data.setting} split {data.split}, {data.tested_subset} subset, {vocabulary} classes: "
     page = browse_page(
         f"{data.dataset}: test videos", protocol + name_some(test.classes, 12), seen, default_tious(data.dataset)
     )
