@@ -2,6 +2,7 @@
 
     python inference.py --run runs/thumos14_3                       # the unseen classes, in the test subset
     python inference.py --run runs/thumos14_3 --vocabulary seen     # the seen classes: detections_seen.json
+    torchrun --nproc_per_node=4 inference.py --run runs/anet_0      # on four GPUs, the same file
 
     python inference.py --run runs/thumos14_3 --video clip.mp4 --classes "high jump" "tennis swing"
     python inference.py --run runs/thumos14_3 --video clips/ --classes-file classes.txt --csv out.csv --vtt subtitles/
@@ -83,11 +84,21 @@ def refuse_idle_options(parser: argparse.ArgumentParser, options: argparse.Names
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     options = parse_arguments(arguments)
-    if options.video or options.features:
-        detect_own(options)
-        return
 
-    from stale.detection.inference import infer  # after parsing: --help answers at once
+    from stale.parallel import joined, size  # after parsing: --help answers at once
+
+    with joined():
+        if options.video or options.features:
+            if size() > 1:
+                raise StaleError("--video and --features are the work of one process: start it without torchrun")
+            detect_own(options)
+        else:
+            detect_tested(options)
+
+
+def detect_tested(options: argparse.Namespace) -> None:
+    """The run's test videos."""
+    from stale.detection.inference import infer
     from stale.run import RunFolder
 
     infer(RunFolder(options.run), options.checkpoint, options.vocabulary or "unseen", options.device, options.oracle)

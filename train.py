@@ -3,6 +3,8 @@
     python train.py --config configs/thumos14.yaml --set data.split=3 --output runs/thumos14_3
     python train.py --config configs/thumos14.yaml --set data.split=3 --output runs/thumos14_3 --resume
 
+    torchrun --nproc_per_node=4 train.py --config configs/activitynet.yaml --output runs/anet_0    # four GPUs
+
 Writes into the output folder: config.yaml (resolved), split.json, log.txt, history.jsonl, checkpoints/best.pt and
 last.pt, tensorboard/ where it is installed. Settings and their defaults: stale/config.py. Ctrl-C and SIGTERM save
 first; however a run was stopped, --resume ends with the weights of a run that was not.
@@ -28,11 +30,14 @@ def main() -> None:
     if arguments.resume and arguments.overwrite:
         parser.error("--resume goes on with a run, --overwrite replaces it: give one of them")
 
-    from stale.config import load_config  # after parsing: --help and a typo in the arguments answer at once
-    from stale.training.trainer import train
+    from stale.parallel import joined  # after parsing: --help and a typo in the arguments answer at once
 
-    config = load_config(arguments.config, arguments.assignments)
-    train(config, arguments.output, arguments.resume, arguments.overwrite)
+    with joined():
+        from stale.config import load_config
+        from stale.training.trainer import train
+
+        config = load_config(arguments.config, arguments.assignments)
+        train(config, arguments.output, arguments.resume, arguments.overwrite)
 
 
 if __name__ == "__main__":

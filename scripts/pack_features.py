@@ -4,6 +4,7 @@
     python scripts/pack_features.py clip.h5 packed.h5 --annotations thumos14.json --snippets 256 --fps 30 --full
 
 A packed block loads in one go and is small: train on it with data.features=packed.h5 and the same data.num_snippets.
+One larger than memory is read batch by batch, where it lies (data.resident).
 With --annotations exactly the annotated videos are packed, and their durations compared. Reported: features that are
 missing, hold NaN, have another width or shape, are constant, are too large for half precision (all left out), and
 features whose duration does not fit the annotation (packed). Exit code 1 if a video was left out.

@@ -76,14 +76,19 @@ def load_training_data(config: Config) -> TrainingData:
     if repairs.clipped or repairs.dropped:
         _log.info("training segments: %d clipped to their video, %d dropped as empty", repairs.clipped, repairs.dropped)
     store = open_features(config.data.features)
-    chosen = with_features(with_any_of(chosen, split.seen), store, config.data.missing)
+    chosen = with_features(with_any_of(chosen, split.seen), store, config.data.missing, config.data.misfit)
     kept, held_out = hold_out(chosen, split.seen, config.data.holdout, config.train.seed)
     if not held_out:
         raise StaleError(f"{len(chosen)} training videos are too few to hold out {config.data.holdout:.0%} of them")
     kept = _reduce(kept, split.seen, config.data)
-    train, validation = (VideoDataset(part, store, split.seen, config.data.num_snippets) for part in (kept, held_out))
-    test = _unseen_videos(videos, split, store, config.data) if config.train.choose_on == "unseen_loss" else None
+    train, validation = (_data_set(part, store, split.seen, config) for part in (kept, held_out))
+    test = _unseen_videos(videos, split, store, config) if config.train.choose_on == "unseen_loss" else None
     return TrainingData(train, validation, split, store.width, store.tower(), test)
+
+
+def _data_set(videos: list[Video], store: FeatureStore, classes: Sequence[str], config: Config) -> VideoDataset:
+    device = choose_device(config.train.device)
+    return VideoDataset(videos, store, classes, config.data.num_snippets, config.data.resident, device)
 
 
 def _reduce(videos: list[Video], classes: tuple[str, ...], data: DataConfig) -> list[Video]:
@@ -101,12 +106,13 @@ def _reduce(videos: list[Video], classes: tuple[str, ...], data: DataConfig) -> 
     return left
 
 
-def _unseen_videos(videos: dict[str, Video], split: ClassSplit, store: FeatureStore, data: DataConfig) -> VideoDataset:
+def _unseen_videos(videos: dict[str, Video], split: ClassSplit, store: FeatureStore, config: Config) -> VideoDataset:
     """The videos and labels that zero-shot training must not see: only by train.choose_on=unseen_loss."""
+    data = config.data
     _log.warning("train.choose_on=unseen_loss: the checkpoint is chosen by TEST labels of UNSEEN classes; no zero-shot")
     wanted = with_any_of(in_subset(videos.values(), data.tested_subset), split.unseen)
-    wanted = with_any_of(repair(with_features(wanted, store, data.missing))[0], split.unseen)
-    return VideoDataset(_reduce(wanted, split.unseen, data), store, split.unseen, data.num_snippets)
+    wanted = with_any_of(repair(with_features(wanted, store, data.missing, data.misfit))[0], split.unseen)
+    return _data_set(_reduce(wanted, split.unseen, data), store, split.unseen, config)
 
 
 def load_test_data(config: Config, vocabulary: str) -> TestData:
@@ -120,7 +126,7 @@ def load_test_data(config: Config, vocabulary: str) -> TestData:
         )
     wanted = with_any_of(in_subset(videos.values(), config.data.tested_subset), classes)
     store = open_features(config.data.features)
-    chosen = with_features(wanted, store, config.data.missing)
+    chosen = with_features(wanted, store, config.data.missing, config.data.misfit)
     return TestData(chosen, classes, split, store, len(wanted) - len(chosen))
 
 
@@ -167,7 +173,9 @@ def _assemble(
     return Stale(
         encoder,
         build_temporal_model(temporal.kind, width, temporal.layers, temporal.heads, temporal.dropout),
-        build_masking(masking.kind, width, masking.queries, masking.layers, masking.heads, masking.dropout),
+        build_masking(
+            masking.kind, width, masking.queries, masking.layers, masking.heads, masking.hidden, masking.dropout
+        ),
         CrossAdaptation(width, adaptation.heads, adaptation.dropout, adaptation.alpha) if adaptation.enabled else None,
         MaskLocalizer(
             width,

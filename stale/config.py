@@ -52,12 +52,19 @@ class DataConfig:
     fold: int = _at_least(0, 0)  # the one whose classes are pseudo-unseen
     num_snippets: int = _at_least(100, 2)  # T: 100 ActivityNet, 256 THUMOS14 [U]
     missing: str = _choice("stop", "skip")  # videos without features
+    misfit: str = _choice("stop", "skip", "keep")  # features far longer or shorter than the annotated duration
+    resident: str = _choice("auto", "always", "never")  # features in memory; never: packed ones stay in their file
     instances: str = _choice("all", "last")  # of a training video; [C] keeps the last alone
     shrink: float = _at_least(0.0, 0)  # snippets taken off a training instance on each side; [C] 1
     drop_shorter: float = _at_least(0.0, 0)  # snippets: training instances that are then shorter are dropped [C]
     train_subset: str = "training"
     test_subset: str = "validation"
     holdout: float = 0.1  # share of the seen training videos that chooses the checkpoint
+
+    @property
+    def number(self) -> int:
+        """The split, or the fold of seen_cv: what tells the runs of one setting apart."""
+        return self.fold if self.setting == "seen_cv" else self.split
 
     @property
     def tested_subset(self) -> str:
@@ -91,11 +98,12 @@ class TemporalConfig:
 class MaskingConfig:
     """Representation masking (section 3)."""
 
-    kind: str = _choice("maskformer", "conv1d", "none", "gt")  # [P]; gt is an oracle, at test time too
+    kind: str = _choice("maskformer", "conv1d", "none", "gt", "conv_stack")  # [P]; gt an oracle; conv_stack ours
     applied: bool = True  # to the features; [C] learns the mask and does not apply it
     queries: int = _at_least(20, 1)  # Q [P]
     layers: int = _at_least(2, 1)
     heads: int = _at_least(8, 1)
+    hidden: int = _at_least(128, 1)  # channels of conv_stack
     dropout: float = _between(0.1, 0, 1)
     threshold: float = _between(0.5, 0, 1)  # θ_bin, not published
     gradient: str = _choice("hard", "straight_through", "soft")
@@ -166,6 +174,7 @@ class TrainConfig:
     seed: int = _between(0, 0, 2**32 - 1)
     deterministic: bool = False  # on a GPU: the same to the bit every time, slower; a CPU is so anyway
     device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
+    compile: bool = False  # the step, by torch.compile: minutes at the start; not measured on a GPU
     precision: str = _choice("auto", "float32", "bfloat16", "float16")  # auto: bfloat16 on a GPU, else float32
     choose_on: str = _choice("held_out", "unseen_loss")  # the best checkpoint; [C] the loss on unseen TEST classes
     validate_every: int = _at_least(1, 1)  # epochs between two looks at the held-out seen videos
@@ -179,6 +188,10 @@ class DetectionConfig:
 
     top_snippets: int = _at_least(100, 1)  # (snippet, class) pairs whose masks are read; [C] 10
     foreground_weight: bool = True  # class score × L: a masked-out snippet is no evidence of any class (ours)
+    regions: str = _choice("masks", "foreground", "both")  # of what: the snippets' masks [P], L (ours), or both
+    video_evidence: bool = False  # class scores × the probability of the class in the whole video (ours)
+    video_temperature: float = _at_least(0.01, 1e-4)  # of that probability
+    fineness: int = _between(1, 1, 8)  # L's regions are read at this many times T snippets (ours)
     thresholds: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])  # Θ
     fill_holes: bool = False  # a curve's regions become one, first to last; [C] merges instances so
     region_score: str = _choice("max", "mean")  # of the mask inside a candidate: max [U], or mean (ours)
@@ -201,6 +214,11 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     detection: DetectionConfig = field(default_factory=DetectionConfig)
+
+    @property
+    def tested_snippets(self) -> int:
+        """Snippets at which a video is read for detection: a multiple of T."""
+        return self.data.num_snippets * self.detection.fineness
 
 
 def load_config(files: Sequence[str | Path] = (), assignments: Sequence[str] = ()) -> Config:
@@ -390,5 +408,12 @@ def _clashes(config: Config) -> Iterator[str]:
         )
     if model.classifier_features == "raw" and model.visual_projection:
         yield "model.classifier_features=raw compares features with text as they are; a learned projection cannot"
+    if config.detection.regions != "masks" and model.masking.kind in ("none", "gt"):
+        yield (
+            f"detection.regions={config.detection.regions} reads the predicted foreground; "
+            f"model.masking.kind={model.masking.kind} predicts none"
+        )
+    if config.detection.regions == "foreground" and config.detection.name_by == "proposals":
+        yield "detection.name_by=proposals has candidates of its own; leave out detection.regions=foreground"
     if model.text.encoder == "none" and model.text.context_init:
         yield "model.text.encoder=none has no prompt; leave out model.text.context_init"

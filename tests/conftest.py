@@ -1,4 +1,4 @@
-"""Constants that the tests share."""
+"""Constants and fixtures that the tests share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from stale.data.annotations import Video, read_annotations
+from stale.run import RunFolder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Reference data beside the checkout; the tests that use it skip where it is absent.
@@ -25,6 +26,27 @@ def activitynet() -> dict[str, Video]:
 def thumos14() -> dict[str, Video]:
     """The complete THUMOS14 annotations, as written."""
     return _reference_annotations("thumos14.json")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configuration file of a tiny data set."""
+    from tiny import make_data_set
+
+    return make_data_set(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run of an epoch on it, with detections."""
+    from tiny import tiny_config
+
+    from stale.detection.inference import infer
+    from stale.training.trainer import train
+
+    finished = train(tiny_config(data, "train.epochs=1"), tmp_path_factory.mktemp("runs") / "run")
+    infer(finished)
+    return finished
 
 
 @pytest.fixture(scope="session")

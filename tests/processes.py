@@ -6,9 +6,10 @@ import multiprocessing
 import os
 import resource
 import runpy
+import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -56,21 +57,46 @@ class Running:
         return self.errors.read_text(encoding="utf-8")
 
 
-def start(errors: Path, script: str, *arguments: str, largest_file: int | None = None) -> Running:
+def start(
+    errors: Path,
+    script: str,
+    *arguments: str,
+    largest_file: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Running:
     """Start ``python script arguments``.
 
     Args:
         largest_file: bytes; a file that would grow beyond fails to be written, as on a full disk.
+        environment: variables besides those there are.
     """
-    process = _CONTEXT.Process(target=_run, args=(str(errors), script, arguments, largest_file), daemon=True)
+    settings = (str(errors), script, arguments, largest_file, dict(environment or {}))
+    process = _CONTEXT.Process(target=_run, args=settings, daemon=True)
     process.start()
     return Running(process, errors)
 
 
-def _run(errors: str, script: str, arguments: tuple[str, ...], largest_file: int | None) -> None:
+def start_together(errors: Path, count: int, script: str, *arguments: str) -> list[Running]:
+    """Start ``count`` processes of a command as ``torchrun`` does, each with a file of its own in ``errors``."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
+    errors.mkdir(parents=True, exist_ok=True)
+
+    def start_one(rank: int) -> Running:
+        environment = {**address, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        return start(errors / f"{rank}.txt", script, *arguments, environment=environment)
+
+    return [start_one(rank) for rank in range(count)]
+
+
+def _run(
+    errors: str, script: str, arguments: tuple[str, ...], largest_file: int | None, environment: dict[str, str]
+) -> None:
     import torch
 
     torch.set_num_threads(1)
+    os.environ.update(environment)
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if largest_file is not None:

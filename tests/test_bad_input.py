@@ -23,7 +23,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from test_training import assert_same_runs, history
-from tiny import SEEN, UNSEEN, make_data_set, tiny_config
+from tiny import SEEN, UNSEEN, tiny_config
 
 from stale import memory
 from stale.build import choose_device
@@ -36,20 +36,6 @@ from stale.run import RunFolder
 from stale.training.trainer import Trainer, train
 
 DAMAGE = Callable[[Path], object]  # what is done to a copy of the data set, or of a run
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The configuration file of a tiny data set."""
-    return make_data_set(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A finished run with detections."""
-    finished = train(tiny_config(data, "train.epochs=1"), tmp_path_factory.mktemp("runs") / "run")
-    infer(finished)
-    return finished
 
 
 def call(script: str, *arguments: object, patch: pytest.MonkeyPatch) -> int:
@@ -115,6 +101,17 @@ def with_value(value: float) -> Callable[[np.ndarray], np.ndarray]:
     return change
 
 
+def of_known_rate(then: DAMAGE, rate: object = 2.0) -> DAMAGE:
+    """Damage to features that record how many snippets a second they have."""
+
+    def damage(folder: Path) -> None:
+        with h5py.File(folder / "features.h5", "r+") as file:
+            file.attrs["fps"] = rate
+        then(folder)
+
+    return damage
+
+
 def cut(name: str, to: int) -> DAMAGE:
     return lambda folder: os.truncate(folder / name, to)
 
@@ -136,6 +133,24 @@ def of_another_tower(folder: Path) -> None:
     torch.save(weights, folder / "text_tower.pt")
 
 
+def nothing(folder: Path) -> None:
+    pass
+
+
+def far_off(video: str) -> str:
+    """The message of features that do not last as long as their video."""
+    lengths = rf"{video} in .*features\.h5 \([\d.]+ s, annotated [\d.]+ s\)"
+    return (
+        f"1 of .* videos have features far longer or shorter than the annotated duration: {lengths}; extract them again"
+        " or correct the annotations, or go on without them by data.misfit=skip"
+    )
+
+
+def a_video_twice(folder: Path) -> None:
+    path = folder / "annotations.json"
+    path.write_text(path.read_text().replace('"video_002"', '"video_003"'))
+
+
 SEEN_LIST = "splits/train_75_test_25/Tiny/train/split_0.list"
 UNSEEN_LIST = SEEN_LIST.replace("/train/", "/test/")
 
@@ -152,11 +167,15 @@ TRAIN = {
     "no snippet": (edit_features(lambda x: x[:0]), r"video 'video_001' in .*: shape \(0, 64\)"),
     "one wrong width": (edit_features(lambda x: x[:, :63]), "video 'video_001' in .*: width 63, but the others are 64"),
     "whole numbers": (edit_features(lambda x: x.astype(np.int32)), "type int32; float16 or float32"),
+    "far shorter": (of_known_rate(edit_features(lambda x: x[: len(x) // 5])), far_off("video_001")),
+    "far longer": (of_known_rate(edit_features(lambda x: np.tile(x, (5, 1)))), far_off("video_001")),
+    "a rate that is none": (of_known_rate(nothing, "fast"), "video '.*' in .*: 'fps' is recorded as 'fast'; a number"),
     # annotations
     "broken JSON": (cut("annotations.json", 500), "annotation file is not valid JSON"),
     "empty annotations": (text("annotations.json", ""), "annotation file is not valid JSON"),
     "reversed segment": (first_entry(annotations=[{"segment": [5, 2], "label": "Diving"}]), "'video_000'.*ends before"),
     "zero duration": (first_entry(duration=0), "'video_000': 'duration' must be"),
+    "a video twice": (a_video_twice, "annotations.json: video listed twice: video_003"),
     "label in no list": (one_label("Juggling"), "classes Juggling in neither train nor test"),
     "no training video": (
         text("annotations.json", '{"database": {}}'),
@@ -201,6 +220,9 @@ def copy_of(data: Path, folder: Path) -> Path:
 ODD = {
     "one snippet": edit_features(lambda x: x[:1]),
     "constant": edit_features(lambda x: np.ones_like(x)),
+    "of known rate": of_known_rate(nothing),
+    "some snippets short": of_known_rate(edit_features(lambda x: x[:-5])),
+    "some snippets long": of_known_rate(edit_features(lambda x: np.concatenate([x, x[:5]]))),
     "all zero": edit_features(lambda x: np.zeros_like(x)),
     "of a fifth of the duration": edit_features(lambda x: x[: len(x) // 5]),
     "of five times the duration": edit_features(lambda x: np.tile(x, (5, 1))),
@@ -212,6 +234,7 @@ ODD = {
         lambda videos: videos["video_000"]["annotations"].append({"segment": [3, 9999], "label": "Diving"})
     ),
     "Windows lists": text(SEEN_LIST, "\r\n\r\n".join(SEEN) + "\r\n"),
+    "stray blank lines, no final newline": text(UNSEEN_LIST, "\n".join(["", UNSEEN[0], " ", *UNSEEN[1:]])),
 }
 
 
@@ -448,6 +471,79 @@ def test_inference_refuses(
     assert {name: value for name, value in contents(folder).items() if name != "log.txt"} == before
 
 
+TEST_VIDEO = "video_030"  # with unseen classes
+INFERENCE_DATA = {
+    "a video without": (lambda f: h5py.File(f / "features.h5", "r+").pop(TEST_VIDEO), f"have no .*: {TEST_VIDEO}; add"),
+    "no features": (lambda f: (f / "features.h5").unlink(), "features not found: .*features.h5; set data.features"),
+    "truncated": (cut("features.h5", 5000), "not an HDF5 file or damaged"),
+    "NaN": (edit_features(with_value(np.nan), TEST_VIDEO), f"video '{TEST_VIDEO}' in .*: NaN or infinite"),
+    "no snippet": (edit_features(lambda x: x[:0], TEST_VIDEO), rf"video '{TEST_VIDEO}' in .*: shape \(0, 64\)"),
+    "wrong width": (edit_features(lambda x: x[:, :63], TEST_VIDEO), f"video '{TEST_VIDEO}' in .*: width 63, but the"),
+    "far shorter": (of_known_rate(edit_features(lambda x: x[: len(x) // 5], TEST_VIDEO)), far_off(TEST_VIDEO)),
+    "far longer": (of_known_rate(edit_features(lambda x: np.tile(x, (5, 1)), TEST_VIDEO)), far_off(TEST_VIDEO)),
+    "all of another width": (lambda f: of_width(f, 63), "features .*63 wide.* 64 wide"),
+    "annotations broken": (cut("annotations.json", 500), "annotation file is not valid JSON"),
+    "zero duration": (first_entry(duration=0), "'video_000': 'duration' must be"),
+    "list broken": (text(UNSEEN_LIST, "\n"), "names no class"),
+}
+
+
+def of_width(folder: Path, width: int) -> None:
+    """All features cut to ``width``."""
+    with h5py.File(folder / "features.h5", "r+") as file:
+        for name in list(file):
+            narrow = file[name][:, :width]
+            del file[name]
+            file[name] = narrow
+
+
+def moved(run: RunFolder, data: Path, folder: Path) -> RunFolder:
+    """A copy of ``run`` without its detections, on a copy of its data set in ``folder / "data"``."""
+    copy_of(data, folder / "data")
+    shutil.copytree(run.path, folder / "run")
+    copied = RunFolder(folder / "run")
+    write_text(copied.config, run.config.read_text().replace(str(data.parent), str(folder / "data")))
+    copied.detections("unseen").unlink()
+    return copied
+
+
+@pytest.mark.parametrize("row", INFERENCE_DATA)
+def test_inference_refuses_data(
+    row: str,
+    data: Path,
+    run: RunFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    damage, message = INFERENCE_DATA[row]
+    copied = moved(run, data, tmp_path)
+    damage(tmp_path / "data")
+    before = {name: value for name, value in contents(copied.path).items() if name != "log.txt"}
+    refused(call("inference.py", "--run", copied.path, patch=monkeypatch), capsys, message)
+    assert {name: value for name, value in contents(copied.path).items() if name != "log.txt"} == before
+
+
+def test_misfits_can_be_skipped_and_are_counted(
+    data: Path, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    copied = moved(run, data, tmp_path)
+    for video in (TEST_VIDEO, "video_001"):
+        of_known_rate(edit_features(lambda x: x[: len(x) // 5], video))(tmp_path / "data")
+    every = read_json(run.detections("unseen"), "detections")
+    for word, skipped in (("skip", 1), ("keep", 0)):
+        write_text(copied.config, copied.config.read_text().replace("misfit: stop", f"misfit: {word}"))
+        assert call("inference.py", "--run", copied.path, patch=monkeypatch) == 0, capsys.readouterr().err
+        found = read_json(copied.detections("unseen"), "detections")
+        assert found["protocol"]["skipped_videos"] == skipped
+        assert len(found["results"]) == len(every["results"]) - skipped
+        write_text(copied.config, copied.config.read_text().replace(f"misfit: {word}", "misfit: stop"))
+    line = ("--config", tmp_path / "data" / "tiny.yaml", "--set", "data.misfit=skip", "train.epochs=1")
+    assert call("train.py", *line, "--output", tmp_path / "other", patch=monkeypatch) == 0
+    said = f"skipped: 1 of 24 videos have features far longer.*video_001 in {tmp_path / 'data'}"
+    assert re.search(said, (tmp_path / "other" / "log.txt").read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -474,6 +570,19 @@ def test_options_of_inference(
     filled = [run.load_config().data.features if word == "FEATURES" else word for word in more]
     refused(call("inference.py", "--run", run.path, *filled, patch=monkeypatch), capsys, message)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_rate_that_is_none_beside_ones_own_features(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Of several videos the others would go on, so it is no fault of the call."""
+    np.save(tmp_path / "clip.npy", np.ones((9, 64), np.float32))
+    write_json(tmp_path / "clip.json", {"fps": "fast"})
+    monkeypatch.chdir(tmp_path)
+    line = ("--run", run.path, "--features", tmp_path / "clip.npy", "--classes", "a")
+    assert call("inference.py", *line, patch=monkeypatch) == 1
+    assert "clip.npy: 'fps' is recorded as 'fast'; a number above 0 is expected" in capsys.readouterr().err
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 # Out of memory

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPOSITORY
-from tiny import UNSEEN, make_data_set, tiny_tower
+from tiny import UNSEEN, tiny_tower
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,12 +33,6 @@ LABELS = torch.tensor([[0, 3], [1, 2], [1, -2]])
 
 def overlay(name: str) -> Path:
     return REPOSITORY / "configs" / "baselines" / f"{name}.yaml"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The configuration file of a tiny data set."""
-    return make_data_set(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

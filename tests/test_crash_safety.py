@@ -15,25 +15,19 @@ from typing import Any
 import pytest
 from processes import Running, start
 from test_training import assert_same, assert_same_runs
-from tiny import make_data_set, tiny_config
+from tiny import tiny_config
 
 from stale.checkpoint import load_checkpoint
 from stale.config import load_config
 from stale.errors import StaleError, Terminated
 from stale.files import append_text, read_json
 from stale.run import RunFolder
-from stale.training import trainer
+from stale.training import trainer, validation
 from stale.training.interruption import Interruption
 from stale.training.trainer import train
 
 KILLS = 4
 SETTINGS = ("train.epochs=4", "train.log_interval=2", "train.save_minutes=1e-6")  # saved at every step
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The configuration file of a tiny data set."""
-    return make_data_set(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +152,7 @@ def test_a_signal_waits_for_the_end_of_the_step(data: Path, tmp_path: Path, step
 
 def test_a_signal_breaks_a_validation_off(data: Path, tmp_path: Path) -> None:
     """It can take long, and changes nothing: it is done again."""
-    config, original, calls = tiny_config(data), trainer.detect, []
+    config, original, calls = tiny_config(data), validation.detect, []
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
@@ -168,7 +162,7 @@ def test_a_signal_breaks_a_validation_off(data: Path, tmp_path: Path) -> None:
         return original(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "detect", interrupted)
+        patch.setattr(validation, "detect", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "run")
     state = load_checkpoint(RunFolder(tmp_path / "run").checkpoint("last"))

@@ -26,8 +26,10 @@ from stale.data.dataset import (
     IGNORED,
     PADDING,
     VideoDataset,
+    _length_fault,
     anonymise,
     hold_out,
+    is_far,
     load_features,
     rescale,
     segment_lists,
@@ -155,6 +157,101 @@ def test_no_features_at_all_is_an_error(tmp_path: Path) -> None:
     store = store_of(tmp_path, a=np.ones((4, WIDTH), np.float32))
     with pytest.raises(StaleError, match="none of the 2 videos has features"):
         with_features([video("b"), video("c")], store, "skip")
+
+
+# Features of another length than the video
+
+
+def store_at(path: Path, lengths: dict[str, int], attributes: dict[str, dict[str, Any]], **shared: Any) -> FeatureStore:
+    """An HDF5 file of features ``lengths`` long, with what is recorded of each and of all."""
+    with h5py.File(path, "w") as file:
+        file.attrs.update(shared)
+        for name, length in lengths.items():
+            file[name] = np.ones((length, WIDTH), np.float32)
+            file[name].attrs.update(attributes.get(name, {}))
+    return open_features(path)
+
+
+@pytest.mark.parametrize(
+    ("extent", "duration", "far"),
+    [(10, 10, False), (12.9, 10, False), (13.1, 10, True), (7.1, 10, False), (6.9, 10, True), (0.5, 3, False)]
+    + [(109, 100, False), (111, 100, True), (91, 100, False), (89, 100, True), (500, 100, True)],
+)
+def test_what_is_far_off(extent: float, duration: float, far: bool) -> None:
+    assert is_far(extent, duration) is far
+
+
+def test_features_far_longer_or_shorter_stop_the_run(tmp_path: Path) -> None:
+    lengths = {"good": 40, "short": 8, "long": 200, "own rate": 80, "told": 40, "cut": 10}
+    own = {"own rate": {"fps": 8.0}, "told": {"duration": 25.0}, "cut": {"duration": 10.0}}
+    store = store_at(tmp_path / "f.h5", lengths, own, fps=4.0)
+    with pytest.raises(StaleError) as caught:
+        with_features([video(name) for name in lengths], store, "stop")
+    path = tmp_path / "f.h5"
+    assert str(caught.value) == (
+        "4 of 6 videos have features far longer or shorter than the annotated duration: "
+        f"short in {path} (2.0 s, annotated 10.0 s), long in {path} (50.0 s, annotated 10.0 s), "
+        f"told in {path} (25.0 s, annotated 10.0 s), cut in {path} (2.5 s, annotated 10.0 s); "
+        "extract them again or correct the annotations, or go on without them by data.misfit=skip"
+    )
+
+
+def test_misfits_can_be_skipped_or_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("stale"), "propagate", True)
+    store = store_at(tmp_path / "f.h5", {"good": 40, "short": 8}, {}, fps=4.0)
+    videos = [video("good"), video("short")]
+    with caplog.at_level(logging.WARNING, "stale"):
+        assert with_features(videos, store, "stop", "skip") == videos[:1]
+    assert "skipped: 1 of 2 videos have features far longer or shorter" in caplog.text
+    assert with_features(videos, store, "stop", "keep") == videos
+    with pytest.raises(StaleError, match="1 of 1 videos .*; none is left"):
+        with_features(videos[1:], store, "stop", "skip")
+
+
+def test_features_of_unknown_rate_are_not_judged(tmp_path: Path) -> None:
+    """Not even where all others have one rate: they may have been rescaled."""
+    store = store_at(tmp_path / "f.h5", {"a": 40, "b": 40, "c": 400}, {"a": {"fps": 4.0}, "b": {"fps": 4.0}})
+    assert len(with_features([video("a"), video("b"), video("c")], store, "stop")) == 3
+    with h5py.File(tmp_path / "packed.h5", "w") as file:
+        file.update({"features": np.ones((2, 5, WIDTH)), "ids": ["a", "b"]})
+        file.attrs["fps"] = 4.0  # a packed block has none, whatever it says
+    assert len(with_features([video("a"), video("b")], open_features(tmp_path / "packed.h5"), "stop")) == 2
+
+
+def test_features_side_by_side_are_judged_each(tmp_path: Path) -> None:
+    paths = [tmp_path / "one.h5", tmp_path / "other.h5"]
+    store_at(paths[0], {"a": 40}, {}, fps=4.0)
+    store_at(paths[1], {"a": 40}, {}, fps=1.0)
+    with pytest.raises(StaleError, match=r"a in .*other.h5 \(40.0 s, annotated 10.0 s\)"):
+        with_features([video("a")], open_features(paths), "stop")
+
+
+def test_records_beside_npy_files_are_judged(tmp_path: Path) -> None:
+    store = store_of(tmp_path, a=np.ones((40, WIDTH), np.float32))
+    for record, far in (({"fps": 4}, False), ({"fps": 1}, True), ({"fps": None}, False), ({"duration": 99}, True)):
+        (tmp_path / "a.json").write_text(json.dumps(record))
+        assert bool(_length_fault(video("a"), store)) is far
+
+
+@pytest.mark.parametrize("value", ["5", 0, -1, float("nan"), float("inf"), True, [5, 5]])
+@pytest.mark.parametrize("name", ["fps", "duration"])
+def test_a_rate_or_duration_that_is_none_is_named(tmp_path: Path, name: str, value: Any) -> None:
+    store = store_of(tmp_path, a=np.ones((40, WIDTH), np.float32))
+    (tmp_path / "a.json").write_text(json.dumps({name: value}))
+    with pytest.raises(StaleError, match=f"features of video 'a' in {tmp_path}: '{name}' is recorded as .*; a number"):
+        with_features([video("a")], store, "stop")
+
+
+@needs_shared
+def test_the_real_features_last_as_long_as_their_videos(thumos14: dict[str, Video]) -> None:
+    """All 412 within 0.36 s and 1.5 %: far from what is refused."""
+    store = open_features(SHARED / "data" / "thumos14_captions" / "features.h5")
+    assert len(with_features(list(thumos14.values()), store, "stop")) == 412
+    off = {name: abs(store.extents(name)[0] - item.duration) for name, item in thumos14.items()}
+    assert max(off.values()) < 0.36
+    assert max(value / thumos14[name].duration for name, value in off.items()) < 0.015
 
 
 # Segment lists

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from statistics import fmean
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from scripts.benchmarks.decode import plain_decode
 from stale.config import DetectionConfig
 from stale.data.annotations import Video
 from stale.detection.decode import Candidates, best_regions, decode_masks
@@ -18,37 +18,6 @@ from stale.detection.detector import candidates_of, to_results
 from stale.model.stale import Outputs
 
 Found = dict[tuple[int, float, float], float]  # (label, start, end) → score
-
-
-REGION_SCORES = {"max": max, "mean": fmean}
-
-
-def slow_regions(curve: list[float], threshold: float, score: str = "max") -> list[tuple[int, int, float]]:
-    """Connected regions above ``threshold``: first place, place after the last, their score."""
-    regions, start = [], None
-    for place, value in enumerate([*curve, -math.inf]):
-        if value > threshold and start is None:
-            start = place
-        if value <= threshold and start is not None:
-            regions.append((start, place, REGION_SCORES[score](curve[start:place])))
-            start = None
-    return regions
-
-
-def slow_decode(
-    scores: Tensor, masks: Tensor, top: int, thresholds: list[float], min_length: float, region_score: str
-) -> Found:
-    """One video: scores (K, T), masks (T, T)."""
-    K, T = scores.shape
-    pairs = sorted(((float(scores[k, t]), k, t) for k in range(K) for t in range(T)), reverse=True)[:top]
-    found: Found = {}
-    for score, k, t in pairs:
-        for threshold in torch.tensor(thresholds).tolist():  # 0.3 as float32 has it, as the masks do
-            for start, end, level in slow_regions(masks[:, t].tolist(), threshold, region_score):
-                if end - start >= min_length * T:
-                    key = (k, float(start), float(end))
-                    found[key] = max(found.get(key, 0.0), score * level)
-    return found
 
 
 def as_found(candidates: Candidates, video: int) -> Found:
@@ -69,18 +38,28 @@ def as_found(candidates: Candidates, video: int) -> Found:
     min_length=st.sampled_from([0.0, 0.2, 0.5]),
     levels=st.sampled_from([2, 5, 1000]),
     region_score=st.sampled_from(["max", "mean"]),
+    fill_holes=st.booleans(),
 )
 def test_decoding_equals_loops(
-    seed: int, K: int, T: int, top: int, thresholds: list[float], min_length: float, levels: int, region_score: str
+    seed: int,
+    K: int,
+    T: int,
+    top: int,
+    thresholds: list[float],
+    min_length: float,
+    levels: int,
+    region_score: str,
+    fill_holes: bool,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     B = 3
     scores = torch.rand(B, K + 1, T, generator=generator).softmax(1)[:, :-1]
     masks = (torch.rand(B, T, T, generator=generator) * levels).floor() / levels  # few levels: long regions and ties
-    candidates = decode_masks(scores, masks, top, thresholds, 10_000, min_length, region_score)
+    switches = (min_length, region_score, fill_holes)
+    candidates = decode_masks(scores, masks, top, thresholds, 10_000, *switches)
     for b in range(B):
-        expected = slow_decode(scores[b], masks[b], top, thresholds, min_length, region_score)
-        expected = {key: score for key, score in expected.items() if score > 0}
+        table = plain_decode(scores[b].numpy(), masks[b].numpy(), top, thresholds, None, *switches)
+        expected = {(row.label, row.start, row.end): row.score for row in table.itertuples()}
         found = as_found(candidates, b)
         assert found.keys() == expected.keys()
         assert found == pytest.approx(expected, rel=1e-5)

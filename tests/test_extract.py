@@ -398,6 +398,23 @@ def test_an_interrupted_hdf5_goes_on_where_it_stopped(
     assert not (tmp_path / ".features.h5.parts").exists()
 
 
+def test_parts_that_a_kill_left_behind_are_no_harm(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the file took its place, before they were removed."""
+    target = tmp_path / "features.h5"
+    with monkeypatch.context() as patch:
+        patch.setattr("stale.video.job.shutil.rmtree", lambda path: None)
+        assert run(make_clip(tmp_path / "a.mkv"), "--weights", weights, "--output", target) == 0
+    before = open_features(target).read("a")
+    assert run(*tmp_path.glob("*.mkv"), make_clip(tmp_path / "b.mkv"), "--weights", weights, "--output", target) == 0
+    store = open_features(target)
+    assert set(store.ids) == {"a", "b"}
+    np.testing.assert_array_equal(store.read("a"), before)
+    assert store.attributes("a")["duration"] == pytest.approx(4.0, abs=0.11)
+    assert not (tmp_path / ".features.h5.parts").exists()
+
+
 @pytest.mark.parametrize("output", ["features", "features.h5"])
 def test_other_settings_do_not_mix(tmp_path: Path, weights: Path, output: str) -> None:
     video, target = make_clip(tmp_path / "a.mkv"), tmp_path / output

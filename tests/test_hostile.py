@@ -33,7 +33,9 @@ from stale.build import restore_model
 from stale.checkpoint import load_checkpoint, save_checkpoint
 from stale.config import load_config
 from stale.data.annotations import Instance, Video, all_labels, in_subset, read_annotations, repair
+from stale.data.dataset import load_features
 from stale.data.features import open_features, read_sidecar
+from stale.data.hdf5 import as_ids
 from stale.data.splits import load_split, read_class_list
 from stale.data.vocabulary import read_classes
 from stale.detection.explain import VideoDetections
@@ -223,7 +225,8 @@ def test_records_of_features(place: Path, content: bytes) -> None:
     folder.mkdir(exist_ok=True)
     np.save(folder / "clip.npy", np.ones((3, 4), np.float32))
     (folder / "clip.json").write_bytes(content)
-    only_stale_errors(lambda: (read_sidecar(folder / "clip.npy"), open_features(folder).attributes("clip")))
+    only_stale_errors(lambda: read_sidecar(folder / "clip.npy"))
+    only_stale_errors(lambda: (open_features(folder).attributes("clip"), open_features(folder).extents("clip")))
 
 
 def hdf5_bytes(**items: Any) -> bytes:
@@ -237,7 +240,23 @@ def hdf5_bytes(**items: Any) -> bytes:
 FEATURES = np.random.default_rng(0).standard_normal((3, 4, 5)).astype(np.float32)
 
 
-@pytest.mark.parametrize("form", ["hdf5", "packed"])
+def as_packed() -> bytes:
+    """What scripts/pack_features.py writes: read where it lies in the file."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file.create_dataset("features", data=FEATURES, chunks=(1, 4, 5))
+        file["ids"] = as_ids(["a", "b", "c"])
+    return buffer.getvalue()
+
+
+SOUND = {
+    "hdf5": hdf5_bytes(a=FEATURES[0], b=FEATURES[1]),
+    "compressed block": hdf5_bytes(features=FEATURES, ids=["a", "b", "c"]),
+    "packed block": as_packed(),
+}
+
+
+@pytest.mark.parametrize("form", SOUND)
 def test_hdf5_features(place: Path, form: str) -> None:
     """In a process of its own: a fault in libhdf5 would end it."""
     script = f"import sys; sys.path[:0] = {[str(REPOSITORY), str(REPOSITORY / 'tests')]!r}\n"
@@ -249,8 +268,7 @@ def test_hdf5_features(place: Path, form: str) -> None:
 
 def fuzz_hdf5(place: str, form: str) -> None:
     """BINARY_CASES damaged HDF5 files."""
-    packed = form == "packed"
-    sound = hdf5_bytes(features=FEATURES, ids=["a", "b", "c"]) if packed else hdf5_bytes(a=FEATURES[0], b=FEATURES[1])
+    sound = SOUND[form]
     rng = np.random.default_rng(0)
     for _ in range(BINARY_CASES):
         content = bytearray(sound)
@@ -264,7 +282,9 @@ def fuzz_hdf5(place: str, form: str) -> None:
             for video in sorted(store.ids)[:3]:
                 assert np.isfinite(store.read(video)).all()
                 store.attributes(video)
+                store.extents(video)
             store.tower()
+            assert load_features(sorted(store.ids)[:3], store, 4).isfinite().all()
 
         only_stale_errors(use)
     print(BINARY_CASES)
@@ -515,6 +535,17 @@ def test_a_video_id_names_a_file_in_its_folder(name: str) -> None:
 @fuzz
 def test_two_videos_never_share_a_file(one: str, other: str) -> None:
     assert (file_name(one) == file_name(other)) is (one == other)
+
+
+@pytest.mark.parametrize("name", ["../secret", "a/../../secret", "..", "", "."])
+def test_a_video_id_reads_no_file_outside_the_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "features").mkdir()
+    for path in ("secret.npy", "features/clip.npy", ".npy", "...npy"):
+        np.save(tmp_path / path, np.ones((3, 4), np.float32))
+    store = open_features(tmp_path / "features")
+    assert store.find(name) is None
+    with pytest.raises(StaleError, match="are missing in"):
+        store.read(name)
 
 
 def test_usual_ids_are_their_files_names() -> None:

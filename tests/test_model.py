@@ -143,10 +143,10 @@ def test_every_query_and_its_weight_is_used() -> None:
 
 def test_kinds_of_masking() -> None:
     visual = torch.randn(B, T, C)
-    assert isinstance(build_masking("maskformer", C, 4, 1, 4, 0.0), MaskFormerMask)
-    assert isinstance(build_masking("conv1d", C, 4, 1, 4, 0.0), ConvMask)
-    assert build_masking("none", C, 4, 1, 4, 0.0) is None
-    assert build_masking("conv1d", C, 4, 1, 4, 0.0)(visual).shape == (B, T)
+    assert isinstance(build_masking("maskformer", C, 4, 1, 4, 8, 0.0), MaskFormerMask)
+    assert isinstance(build_masking("conv1d", C, 4, 1, 4, 8, 0.0), ConvMask)
+    assert build_masking("none", C, 4, 1, 4, 8, 0.0) is None
+    assert build_masking("conv1d", C, 4, 1, 4, 8, 0.0)(visual).shape == (B, T)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from test_training import assert_same_runs, history
-from tiny import NUM_TRAINING, SEEN, UNSEEN, make_data_set, tiny_config
+from tiny import NUM_TRAINING, SEEN, UNSEEN, tiny_config
 
 from stale.build import restore_model
 from stale.checkpoint import load_checkpoint
@@ -24,12 +24,6 @@ from stale.training.trainer import train
 without_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 PRECISIONS = ("float32", "bfloat16", "float16")
 LARGEST = float(np.finfo(np.float16).max)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The configuration file of a tiny data set."""
-    return make_data_set(tmp_path_factory.mktemp("data"))
 
 
 def one_outlier(array: np.ndarray) -> np.ndarray:
@@ -95,7 +89,7 @@ def test_the_switch_changes_nothing_on_a_cpu_and_is_taken_back(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     during: list[bool] = []
-    monkeypatch.setattr("stale.training.trainer.git_revision", lambda: during.append(deterministic()) or "")
+    monkeypatch.setattr("stale.training.resumption.git_revision", lambda: during.append(deterministic()) or "")
     assert not deterministic()
     one = train(tiny_config(data), tmp_path / "one")
     other = train(tiny_config(data, "train.deterministic=true"), tmp_path / "other")

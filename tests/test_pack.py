@@ -124,6 +124,28 @@ def test_a_recorded_duration_is_compared_without_a_rate(tmp_path: Path) -> None:
     assert problems(pack(unknown, tmp_path / "p.h5", T, videos=annotated(a=4.0))) == {"a": packing.RATE_UNKNOWN}
 
 
+def test_a_rate_that_is_none_is_reported(tmp_path: Path) -> None:
+    store = open_features(write_folder(tmp_path / "f", {"a": some()}, fps="fast"))
+    report = pack(store, tmp_path / "p.h5", T, videos=annotated(a=4.0))
+    assert problems(report) == {"a": packing.RATE_UNKNOWN}
+    assert "'fps' is recorded as 'fast'" in report.lines()[1]
+
+
+def test_the_block_can_be_read_where_it_lies(tmp_path: Path) -> None:
+    """Whatever was left out between."""
+    arrays = {"a": some(), "constant": np.ones((20, WIDTH), np.float32), "b": some(seed=1), "Ätna": some(seed=2)}
+    pack(open_features(write_folder(tmp_path / "f", arrays)), tmp_path / "p.h5", T)
+    store = open_features(tmp_path / "p.h5")
+    assert set(store.ids) == {"a", "b", "Ätna"}
+    rows = store.map_rows(["b", "Ätna", "a"], T)
+    found = np.empty(rows.shape, rows.dtype)
+    rows.read(np.arange(3), found)
+    for row, name in enumerate(["b", "Ätna", "a"]):
+        np.testing.assert_array_equal(found[row], store.read(name))
+    with h5py.File(tmp_path / "p.h5") as file:
+        assert h5py.check_string_dtype(file["ids"].dtype).length == len("Ätna".encode())
+
+
 def test_nothing_usable_is_an_error_that_leaves_no_file(tmp_path: Path) -> None:
     store = open_features(write_folder(tmp_path / "f", {"a": np.ones((5, WIDTH), np.float32)}))
     with pytest.raises(StaleError, match="nothing to pack.*equal snippets"):

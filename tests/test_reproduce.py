@@ -96,6 +96,8 @@ def plan(table: str, data: Path, output: Path, splits: Sequence[int] = (0,), row
         ("error_propagation", [], 4),
         ("closed_set", ["--rows", "stale", "b1"], 2),
         ("official_code", ["--rows", "stale", "fill_holes", "predicted_videos", "all_held_out", "all"], 5),
+        ("beyond", ["--settings", "75_25"], 4),
+        ("directions", ["--rows", "stale", "regions"], 2),
     ],
 )
 def test_every_table_runs(
@@ -107,7 +109,10 @@ def test_every_table_runs(
     rows: list[str],
     lines: int,
 ) -> None:
-    more = ["data.shrink=0.1", "data.drop_shorter=0.2"] if table == "official_code" else []
+    more = {
+        "official_code": ["data.shrink=0.1", "data.drop_shorter=0.2"],
+        "directions": ["data.holdout=0.5"],  # five videos are left of a fold
+    }.get(table, [])
     reproduce.main([*arguments(table, data, output, *rows), *more])
     printed = capsys.readouterr().out
     text = (output / f"{table}.md").read_text(encoding="utf-8")
@@ -127,6 +132,13 @@ def test_every_table_runs(
         assert "ONLY IN VIDEOS WITH PREDICTIONS" in text
     if table in ("zero_shot", "closed_set"):
         assert "in place of BMN" in text
+    if table == "beyond":
+        assert text.count("| paired with STALE |") == 1
+        assert text.count("| paired with STALE, seen classes |") == 1
+        assert "untrained: snippets alike to a class name" in text
+        assert "vocabulary seen" in text
+    if table == "directions":
+        assert "3 folds of the seen classes of split 0" in text
 
     commands.clear()
     reproduce.main([*arguments(table, data, output, *rows), *more])
@@ -312,6 +324,32 @@ def test_published_figures_stand_beside_ours(data: Path, output: Path, commands:
     text = to_markdown(TABLES["masking"], [line], "activitynet")
     assert "| **no mask** | published (poster) | 21.7 | – | – | 10.9 |" in text
     assert "| difference |" in text
+
+    (other,) = make_lines(TABLES["masking"], cells, "activitynet", read_published(PUBLISHED), comparable=False)
+    assert other.difference("average") is None
+    text = to_markdown(TABLES["masking"], [other], "activitynet")
+    assert "CLIP features, not comparable" in text
+    assert "| difference |" not in text
+
+
+def test_a_row_is_paired_with_its_baseline_over_the_splits_that_both_have(
+    data: Path, output: Path, commands: Commands
+) -> None:
+    reproduce.main(arguments("beyond", data, output, "--settings", "75_25", "--rows", "stale", "plus"))
+    table, rows = TABLES["beyond"], ["stale", "plus"]
+    cells = make_plan(table, choose_rows(table, rows), ["75_25"], (0, 1), output, Sources(REPOSITORY, (data,), SMALL))
+    stale, plus = make_lines(table, cells, "tiny", [])
+    assert plus.baseline == "STALE"
+    assert plus.paired["average"]["mean"] == pytest.approx(plus.ours["average"]["mean"] - stale.ours["average"]["mean"])
+    assert plus.paired["average"]["values"] == [plus.paired["average"]["mean"]]  # split 1 is not there yet
+    assert not stale.paired
+
+
+def test_the_folds_of_the_seen_classes_are_runs_of_their_own(data: Path, output: Path) -> None:
+    jobs = jobs_of(plan("directions", data, output, splits=range(10), rows=["stale"]))
+    assert [job.config.data.fold for job in jobs] == [0, 1, 2]
+    assert {(job.config.data.setting, job.config.data.split) for job in jobs} == {("seen_cv", 0)}
+    assert len({job.folder for job in jobs}) == 3
 
 
 def test_recorded_figures_are_checked(

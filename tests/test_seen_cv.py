@@ -59,5 +59,5 @@ def test_a_fold_is_trained_tested_and_evaluated_like_any_run(file: Path, tmp_pat
     infer(run)
     evaluate(["--run", str(run.path)])
     protocol = read_json(run.path / "metrics.json", "metrics")["protocol"]
-    assert (protocol["setting"], protocol["subset"]) == ("seen_cv", "validation")
-    assert "fold 1 of 3 of the seen classes" in protocol["split_source"]
+    assert (protocol["setting"], protocol["split"], protocol["subset"]) == ("seen_cv", 1, "validation")
+    assert "3 folds of the seen classes of split 0" in protocol["split_source"]

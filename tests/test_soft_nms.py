@@ -1,4 +1,4 @@
-"""Gaussian SoftNMS against its definition, one video at a time."""
+"""Gaussian SoftNMS against its definition, one video and class at a time."""
 
 from __future__ import annotations
 
@@ -9,29 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stale.detection.soft_nms import soft_nms
-
-
-def slow_soft_nms(
-    segments: list[list[float]], scores: list[float], labels: list[int], sigma: float, limit: int
-) -> list[tuple[int, float]]:
-    """Bodla et al. 2017, figure 2, with the Gaussian penalty, for the classes of one video."""
-    left = dict(enumerate(scores))
-    picked = []
-    while left and len(picked) < limit:
-        best = max(left, key=lambda index: (left[index], -index))
-        score = left.pop(best)
-        picked.append((best, score))
-        for other in left:
-            if labels[other] == labels[best]:
-                left[other] *= math.exp(-(slow_tiou(segments[other], segments[best]) ** 2) / sigma)
-    return picked
-
-
-def slow_tiou(first: list[float], second: list[float]) -> float:
-    overlap = max(0.0, min(first[1], second[1]) - max(first[0], second[0]))
-    union = first[1] - first[0] + second[1] - second[0] - overlap
-    return overlap / union if union > 0 else 0.0
+from scripts.benchmarks.nms import as_table, plain_soft_nms
+from stale.detection.soft_nms import _PAIRS, _pick_from_table, soft_nms
 
 
 def random_candidates(seed: int, B: int, M: int, K: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -55,9 +34,22 @@ def test_soft_nms_equals_its_definition(seed: int, M: int, K: int, sigma: float,
     picked, lowered = soft_nms(segments, scores, labels, sigma, limit)
     assert picked.shape == lowered.shape == (4, min(M, limit))
     for b in range(4):
-        expected = slow_soft_nms(segments[b].tolist(), scores[b].tolist(), labels[b].tolist(), sigma, limit)
-        assert lowered[b].tolist() == pytest.approx([score for _, score in expected], rel=1e-9)
-        assert picked[b].tolist() == [index for index, _ in expected]
+        expected = plain_soft_nms(as_table(segments[b], scores[b], labels[b]), sigma, limit)
+        assert lowered[b].tolist() == pytest.approx(expected["score"].tolist(), rel=1e-9)
+        assert picked[b].tolist() == expected["candidate"].tolist()
+
+
+@pytest.mark.parametrize("form", ["gaussian", "official"])
+def test_every_way_gives_the_same(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Factors made at each pick, those of all pairs made before, and these a video at a time."""
+    segments, scores, labels = random_candidates(1, 6, 40, 3)
+    candidates = (segments.float(), scores.float(), labels)
+    few = soft_nms(*candidates, 0.5, 30, form)
+    monkeypatch.setitem(_PAIRS, "cpu", 0)
+    assert all(map(torch.equal, soft_nms(*candidates, 0.5, 30, form), few))
+    monkeypatch.setitem(_PAIRS, "cpu", 10**9)
+    monkeypatch.setattr("stale.detection.soft_nms._pick_one_by_one", _pick_from_table)
+    assert all(map(torch.equal, soft_nms(*candidates, 0.5, 30, form), few))
 
 
 def test_a_batch_equals_its_videos() -> None:

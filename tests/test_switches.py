@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
-from tiny import SEEN, SNIPPETS, UNSEEN, make_data_set, tiny_config, tiny_tower
+from tiny import SEEN, SNIPPETS, UNSEEN, tiny_config, tiny_tower
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -43,20 +43,6 @@ SEGMENTS = torch.tensor([[[1.0, 5.0], [8.0, 12.0]], [[2.0, 9.0], [6.0, 14.0]], [
 LABELS = torch.tensor([[0, 3], [1, 2], [1, -2]])
 SMALL = ("model.localizer.hidden=8", "model.masking.queries=4", "model.masking.layers=1", "model.adaptation.alpha=0.5")
 PARTS = ("visual", "foreground", "classes", "masks")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The configuration file of a tiny data set."""
-    return make_data_set(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A run with its detections."""
-    finished = train(tiny_config(data, "train.epochs=1"), tmp_path_factory.mktemp("runs") / "run")
-    infer(finished)
-    return finished
 
 
 def build(*assignments: str) -> tuple[Stale, Config]:
@@ -109,6 +95,7 @@ def changed(*assignments: str, to: tuple[str, ...] = (), truth: bool = False) ->
         ("model.masking.queries=5", {"foreground", "classes"}),
         ("model.masking.queries=100", {"foreground", "classes"}),
         ("model.masking.kind=conv1d", {"foreground", "classes"}),
+        ("model.masking.kind=conv_stack", {"foreground", "classes"}),
         ("model.masking.kind=none", {"foreground", "classes"}),
         ("model.masking.applied=false", {"classes"}),
         ("model.masking.threshold=0.6", {"classes"}),

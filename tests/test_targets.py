@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from scripts.benchmarks.targets import Row, plain_targets
 from stale.data.dataset import IGNORED, PADDING
 from stale.training.targets import Targets, build_targets
 
 K = 3  # classes
-Row = tuple[float, float, int]
 
 
 def targets_of(*videos: list[Row], num_snippets: int = 8) -> Targets:
@@ -23,33 +21,6 @@ def targets_of(*videos: list[Row], num_snippets: int = 8) -> Targets:
     padded = [[*rows, *[(0.0, 0.0, PADDING)] * (longest - len(rows))] for rows in videos]
     table = torch.tensor(padded, dtype=torch.float64)
     return build_targets(table[..., :2].float(), table[..., 2].long(), K, num_snippets)
-
-
-def slow_targets(rows: list[Row], num_snippets: int) -> Targets:
-    """One video's targets, snippet by snippet."""
-    classes = torch.zeros(K + 1, num_snippets)
-    masks = torch.zeros(num_snippets, num_snippets, dtype=torch.bool)
-    foreground = torch.zeros(num_snippets, dtype=torch.bool)
-    valid = torch.zeros(num_snippets, dtype=torch.bool)
-    for t in range(num_snippets):
-        around = [row for row in rows if t in snippets_of(row, num_snippets)]
-        known = [row for row in around if row[2] >= 0]
-        foreground[t] = bool(known)
-        valid[t] = bool(known) or not any(row[2] == IGNORED for row in around)
-        labels = {row[2] for row in known} or {K}  # the background comes last
-        for label in labels:
-            classes[label, t] = 1 / len(labels)
-        if known:
-            own = min(known, key=lambda row: row[1] - row[0])  # the first of the shortest
-            for s in snippets_of(own, num_snippets):
-                masks[s, t] = True
-    return Targets(classes, masks, foreground, valid)
-
-
-def snippets_of(row: Row, num_snippets: int) -> list[int]:
-    start, end, _ = row
-    covered = [t for t in range(num_snippets) if start <= t + 0.5 < end]
-    return covered or [min(max(math.floor((start + end) / 2), 0), num_snippets - 1)]
 
 
 def assert_same(fast: Targets, video: int, slow: Targets) -> None:
@@ -76,7 +47,7 @@ def test_targets_equal_the_triple_loop(case: tuple[int, list[list[Row]]]) -> Non
     num_snippets, videos = case
     fast = targets_of(*videos, num_snippets=num_snippets)
     for video, rows in enumerate(videos):
-        assert_same(fast, video, slow_targets(rows, num_snippets))
+        assert_same(fast, video, plain_targets(rows, K, num_snippets))
 
 
 @given(cases())

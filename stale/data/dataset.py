@@ -17,12 +17,17 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from stale.data.annotations import Instance, Video
-from stale.data.features import FeatureStore
+from stale.data.features import FeatureStore, MappedRows
 from stale.errors import StaleError, name_some
+from stale.memory import free_memory
 from stale.segments import seconds_to_snippets
 
 IGNORED = -1  # a segment of a class outside the vocabulary: neither background nor foreground
 PADDING = -2  # no segment at all
+
+FAR_SECONDS, FAR_SHARE = 3.0, 0.1  # features may last so much longer or shorter than the annotated duration
+
+_CPU = torch.device("cpu")
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +48,7 @@ class Batch:
 
 
 class VideoDataset:
-    """Features and instances of a list of videos, resident in memory.
+    """Features and instances of a list of videos: in memory, or the features in their file.
 
     Attributes:
         videos: the annotated videos, in order; labels outside the vocabulary are empty.
@@ -51,34 +56,123 @@ class VideoDataset:
         segments, labels: as in :class:`Batch`, for all videos.
     """
 
-    def __init__(self, videos: Sequence[Video], store: FeatureStore, classes: Sequence[str], num_snippets: int) -> None:
-        """Read and rescale the features of ``videos``.
+    def __init__(
+        self,
+        videos: Sequence[Video],
+        store: FeatureStore,
+        classes: Sequence[str],
+        num_snippets: int,
+        resident: str = "always",
+        device: torch.device = _CPU,
+    ) -> None:
+        """Read and rescale the features of ``videos``, or prepare to read a batch at a time.
 
         Args:
             classes: the vocabulary; a label outside it leaves only an anonymous ``IGNORED`` segment behind.
+            resident: see :func:`place_features`.
+            device: where they will be trained on.
         """
         self.videos = anonymise(videos, classes)
         self.num_snippets = num_snippets
-        self.features = load_features([video.id for video in videos], store, num_snippets)
+        self.features = place_features([video.id for video in videos], store, num_snippets, resident, device)
         self.segments, self.labels = segment_lists(videos, classes, num_snippets)
 
     def __len__(self) -> int:
         return len(self.videos)
 
+    @property
+    def index_device(self) -> torch.device:
+        """Where :meth:`batch` is best given its indices: a GPU's would have to be waited for to read from a file."""
+        return _CPU if isinstance(self.features, MappedFeatures) else self.features.device
+
     def to(self, device: torch.device) -> VideoDataset:
-        """Move everything to ``device`` once, so that no batch has to travel."""
+        """Move everything to ``device`` once, so that no batch has to travel, save features that stay in their file."""
         self.features, self.segments, self.labels = (
             tensor.to(device) for tensor in (self.features, self.segments, self.labels)
         )
         return self
 
     def batch(self, indices: Tensor) -> Batch:
-        """The videos at ``indices`` (B,), which lie on the data's device."""
+        """The videos at ``indices`` (B), on the data's device."""
         return Batch(self.features[indices].float(), self.segments[indices], self.labels[indices])
+
+
+class MappedFeatures:
+    """Features that stay in their file, in the place of a tensor (videos, T, D) that is only indexed.
+
+    Attributes:
+        shape, dtype: as the tensor's.
+    """
+
+    def __init__(self, rows: MappedRows) -> None:
+        self._rows, self._device = rows, _CPU
+        self.shape, self.dtype = torch.Size(rows.shape), torch.from_numpy(np.empty(0, rows.dtype)).dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def to(self, device: torch.device) -> MappedFeatures:
+        """Have what is read from now on brought to ``device``."""
+        self._device = device
+        return self
+
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        """The videos at ``index``, read now: (B, T, D).
+
+        Raises:
+            StaleError: NaN or infinite values, named with their video.
+        """
+        places = np.arange(len(self))[index if isinstance(index, slice) else index.cpu().numpy()]
+        on_gpu = self._device.type == "cuda"
+        block = torch.empty(len(places), *self.shape[1:], dtype=self.dtype, pin_memory=on_gpu)
+        self._rows.read(places, block.numpy())
+        return block.to(self._device, non_blocking=on_gpu)
+
+
+def place_features(
+    ids: Sequence[str], store: FeatureStore, num_snippets: int, resident: str, device: torch.device
+) -> Tensor | MappedFeatures:
+    """Features of ``ids`` (videos, T, D) in memory, or in their file where they are packed to T snippets.
+
+    Values are the same to the bit. In memory all are looked at for NaN now, in their file each when it is read.
+
+    Args:
+        resident: ``always`` in memory; ``never``; ``auto``: in memory where that takes at most half of what is free, on
+            this machine and on ``device``, or where they are not packed to T snippets.
+
+    Raises:
+        StaleError: ``never``, and they are not packed to T snippets; or unusable features.
+    """
+    rows = None if resident == "always" else store.map_rows(ids, num_snippets)
+    if rows is None:
+        if resident == "never":
+            raise StaleError(
+                f"data.resident is never, but {store.path} does not hold {num_snippets} snippets of every video, "
+                f"unpacked: make such a file by scripts/pack_features.py --snippets {num_snippets}, or use "
+                "data.resident=auto"
+            )
+        return load_features(ids, store, num_snippets)
+    amounts = [free for place in {_CPU, device} if (free := free_memory(place)) is not None]
+    free = min(amounts, default=None)
+    keep = resident == "auto" and (free is None or rows.nbytes <= free / 2)
+    _log.info(
+        "features of %d videos, %.2f GB: %s (data.resident=%s, %s)",
+        len(ids),
+        rows.nbytes / 1e9,
+        "in memory" if keep else "read from their file batch by batch",
+        resident,
+        "free memory unknown" if free is None else f"{free / 1e9:.2f} GB of memory free",
+    )
+    return load_features(ids, store, num_snippets) if keep else MappedFeatures(rows)
 
 
 def load_features(ids: Sequence[str], store: FeatureStore, num_snippets: int) -> Tensor:
     """Features of ``ids`` rescaled to (videos, T, D); half precision where all are stored in half."""
+    rows = store.map_rows(ids, num_snippets)
+    return _rescale_all(ids, store, num_snippets) if rows is None else MappedFeatures(rows)[:]
+
+
+def _rescale_all(ids: Sequence[str], store: FeatureStore, num_snippets: int) -> Tensor:
     block: Tensor | None = None
     for row, video_id in enumerate(tqdm(ids, "features", unit="video", leave=False, disable=len(ids) < 50)):
         parts = store.read_parts(video_id)
@@ -200,14 +294,16 @@ def hold_out(
     return kept, [ordered[position] for position in sorted(chosen)]
 
 
-def with_features(videos: Sequence[Video], store: FeatureStore, missing: str) -> list[Video]:
-    """The videos whose features exist.
+def with_features(videos: Sequence[Video], store: FeatureStore, missing: str, misfit: str = "stop") -> list[Video]:
+    """The videos whose features exist and, as far as they tell, last as long as the video.
 
     Args:
         missing: ``stop`` raises when any is missing; ``skip`` goes on without them and logs how many.
+        misfit: ``stop`` or ``skip`` in the same way, for features far longer or shorter than the annotated duration;
+            ``keep`` does not ask.
 
     Raises:
-        StaleError: features are missing and ``missing`` is ``stop``, or none are left.
+        StaleError: what is to stop happened, or no video is left.
     """
     found = [video for video in videos if store.find(video.id) is not None]
     absent = [video.id for video in videos if store.find(video.id) is None]
@@ -220,4 +316,42 @@ def with_features(videos: Sequence[Video], store: FeatureStore, missing: str) ->
         _log.warning("%d of %d videos skipped, no features: %s", len(absent), len(videos), name_some(absent))
     if not found:
         raise StaleError(f"none of the {len(videos)} videos has features in {store.path}")
-    return found
+    return found if misfit == "keep" else _fitting(found, store, misfit)
+
+
+def _fitting(videos: Sequence[Video], store: FeatureStore, misfit: str) -> list[Video]:
+    """The videos whose features last as long as they do, or do not tell."""
+    wrong = {video.id: fault for video in videos if (fault := _length_fault(video, store))}
+    if not wrong:
+        return list(videos)
+    what = f"{len(wrong)} of {len(videos)} videos have features far longer or shorter than the annotated duration"
+    if misfit == "stop":
+        raise StaleError(
+            f"{what}: {name_some(wrong.values())}; extract them again or correct the annotations, or go on without "
+            "them by data.misfit=skip"
+        )
+    _log.warning("skipped: %s: %s", what, name_some(wrong.values()))
+    left = [video for video in videos if video.id not in wrong]
+    if not left:
+        raise StaleError(f"{what}: {name_some(wrong.values())}; none is left")
+    return left
+
+
+def _length_fault(video: Video, store: FeatureStore) -> str:
+    """What is wrong with the length of a video's features; "" where nothing is, or it is not known."""
+    extents = ((source, extent) for source in store.sources for extent in source.extents(video.id))
+    far = (
+        f"{video.id} in {source.path} ({extent:.1f} s, annotated {video.duration:.1f} s)"
+        for source, extent in extents
+        if is_far(extent, video.duration)
+    )
+    return next(far, "")
+
+
+def is_far(extent: float, duration: float) -> bool:
+    """Whether features that last ``extent`` seconds cannot be those of a video that lasts ``duration`` seconds.
+
+    A few snippets that a window at the end takes, another container or a rounded rate make up to some seconds: of 412
+    features of THUMOS14 at two a second the farthest is off by 0.35 s, and by 1.5 %.
+    """
+    return abs(extent - duration) > max(FAR_SECONDS, FAR_SHARE * duration)

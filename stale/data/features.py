@@ -6,9 +6,10 @@ Every form gives the same thing: for a video id, an array (snippets × width), f
 from __future__ import annotations
 
 import math
+import mmap
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,15 @@ import h5py
 import numpy as np
 
 from stale.data.annotations import match_video_id
+from stale.data.hdf5 import MAX_BYTES, damage_named, locate_rows, read_array, read_ids
 from stale.data.tower import Tower
 from stale.errors import StaleError, name_some
-from stale.files import HARMLESS, MAX_RATIO, read_json
+from stale.files import read_json
 
 # What extraction records beside features: snippets a second, seconds, and where the snippets come from.
 ATTRIBUTES = ("fps", "duration", "backbone", "weights_sha256", "sampling")
 
-# A header can promise any size: nothing is read of a video that has more bytes than an hour of frames, 4096 wide.
-MAX_BYTES = 4 << 30
+_EXPONENT = {2: (np.uint16, 0x7C00), 4: (np.uint32, 0x7F800000)}  # bytes of a number → its bits that are all 1 in NaN
 
 
 class FeatureStore(ABC):
@@ -44,7 +45,15 @@ class FeatureStore(ABC):
     def _load(self, stored_id: str) -> np.ndarray: ...
 
     @abstractmethod
+    def _count(self, stored_id: str) -> int: ...
+
+    @abstractmethod
     def _recorded(self, stored_id: str) -> Mapping[str, Any]: ...
+
+    @property
+    def sources(self) -> Sequence[FeatureStore]:
+        """The stores that this one consists of, itself where it is one."""
+        return (self,)
 
     def find(self, video_id: str) -> str | None:
         """The store's id for a video (an optional ``v_`` is understood), or None where it is missing."""
@@ -69,11 +78,87 @@ class FeatureStore(ABC):
         """Those of :data:`ATTRIBUTES` that are recorded of a video, as text and numbers; others' features have none."""
         stored_id = self.find(video_id)
         recorded = {} if stored_id is None else self._recorded(stored_id)
-        return {name: _plain(recorded[name]) for name in ATTRIBUTES if name in recorded}
+        return {name: _plain(recorded[name]) for name in ATTRIBUTES if recorded.get(name) is not None}
+
+    def extents(self, video_id: str, fps: float | None = None) -> list[float]:
+        """How long the features say the video is, in seconds: as recorded, and by their number and rate.
+
+        Without a recorded rate or duration nothing is known, and [] is returned: features rescaled to some number of
+        snippets have no rate, and a rate that other videos have proves nothing of this one.
+
+        Args:
+            fps: snippets a second, for features that do not record it.
+
+        Raises:
+            StaleError: a rate or duration is recorded that cannot be one.
+        """
+        stored_id, where = self.find(video_id), f"features of video '{video_id}' in {self.path}"
+        recorded = self.attributes(video_id)
+        duration = recorded_number(recorded, "duration", where)
+        rate = recorded_number(recorded, "fps", where) or fps
+        found = [] if duration is None else [duration]
+        return found if rate is None or stored_id is None else [*found, self._count(stored_id) / rate]
+
+    def map_rows(self, video_ids: Sequence[str], num_snippets: int) -> MappedRows | None:
+        """The features of ``video_ids`` where they lie on the disk, if they lie there as ``num_snippets`` each.
+
+        Raises:
+            StaleError: one of the videos is missing, or the file is damaged.
+        """
+        return None
 
     def tower(self) -> Tower:
         """The image tower that made the features, as far as the first of them tells."""
         return Tower.of(self.attributes(min(self.ids)))
+
+
+class MappedRows:
+    """Features of equally many snippets that stay on the disk and are read through a memory map.
+
+    What was read lately is kept by the operating system, as long as nothing else needs the memory. A file that is cut
+    short while it is mapped ends the process; replacing it, as :func:`stale.files.atomic_path` does, is no harm.
+
+    Attributes:
+        shape: (videos, T, D).
+        dtype: float16 or float32.
+    """
+
+    def __init__(self, data: h5py.Dataset, offsets: np.ndarray, names: Sequence[str]) -> None:
+        """Args:
+        data: the packed block (rows × T × D), in an open file.
+        offsets: where the features of each video begin in the file, in bytes.
+        names: what each video is called in errors.
+
+        Raises:
+            StaleError: the file ends before them.
+        """
+        self.shape, self.dtype = (len(offsets), *data.shape[1:]), data.dtype
+        self._size = math.prod(data.shape[1:]) * data.dtype.itemsize
+        self._offsets, self._names = offsets, names
+        # By the open file's handle, not its name, under which another file may lie by now.
+        mapped = mmap.mmap(data.file.id.get_vfd_handle(), 0, access=mmap.ACCESS_READ)
+        self._bytes = np.frombuffer(mapped, np.uint8)
+        beyond = np.flatnonzero((offsets < 0) | (offsets + self._size > len(self._bytes)))
+        if len(beyond):
+            raise StaleError(f"{names[beyond[0]]}: beyond the end of the file, which is damaged")
+
+    @property
+    def nbytes(self) -> int:
+        """What all of them would take in memory."""
+        return self._size * len(self._offsets)
+
+    def read(self, places: np.ndarray, out: np.ndarray) -> None:
+        """Read the videos at ``places`` (N) into ``out`` (N, T, D) of the same ``dtype``, in the order of the disk.
+
+        Raises:
+            StaleError: NaN or infinite values, named with their video.
+        """
+        if out.shape != (len(places), *self.shape[1:]) or out.dtype != self.dtype or not out.flags.c_contiguous:
+            raise ValueError(f"{out.dtype} {out.shape} cannot take {len(places)} videos of {self.dtype} {self.shape}")
+        starts, raw = self._offsets[places], out.view(np.uint8).reshape(len(places), self._size)
+        for row in np.argsort(starts):
+            raw[row] = self._bytes[starts[row] : starts[row] + self._size]
+            check_features(out[row], self._names[places[row]])
 
 
 def open_features(path: str | Path | Sequence[str]) -> FeatureStore:
@@ -90,7 +175,7 @@ def open_features(path: str | Path | Sequence[str]) -> FeatureStore:
         return _NpyFolder(path)
     if not path.exists():
         raise StaleError(f"features not found: {path}; set data.features to a folder of .npy or an HDF5 file")
-    with _damage_named(f"features {path}: not an HDF5 file or damaged"):
+    with damage_named(f"features {path}: not an HDF5 file or damaged"):
         file = h5py.File(path, "r")
         packed = "ids" in file and "features" in file
         return _PackedBlock(path, file) if packed else _Hdf5PerVideo(path, file)
@@ -111,9 +196,33 @@ def check_features(array: np.ndarray, where: str, width: int | None = None) -> n
     if array.dtype not in (np.float16, np.float32):
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused below
             array = array.astype(np.float32)
-    if not np.isfinite(array).all():
+    if not _all_finite(array):
         raise StaleError(f"{where}: NaN or infinite values; extract this video's features again")
     return array
+
+
+def recorded_number(recorded: Mapping[str, Any], name: str, where: str) -> float | None:
+    """The number above 0 that is recorded as ``name``, None where none is.
+
+    Raises:
+        StaleError: something else is recorded.
+    """
+    value = recorded.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise StaleError(f"{where}: '{name}' is recorded as {value!r}; a number above 0 is expected")
+    return float(value)
+
+
+def _all_finite(array: np.ndarray) -> bool:
+    """Whether no value is NaN or infinite; float16 has no instruction for that, so that its bits are ten times faster.
+
+    Args:
+        array: float16 or float32.
+    """
+    kind, exponent = _EXPONENT[array.itemsize]
+    return bool((array.view(kind) & kind(exponent)).max() != exponent)
 
 
 class _NpyFolder(FeatureStore):
@@ -135,6 +244,9 @@ class _NpyFolder(FeatureStore):
     def _load(self, stored_id: str) -> np.ndarray:
         return load_npy(self.path / f"{stored_id}.npy")
 
+    def _count(self, stored_id: str) -> int:
+        return (*_map_npy(self.path / f"{stored_id}.npy").shape, 0)[0]  # of a single number: none
+
     def _recorded(self, stored_id: str) -> Mapping[str, Any]:
         return read_sidecar(self.path / f"{stored_id}.npy")
 
@@ -153,11 +265,20 @@ class _Hdf5PerVideo(FeatureStore):
         self.width = shape[1]
 
     def _load(self, stored_id: str) -> np.ndarray:
-        return _read_hdf5(self._file[stored_id], (), f"features {self.path}: video '{stored_id}'")
+        return read_array(self._file[stored_id], (), f"features {self.path}: video '{stored_id}'")
+
+    def _count(self, stored_id: str) -> int:
+        with damage_named(f"features {self.path}: video '{stored_id}' cannot be read"):
+            return len(self._file[stored_id])
 
     def _recorded(self, stored_id: str) -> Mapping[str, Any]:
-        with _damage_named(f"features {self.path}: attributes of video '{stored_id}' cannot be read"):
-            return {**self._file.attrs, **self._file[stored_id].attrs}
+        with damage_named(f"features {self.path}: attributes of video '{stored_id}' cannot be read"):
+            return {**self._shared, **self._file[stored_id].attrs}
+
+    @cached_property
+    def _shared(self) -> dict[str, Any]:
+        """What is recorded of all videos at once."""
+        return dict(self._file.attrs)
 
 
 class _PackedBlock(FeatureStore):
@@ -168,21 +289,37 @@ class _PackedBlock(FeatureStore):
         ids = file["ids"]
         if not (_is_array(self._block, 3) and _is_array(ids, 1) and len(ids) == len(self._block)):
             raise StaleError(f"features {path}: 'features' must be videos × T × width with one of 'ids' a video")
-        if h5py.check_string_dtype(ids.dtype) is None:
-            raise StaleError(f"features {path}: 'ids' must be the videos' ids as text, not {ids.dtype}")
-        _refuse_bomb(ids, (), f"features {path}: 'ids'")
-        self._row = {name: row for row, name in enumerate(ids.asstr()[()])}
+        self._row = {name: row for row, name in enumerate(read_ids(ids, f"features {path}: 'ids'"))}
         if len(self._row) != len(ids):
             raise StaleError(f"features {path}: 'ids' names a video twice")
         self.ids = self._row.keys()
         self.width = self._block.shape[2]
 
     def _load(self, stored_id: str) -> np.ndarray:
-        return _read_hdf5(self._block, self._row[stored_id], f"features {self.path}: video '{stored_id}'")
+        return read_array(self._block, self._row[stored_id], f"features {self.path}: video '{stored_id}'")
+
+    def _count(self, stored_id: str) -> int:
+        return self._block.shape[1]
 
     def _recorded(self, stored_id: str) -> Mapping[str, Any]:
-        with _damage_named(f"features {self.path}: attributes cannot be read"):
+        with damage_named(f"features {self.path}: attributes cannot be read"):
             return dict(self._block.file.attrs)
+
+    def extents(self, video_id: str, fps: float | None = None) -> list[float]:
+        """Nothing is known: videos of any length have the same number of snippets here."""
+        return []
+
+    def map_rows(self, video_ids: Sequence[str], num_snippets: int) -> MappedRows | None:
+        """As of any store."""
+        missing = [video_id for video_id in video_ids if self.find(video_id) is None]
+        if missing:
+            raise StaleError(f"features of {len(missing)} videos are missing in {self.path}: {name_some(missing)}")
+        if self._block.shape[1] != num_snippets:
+            return None
+        with damage_named(f"features {self.path} cannot be read"):
+            offsets = locate_rows(self._block, [self._row[self.find(video_id)] for video_id in video_ids])
+            names = [f"features of video '{video_id}' in {self.path}" for video_id in video_ids]
+            return None if offsets is None else MappedRows(self._block, offsets, names)
 
 
 class _SideBySide(FeatureStore):
@@ -193,6 +330,11 @@ class _SideBySide(FeatureStore):
         self.path = Path(" and ".join(str(store.path) for store in stores))
         self.ids = {name for name in stores[0].ids if all(store.find(name) is not None for store in stores[1:])}
         self.width = sum(store.width for store in stores)
+
+    @property
+    def sources(self) -> Sequence[FeatureStore]:
+        """As of any store."""
+        return [source for store in self._stores for source in store.sources]
 
     def find(self, video_id: str) -> str | None:
         return video_id if all(store.find(video_id) is not None for store in self._stores) else None
@@ -211,6 +353,9 @@ class _SideBySide(FeatureStore):
             raise StaleError(f"features of video '{stored_id}' in {self.path}: {counts} snippets stand side by side")
         return np.concatenate(parts, axis=1)
 
+    def _count(self, stored_id: str) -> int:
+        return len(self._load(stored_id))
+
     def _recorded(self, stored_id: str) -> Mapping[str, Any]:
         return {}
 
@@ -221,6 +366,11 @@ def load_npy(path: Path) -> np.ndarray:
     Raises:
         StaleError: the file is missing, damaged or a pickle.
     """
+    return np.array(_map_npy(path))
+
+
+def _map_npy(path: Path) -> np.ndarray:
+    """The array of :func:`load_npy` where it lies on the disk."""
     try:
         with np.errstate(over="ignore"):  # of shapes that no number holds
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # holds the header against the file's size
@@ -228,7 +378,7 @@ def load_npy(path: Path) -> np.ndarray:
             raise ValueError("not an array, but an archive of arrays")
         if mapped.nbytes > MAX_BYTES:
             raise ValueError(f"{mapped.nbytes:,} bytes, more than {MAX_BYTES >> 30} GB of one video are refused")
-        return np.array(mapped)
+        return mapped
     except Exception as error:  # a damaged file fails in whichever layer meets the damage first
         reason = str(error).partition("\n")[0]
         raise StaleError(f"features file {path} cannot be read: {reason}") from None
@@ -251,30 +401,3 @@ def _plain(value: Any) -> Any:
 
 def _is_array(item: Any, dimensions: int) -> bool:
     return isinstance(item, h5py.Dataset) and item.ndim == dimensions
-
-
-def _read_hdf5(data: h5py.Dataset, index: Any, where: str) -> np.ndarray:
-    with _damage_named(f"{where} cannot be read"):
-        _refuse_bomb(data, index, where)
-        return data[index]
-
-
-@contextmanager
-def _damage_named(fault: str) -> Iterator[None]:
-    """Damage to an HDF5 file shows in whichever layer meets it first, as that layer's own exception."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, MemoryError) as error:
-        raise StaleError(f"{fault} ({error})") from None
-
-
-def _refuse_bomb(data: h5py.Dataset, index: Any, where: str) -> None:
-    """Stop before memory is taken for an absurd shape, or for packed data that unpack to far more than honest ones."""
-    if data.external:
-        raise StaleError(f"{where} lies outside the file, in {name_some(name for name, *_ in data.external)}: refused")
-    shape = data.shape if index == () else data.shape[1:]
-    size = math.prod(shape) * data.dtype.itemsize
-    taken = max(size, math.prod(data.chunks or ()) * data.dtype.itemsize)  # a chunk is unpacked as a whole
-    stored = data.id.get_storage_size()
-    if taken > MAX_BYTES or (taken > HARMLESS and taken > MAX_RATIO * stored):
-        raise StaleError(f"{where} has {stored:,} bytes that claim to be {taken:,}: refused")

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -18,8 +17,8 @@ from tqdm import tqdm
 from stale.data.annotations import Video
 from stale.data.dataset import rescale
 from stale.data.features import ATTRIBUTES, FeatureStore
+from stale.data.hdf5 import as_ids, new_hdf5
 from stale.errors import StaleError, name_some
-from stale.files import atomic_path
 
 MISSING, UNUSABLE, CONSTANT, TOO_LARGE = "missing", "unusable", "constant", "too large for half precision"
 MISFIT, RATE_UNKNOWN = "duration does not fit the annotation", "duration not checked, the rate is unknown"
@@ -74,13 +73,13 @@ def pack(
     ids = sorted(store.ids) if videos is None else list(videos)
     report = PackReport(str(output), precision=precision)
     kept: list[str] = []
-    with atomic_path(output) as temporary, h5py.File(temporary, "w") as file:
+    with new_hdf5(output) as file:
         block = file.create_dataset(
             "features",
             (0, num_snippets, store.width),
             precision,
             maxshape=(len(ids), num_snippets, store.width),
-            chunks=(1, num_snippets, store.width),
+            chunks=(1, num_snippets, store.width),  # a video each, so that it can be read where it lies
         )
         block.resize(len(ids), axis=0)
         for video_id in tqdm(ids, "pack", unit="video", leave=False):
@@ -92,7 +91,7 @@ def pack(
         if not kept:
             raise StaleError(f"nothing to pack: of {len(ids)} videos none is usable; {'; '.join(report.lines()[1:])}")
         block.resize(len(kept), axis=0)
-        file["ids"] = np.array(kept, dtype=h5py.string_dtype())
+        file["ids"] = as_ids(kept)
         file.attrs.update(_shared_attributes(store, kept))
     report.shape = (len(kept), num_snippets, store.width)
     return report
@@ -124,16 +123,23 @@ def _row(
 def _check_duration(
     store: FeatureStore, video_id: str, videos: Mapping[str, Video] | None, fps: float | None, report: PackReport
 ) -> None:
-    """Compare the extent of the features with the annotated duration; a second or a twentieth is rounding."""
+    """Compare the extent of the features with the annotated duration; a second or a twentieth is rounding.
+
+    It is the last look at it, for a packed block has no rate; training refuses only what is far off.
+    """
     if videos is None:
         return
-    recorded = store.attributes(video_id)
-    rate = recorded.get("fps", fps)
-    extent = recorded.get("duration") or (len(store.read(video_id)) / rate if rate else None)
     annotated = videos[video_id].duration
-    if extent is None:
+    try:
+        extents = store.extents(video_id, fps)
+    except StaleError as error:
+        report.problems.append((video_id, RATE_UNKNOWN, str(error)))
+        return
+    if not extents:
         report.problems.append((video_id, RATE_UNKNOWN, ""))
-    elif abs(extent - annotated) > max(1.0, 0.05 * annotated):
+        return
+    extent = max(extents, key=lambda extent: abs(extent - annotated))
+    if abs(extent - annotated) > max(1.0, 0.05 * annotated):
         report.problems.append((video_id, MISFIT, f"{extent:.1f} s of features, {annotated:.1f} s annotated"))
 
 

@@ -76,7 +76,9 @@ def cut_seen(split: ClassSplit, index: int, fold: int, folds: int) -> ClassSplit
     order = np.random.default_rng(index).permutation(len(split.seen))
     chosen = {split.seen[i] for i in order[fold::folds]}
     seen = tuple(label for label in split.seen if label not in chosen)
-    return ClassSplit(seen, tuple(sorted(chosen)), f"fold {fold} of {folds} of the seen classes; {split.source}")
+    return ClassSplit(
+        seen, tuple(sorted(chosen)), f"{folds} folds of the seen classes of split {index}; {split.source}"
+    )
 
 
 def read_class_list(path: str | Path) -> list[str]:

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
 from stale.data.annotations import Instance, Video
+from stale.data.hdf5 import new_hdf5
 from stale.data.vocabulary import phrase
 from stale.files import atomic_path, write_json
 from stale.model.text import TextEncoder, TextTower
@@ -221,6 +221,6 @@ def _write_tower(path: Path, weights: dict[str, Tensor]) -> None:
 
 
 def _write_features(path: Path, videos: Sequence[Video], weights: dict[str, Tensor], recipe: Recipe) -> None:
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with new_hdf5(path) as file:
         for video_id, array in random_features(videos, weights, recipe).items():
             file.create_dataset(video_id, data=array)

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,13 @@ class Candidates:
     segments: Tensor
     scores: Tensor
     labels: Tensor
+
+    @staticmethod
+    def joined(parts: Sequence[Candidates]) -> Candidates:
+        """All candidates of the same videos together."""
+        scores, order = torch.cat([part.scores for part in parts], 1).sort(dim=1, descending=True, stable=True)
+        segments = torch.cat([part.segments for part in parts], 1).gather(1, order.unsqueeze(2).expand(-1, -1, 2))
+        return Candidates(segments, scores, torch.cat([part.labels for part in parts], 1).gather(1, order))
 
 
 def decode_masks(
@@ -51,7 +60,7 @@ def decode_masks(
     B, K, T = class_scores.shape
     top, pair = class_scores.flatten(1).topk(min(top_snippets, K * T), dim=1)  # B × N
     label, snippet = pair // T, pair % T
-    columns = masks.gather(2, snippet.unsqueeze(1).expand(-1, T, -1)).transpose(1, 2)  # B × N × T
+    columns = masks.transpose(1, 2)[torch.arange(B, device=masks.device).unsqueeze(1), snippet]  # B × N × T
     return best_regions(columns, top, label, thresholds, max_candidates, min_length, region_score, fill_holes)
 
 
@@ -66,65 +75,92 @@ def best_regions(
     fill_holes: bool = False,
 ) -> Candidates:
     """Threshold N curves a video (B, N, T), each of a class (B, N) with a score (B, N); see :func:`decode_masks`."""
-    B, _, T = curves.shape
-    levels = torch.tensor(list(thresholds), device=curves.device).view(-1, 1)
-    stacked = curves.unsqueeze(2).expand(-1, -1, len(levels), -1)  # B × N × Θ × T
-    (video, row, _), start, end, level = _regions(
-        stacked, levels, {"max": "amax", "mean": "mean"}[region_score], fill_holes
-    )
-    score = scores[video, row] * level
-    keep = (end - start >= min_length * T) & (score > 0)
-    video, row, start, end, score = (x[keep] for x in (video, row, start, end, score))
-    return _pad(*_best_of_equals(video, labels[video, row], start, end, score, T), B, max_candidates)
+    B, N, T = curves.shape
+    curves = curves.flatten(0, 1)  # B·N × T
+    row, start, end = _regions(curves, thresholds, fill_holes)
+    level = {"max": _largest, "mean": _mean}[region_score](curves, row, start, end)
+    score = scores.flatten()[row] * level
+    keep = _places((end - start >= min_length * T) & (score > 0))
+    row, start, end, score = (x[keep] for x in (row, start, end, score))
+    return _pad(*_best_of_equals(row // N, labels.flatten()[row], start, end, score, T), B, max_candidates)
 
 
-def _regions(
-    values: Tensor, levels: Tensor, reduction: str, fill_holes: bool = False
-) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
-    """Connected regions of ``values > levels`` along the last dimension, holes between them filled or not.
+def _regions(curves: Tensor, thresholds: Sequence[float], fill_holes: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Connected regions of ``curves > threshold`` (rows, T), of every threshold, holes between them filled or not.
 
     Returns:
-        For R regions: their indices in the leading dimensions, first place, place after the last, value reduced.
+        For R regions: their row, first place, place after the last.
     """
-    above = values > levels
+    rows, T = curves.shape
+    levels = torch.tensor(list(thresholds), device=curves.device).view(-1, 1, 1)
+    above = F.pad(curves, (1, 1), value=-torch.inf) > levels  # Θ × rows × T + 2
+    changes = above[..., 1:] != above[..., :-1]  # in a row: a region begins, it ends, the next begins, ...
+    begins, ends = _places(changes.flatten()).view(-1, 2).unbind(1)
+    line = begins // (T + 1)  # of a threshold and a row
     if fill_holes:
-        begun, to_come = (x.int().cummax(-1).values.bool() for x in (above, above.flip(-1)))
-        above = begun & to_come.flip(-1)
-    before = torch.zeros_like(above[..., :1])
-    starts = above & ~torch.cat([before, above[..., :-1]], -1)
-    ends = above & ~torch.cat([above[..., 1:], before], -1)
-    *leading, start = starts.nonzero(as_tuple=True)  # starts and ends alternate: the n-th of each belong together
-    end = ends.nonzero(as_tuple=True)[-1] + 1
-    region = starts.flatten().cumsum(0)[above.flatten()] - 1  # of every place above its level
-    level = values.new_zeros(len(start)).scatter_reduce(0, region, values[above], reduction, include_self=False)
-    return tuple(leading), start, end, level
+        begins = begins[line.diff(prepend=line.new_full((1,), -1)) > 0]
+        ends = ends[line.diff(append=line.new_full((1,), changes.numel())) > 0]
+        line = begins // (T + 1)
+    return line % rows, begins - line * (T + 1), ends - line * (T + 1)
+
+
+def _places(flags: Tensor) -> Tensor:
+    """Where ``flags`` (n,) are true; on the CPU by numpy, which finds few among many four times faster."""
+    if flags.is_cpu:
+        return torch.from_numpy(np.flatnonzero(flags.numpy()))
+    return flags.nonzero().squeeze(1)
+
+
+def _order(keys: Tensor) -> Tensor:
+    """What sorts ``keys`` (n,), equal ones in any order; on the CPU by numpy, five times faster than torch."""
+    return torch.from_numpy(np.argsort(keys.numpy())) if keys.is_cpu else keys.argsort()
+
+
+def _largest(values: Tensor, row: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Maxima (R,) of ``values[row, start:end]``: two windows as long as a power of two cover any range."""
+    T = values.shape[1]
+    windows = values.new_empty(T.bit_length(), *values.shape)  # [n, :, t]: over the 2^n places from t on
+    windows[0] = values
+    for n in range(1, len(windows)):
+        half = 2 ** (n - 1)
+        torch.maximum(windows[n - 1, :, :-half], windows[n - 1, :, half:], out=windows[n, :, :-half])
+    power = (end - start).float().frexp().exponent.long() - 1
+    line, flat = (power * len(values) + row) * T, windows.flatten()
+    return torch.maximum(flat[line + start], flat[line + end - 2**power])
+
+
+def _mean(values: Tensor, row: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Means (R,) of ``values[row, start:end]``, by sums from the left, in double so that a difference of two is one."""
+    T = values.shape[1]
+    until = torch.ones(T, T, dtype=torch.double, device=values.device).triu()  # a product repeats itself, on GPUs too
+    sums = F.pad(values.double() @ until, (1, 0))
+    return ((sums[row, end] - sums[row, start]) / (end - start)).to(values.dtype)
 
 
 def _best_of_equals(
     video: Tensor, label: Tensor, start: Tensor, end: Tensor, score: Tensor, T: int
 ) -> tuple[Tensor, ...]:
-    """Of candidates with the same video, class and segment, the one with the highest score."""
+    """Of candidates with the same video, class and segment, the one with the highest score; in that order."""
     K = label.max() + 1 if len(label) else 1
     key = ((video * K + label) * (T + 1) + start) * (T + 1) + end
-    unique, group = key.unique(return_inverse=True)
-    best = score.new_zeros(len(unique)).scatter_reduce(0, group, score, "amax")
-    rest, end = unique // (T + 1), unique % (T + 1)
-    rest, start = rest // (T + 1), rest % (T + 1)
-    return rest // K, rest % K, start, end, best
+    order = _order(key)
+    new = key[order].diff(prepend=key.new_full((1,), -1)) > 0
+    first = order[_places(new)]
+    best = score.new_zeros(len(first)).scatter_reduce(0, new.cumsum(0) - 1, score[order], "amax")
+    return video[first], label[first], start[first], end[first], best
 
 
 def _pad(
     video: Tensor, label: Tensor, start: Tensor, end: Tensor, score: Tensor, B: int, max_candidates: int
 ) -> Candidates:
-    """A flat list → (B, M) by falling score within each video."""
-    order = score.argsort(descending=True, stable=True)
-    order = order[video[order].argsort(stable=True)]
-    video, label, start, end, score = (x[order] for x in (video, label, start, end, score))
+    """A flat list by rising video → (B, M) by falling score within each."""
     count = torch.bincount(video, minlength=B)
-    rank = torch.arange(len(video), device=video.device) - (count.cumsum(0) - count)[video]
-    M = max(1, min(max_candidates, int(count.max())))
-    keep = rank < M
-    place = (video[keep], rank[keep])
-    segments = score.new_zeros(B, M, 2).index_put(place, torch.stack([start, end], 1)[keep].to(score.dtype))
-    scores = score.new_zeros(B, M).index_put(place, score[keep])
-    return Candidates(segments, scores, label.new_zeros(B, M).index_put(place, label[keep]))
+    first = count.cumsum(0) - count  # B, of each video in the list
+    table = score.new_zeros(B, max(1, int(count.max())))
+    table[video, torch.arange(len(video), device=video.device) - first[video]] = score
+    scores, order = table.sort(dim=1, descending=True, stable=True)
+    M = max(1, min(max_candidates, table.shape[1]))
+    scores, place = scores[:, :M], first.unsqueeze(1) + order[:, :M]
+    place = torch.where(scores > 0, place, len(video))  # padding reads the row of zeros at the end
+    segment, label = F.pad(torch.stack([start, end], 1), (0, 0, 0, 1)), F.pad(label, (0, 1))
+    return Candidates(segment[place].to(score.dtype), scores, label[place])

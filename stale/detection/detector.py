@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from stale import parallel
 from stale.config import DetectionConfig
 from stale.data.annotations import Video
 from stale.data.dataset import inside_segments
-from stale.detection.decode import Candidates, decode_masks
+from stale.detection.decode import Candidates, best_regions, decode_masks
 from stale.detection.oracle import true_masks, true_segments
 from stale.detection.soft_nms import soft_nms
 from stale.memory import names_knob
@@ -21,8 +23,9 @@ from stale.segments import snippets_to_seconds
 
 Results = dict[str, list[dict[str, Any]]]
 
+_REGION_CLASSES = 10  # of a video, that the foreground's regions are named by; the rest is too unlikely to matter
 
-@torch.inference_mode()
+
 def detect(
     model: Stale,
     videos: Sequence[Video],
@@ -34,26 +37,52 @@ def detect(
 ) -> Results:
     """Detect the classes ``labels``, named by ``phrases``, in every video.
 
+    Several processes share the work; the first has the results of all of them, the others none.
+
     Args:
-        features: (videos, T, D) on any device; batches move to the model's.
+        features: (videos, T, D) or a multiple of T snippets, see :func:`read_videos`, on any device; batches move
+            to the model's.
 
     Returns:
         Video id → detections by falling score, each ``{"segment": [start, end] seconds, "label", "score"}``.
         Every video has an entry, an empty list where nothing was found.
     """
-    model.eval()
-    device = model.background.device
-    text = model.text(model.text.tokenize(phrases).to(device))  # once for the vocabulary
+    text = describe_classes(model, phrases)
+    firsts = range(0, len(videos), options.batch_size)
+    places = [slice(first, first + options.batch_size) for first in firsts]
+    own = (
+        detect_batch(model, videos[place], features[place], text, labels, options) for place in parallel.share(places)
+    )
     results: Results = {}
     with tqdm(total=len(videos), desc="detect", unit="video", leave=False, disable=not progress) as bar:
-        for first in range(0, len(videos), options.batch_size):
-            part = videos[first : first + options.batch_size]
-            with names_knob("detection.batch_size", options.batch_size, "; a run's config.yaml may be changed there"):
-                snippets = features[first : first + len(part)].to(device).float()
-                _, candidates = read_videos(model, part, snippets, text, labels, options)
-                results.update(to_results(part, candidates, labels, features.shape[1], options))
-            bar.update(len(part))
+        for found in parallel.in_order(own, len(places)):
+            results.update(found)
+            bar.update(len(found))
     return results
+
+
+@torch.inference_mode()
+def describe_classes(model: Stale, phrases: Sequence[str]) -> Tensor:
+    """Text features (K, C) of ``phrases``, on the model's device: once for a vocabulary."""
+    model.eval()
+    return model.text(model.text.tokenize(phrases).to(model.background.device))
+
+
+@torch.inference_mode()
+def detect_batch(
+    model: Stale,
+    videos: Sequence[Video],
+    features: Tensor,
+    text: Tensor,
+    labels: Sequence[str],
+    options: DetectionConfig,
+) -> Results:
+    """What :func:`detect` returns, of one batch; features (B, n·T, D) on any device, ``text`` as described."""
+    model.eval()
+    with names_knob("detection.batch_size", options.batch_size, "; a run's config.yaml may be changed there"):
+        snippets = features.to(model.background.device).float()
+        outputs, candidates = read_videos(model, videos, snippets, text, labels, options)
+        return to_results(videos, candidates, labels, outputs.num_snippets, options)
 
 
 def read_videos(
@@ -64,25 +93,64 @@ def read_videos(
     labels: Sequence[str],
     options: DetectionConfig,
 ) -> tuple[Outputs, Candidates]:
-    """A batch's outputs and candidates; features (B, T, D) and text (K, C) on the model's device.
+    """A batch's outputs and candidates, both in T snippets; text (K, C) on the model's device.
 
     The videos' ground truth is read only where the model or ``options.oracle`` has it stand in for a prediction.
+
+    Args:
+        features: (B, n·T, D) on the model's device: the model sees them at T snippets, the foreground's own regions
+            are read at all n·T.
     """
-    num_snippets, device = features.shape[1], features.device
+    coarse = model.coarsen(features)
+    num_snippets, device = coarse.shape[1], coarse.device
     masked = model.mask_given or options.oracle == "masks"
-    outputs = model(features, text, true_masks(videos, labels, num_snippets, device) if masked else None)
+    outputs = model(coarse, text, true_masks(videos, labels, num_snippets, device) if masked else None)
     if options.oracle != "proposals":
-        return outputs, candidates_of(outputs, options)
+        finer = options.regions != "masks" and not masked and features is not coarse
+        return outputs, candidates_of(outputs, options, model.read_foreground(features) if finer else None)
     segments, known = true_segments(videos, labels, num_snippets, device)
     return outputs, name_segments(outputs, segments, known.float(), options)
 
 
-def candidates_of(outputs: Outputs, options: DetectionConfig) -> Candidates:
-    """Decode a batch's outputs: by class, or class-agnostic proposals that are named afterwards."""
-    if options.name_by == "snippets":
-        return _decode(outputs, class_scores_of(outputs, options.foreground_weight), options)
-    proposals = _decode(outputs, outputs.foreground.float().unsqueeze(1), options)
-    return name_segments(outputs, proposals.segments, proposals.scores, options)
+def candidates_of(outputs: Outputs, options: DetectionConfig, finer: Tensor | None = None) -> Candidates:
+    """Decode a batch's outputs: by class, or class-agnostic proposals that are named afterwards.
+
+    Args:
+        finer: L (B, n·T) in place of the outputs' own, for its regions.
+    """
+    if options.name_by == "proposals":
+        proposals = _decode(outputs, outputs.foreground.float().unsqueeze(1), options)
+        return name_segments(outputs, proposals.segments, proposals.scores, options)
+    class_scores = class_scores_of(outputs, options.foreground_weight)  # B × K × T
+    video = _video_scores(outputs, options)  # B × K
+    found = []
+    if options.regions != "foreground":
+        weighed = class_scores if video is None else class_scores * video.unsqueeze(2)
+        found.append(_decode(outputs, weighed, options))
+    if options.regions != "masks":
+        names = class_scores.mean(2) if video is None else video
+        found.append(_foreground_regions(outputs.foreground if finer is None else finer, names, outputs, options))
+    return found[0] if len(found) == 1 else Candidates.joined(found)
+
+
+def _video_scores(outputs: Outputs, options: DetectionConfig) -> Tensor | None:
+    """Probability (B, K) of the classes under test given the whole video, where it is asked for."""
+    if not options.video_evidence:
+        return None
+    return (outputs.video_cosine / options.video_temperature).softmax(1)
+
+
+def _foreground_regions(foreground: Tensor, names: Tensor, outputs: Outputs, options: DetectionConfig) -> Candidates:
+    """Regions of L (B, n·T), stretched from 0 to 1 in each video, under its likeliest classes by ``names`` (B, K).
+
+    A region's score is its highest value times the class's: with the mean, narrow regions push the whole ones out.
+    """
+    low, high = foreground.amin(1, keepdim=True), foreground.amax(1, keepdim=True)
+    stretched = (foreground - low) / (high - low).clamp(min=1e-6)
+    scores, labels = names.topk(min(_REGION_CLASSES, names.shape[1]), dim=1)
+    curves = stretched.unsqueeze(1).expand(-1, scores.shape[1], -1)
+    regions = best_regions(curves, scores, labels, options.thresholds, options.candidates, options.min_length)
+    return replace(regions, segments=regions.segments * (outputs.num_snippets / foreground.shape[1]))
 
 
 def name_segments(outputs: Outputs, segments: Tensor, scores: Tensor, options: DetectionConfig) -> Candidates:
@@ -94,13 +162,15 @@ def name_segments(outputs: Outputs, segments: Tensor, scores: Tensor, options: D
         segments: (B, M, 2) in snippets.
         scores: (B, M); 0 stands for padding.
     """
-    inside = inside_segments(segments, outputs.class_logits.shape[2]).float()  # B × M × T
+    inside = inside_segments(segments, outputs.num_snippets).float()  # B × M × T
     if options.name_by == "proposals":
         pooled = inside @ outputs.evidence.float()  # B × M × C; the cosine needs no mean
         names = name_pooled(pooled, outputs.language[:, :-1], outputs.temperature).softmax(2)  # B × M × K
     else:
         of_snippets = class_scores_of(outputs, options.foreground_weight).transpose(1, 2)
         names = inside @ of_snippets / inside.sum(2, keepdim=True)
+    video = _video_scores(outputs, options)
+    names = names if video is None else names * video.unsqueeze(1)
     every = (scores.unsqueeze(2) * names).flatten(1)  # B × M·K
     best, place = every.topk(min(options.candidates, every.shape[1]), dim=1)
     segment = (place // names.shape[2]).unsqueeze(2).expand(-1, -1, 2)

@@ -8,12 +8,16 @@ from __future__ import annotations
 import csv
 import html
 import io
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from stale import __version__
-from stale.errors import printable
+from stale.errors import StaleError, printable
+from stale.files import atomic_path
 
 Detection = Mapping[str, Any]
 
@@ -22,6 +26,36 @@ def results_json(results: Mapping[str, Sequence[Detection]], **extra: Any) -> di
     """ActivityNet's results form; ``extra`` keys say how they were made, and other readers ignore them."""
     external = {"used": False, "details": ""}
     return {"version": f"stale {__version__}", "external_data": external, **extra, "results": dict(results)}
+
+
+def entries_json(results: Mapping[str, Sequence[Detection]]) -> str:
+    """Videos' detections as JSON without the braces around them, for :func:`results_file`."""
+    return json.dumps(dict(results), ensure_ascii=False)[1:-1]
+
+
+@contextmanager
+def results_file(path: str | Path, **extra: Any) -> Iterator[Callable[[str], None]]:
+    """Write :func:`results_json` part by part: the same text to the byte, never held as a whole.
+
+    The file appears finished at the end, or not at all.
+
+    Yields:
+        What takes the next videos, as :func:`entries_json`.
+    """
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(results_json({}, **extra), ensure_ascii=False).removesuffix("}}"))
+        separator = ""
+
+        def write(entries: str) -> None:
+            nonlocal separator
+            try:
+                file.write(separator + entries if entries else "")
+            except OSError as error:  # named here, as several files may be open
+                raise StaleError(f"cannot write {path}: {error.strerror or error}") from error
+            separator = ", " if entries else separator
+
+        yield write
+        file.write("}}\n")
 
 
 def choose(detections: Sequence[Detection], top: int, min_score: float = 0.0) -> list[Detection]:

@@ -18,7 +18,7 @@ from stale.build import choose_device, restore_model
 from stale.checkpoint import load_checkpoint
 from stale.data.annotations import Video
 from stale.data.dataset import rescale
-from stale.data.features import check_features, load_npy, open_features, read_sidecar
+from stale.data.features import check_features, load_npy, open_features, read_sidecar, recorded_number
 from stale.data.tower import Tower, require_same_tower
 from stale.data.vocabulary import NamedClass, fill_template, parse_classes
 from stale.detection.explain import VideoDetections, explain_video
@@ -94,7 +94,7 @@ class Detector:
             )
         named = parse_classes(classes)
         video = Video(name, "", len(array) / fps, ())
-        snippets = rescale(torch.from_numpy(array), self.config.data.num_snippets)
+        snippets = rescale(torch.from_numpy(array), self.config.tested_snippets)
         text = self._describe(named, templates)
         return explain_video(self.model, video, snippets, [item.label for item in named], text, self.config)
 
@@ -144,7 +144,7 @@ class Detector:
             try:
                 array, recorded = load()
                 require_same_tower(self.tower, Tower.of(recorded), f"the features of '{video_id}' in {source}")
-                rate = fps or recorded.get("fps")
+                rate = fps or recorded_number(recorded, "fps", f"features of '{video_id}' in {source}")
                 if not rate:
                     raise StaleError(f"features {source} record no rate: say how many a second with --fps")
                 yield video_id, self.detect(array, rate, classes, templates, video_id)

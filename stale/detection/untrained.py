@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,7 +40,7 @@ def detect_untrained(
         video = (F.normalize(snippets.mean(1), dim=-1) @ names.T / _TEMPERATURE).softmax(1)  # B × K
         score, label = video.max(1, keepdim=True)
         if row == "whole_video":
-            span = torch.tensor([0.0, features.shape[1]]).expand(len(part), 1, 2)
+            span = snippets.new_tensor([0.0, features.shape[1]]).expand(len(part), 1, 2)
             candidates = Candidates(span, score, label)
         else:
             candidates = _snippets(snippets, names[label], score, label, options)

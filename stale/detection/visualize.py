@@ -60,5 +60,5 @@ def _watch(detector: Detector, test: TestData, limit: int | None) -> Iterator[Vi
     with torch.inference_mode():
         text = model.text(model.text.tokenize(phrases(test.classes)).to(model.background.device))
     for video in test.videos[:limit]:
-        features = load_features([video.id], test.store, config.data.num_snippets)
+        features = load_features([video.id], test.store, config.tested_snippets)
         yield explain_video(model, video, features[0], test.classes, text, config)

@@ -41,8 +41,37 @@ class ConvMask(nn.Module):
         return self.layers(visual.transpose(1, 2)).squeeze(1)
 
 
-def build_masking(kind: str, width: int, queries: int, layers: int, heads: int, dropout: float) -> nn.Module | None:
-    """``maskformer`` (paper) or ``conv1d``; None for ``none``, and for ``gt``, whose mask is given."""
+class ConvStackMask(nn.Module):
+    """Foreground logits by residual convolutions on features of reduced width (ours).
+
+    It knows neither the length of the video nor a place in it, so that it reads a video at any number of snippets;
+    the dropout on the features themselves keeps it from recognising the seen classes.
+    """
+
+    def __init__(self, width: int, hidden: int, layers: int, dropout: float) -> None:
+        super().__init__()
+        self.reduce = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, hidden))
+        self.blocks = nn.ModuleList(_conv_block(hidden, dropout) for _ in range(layers))
+        self.score = nn.Conv1d(hidden, 1, 3, padding=1)
+
+    def forward(self, visual: Tensor) -> Tensor:
+        """F_vis (B, T, C) → foreground logits (B, T)."""
+        x = self.reduce(visual).transpose(1, 2)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.score(x).squeeze(1)
+
+
+def _conv_block(width: int, dropout: float) -> nn.Module:
+    return nn.Sequential(nn.Conv1d(width, width, 3, padding=1), nn.GroupNorm(1, width), nn.ReLU(), nn.Dropout(dropout))
+
+
+def build_masking(
+    kind: str, width: int, queries: int, layers: int, heads: int, hidden: int, dropout: float
+) -> nn.Module | None:
+    """``maskformer`` (paper), ``conv1d`` or ``conv_stack``; None for ``none``, and for ``gt``, whose mask is given."""
+    if kind == "conv_stack":
+        return ConvStackMask(width, hidden, layers, dropout)
     if kind == "maskformer":
         return MaskFormerMask(width, queries, layers, heads, dropout)
     return ConvMask(width) if kind == "conv1d" else None

@@ -31,6 +31,7 @@ class Outputs:
         evidence: (B, T, C), the features that the classifier compares: F_vis, or a baseline's own.
         language: (B, K+1, C), what it compares them with: F_lan'.
         temperature: τ of the comparison.
+        video_cosine: (B, K), of the whole video's features as extracted and the class's text features.
     """
 
     visual: Tensor
@@ -41,6 +42,12 @@ class Outputs:
     evidence: Tensor | None = None
     language: Tensor | None = None
     temperature: float = 0.01
+    video_cosine: Tensor | None = None
+
+    @property
+    def num_snippets(self) -> int:
+        """T."""
+        return self.class_logits.shape[2]
 
     @property
     def foreground(self) -> Tensor | None:
@@ -120,7 +127,37 @@ class Stale(nn.Module):
         evidence = visual if self.classifier is None else self.classifier(self._prepare(features))
         class_logits = self.classify(evidence, mask, language)
         masks = self.localizer(visual)
-        return Outputs(visual, class_logits, masks, foreground_logits, given_mask, evidence, language, self.temperature)
+        return Outputs(
+            visual,
+            class_logits,
+            masks,
+            foreground_logits,
+            given_mask,
+            evidence,
+            language,
+            self.temperature,
+            self.compare_video(features, text),
+        )
+
+    def coarsen(self, features: Tensor) -> Tensor:
+        """(B, n·T, D) → (B, T, D), the means of n snippets each; what has T snippets already stays as it is."""
+        B, length, D = features.shape
+        T = self.localizer.num_snippets
+        return features if length == T else features.reshape(B, T, length // T, D).mean(2)
+
+    def read_foreground(self, features: Tensor) -> Tensor:
+        """L (B, T') of features (B, T', D) at any number of snippets T'; the masking must not be ``none`` or ``gt``."""
+        return self.masking(self.embed_visual(features)).float().sigmoid()
+
+    def compare_video(self, features: Tensor, text: Tensor) -> Tensor:
+        """Cosine (B, K) of a video's mean feature, before any context, and each class's text features.
+
+        What is trained on snippets pulls features and text towards the seen classes; this comparison stays as open
+        as CLIP's (ours).
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            video = F.normalize(self.projection(features.float()), dim=-1).mean(1)
+            return F.normalize(video, dim=-1) @ F.normalize(text.float(), dim=-1).T
 
     def _mask(self, visual: Tensor, foreground_logits: Tensor | None, given_mask: Tensor | None) -> Tensor:
         """The factor on the features (B, T)."""

@@ -30,9 +30,9 @@ import numpy as np
 from tqdm import tqdm
 
 from stale.data.annotations import Video, all_labels, read_annotations
+from stale.data.hdf5 import as_ids, new_hdf5
 from stale.data.vocabulary import phrase
 from stale.errors import StaleError
-from stale.files import atomic_path
 from stale.preparation.converters import check_ids
 from stale.preparation.downloads import sha256_of
 
@@ -114,7 +114,7 @@ def simulate(
     def make(video: Video) -> np.ndarray:
         return simulate_video(video, space, grid, strengths, seed)
 
-    with atomic_path(output) as temporary, h5py.File(temporary, "w") as file:
+    with new_hdf5(output) as file:
         file.attrs.update(_label(annotations, text_weights, grid, strengths, seed))
         _write(file, chosen, make, grid, space.common.size)
     return describe(_sample(chosen, 200), make, space)
@@ -211,7 +211,7 @@ def _write(
         for video, features in _made(videos, make):
             file.create_dataset(video.id, data=features)
         return
-    file.create_dataset("ids", data=[video.id for video in videos], dtype=h5py.string_dtype())
+    file["ids"] = as_ids([video.id for video in videos])
     shape = (len(videos), grid.count, width)
     block = file.create_dataset("features", shape, np.float16, chunks=(1, grid.count, width))
     for row, (_, features) in enumerate(_made(videos, make)):

@@ -23,6 +23,8 @@ class Row:
         settings: ``section.key=value``, laid over all files.
         oracle: ``masks`` or ``proposals`` at test time.
         ground_truth: which ground truth is counted, as ``eval.py --ground-truth`` has it.
+        vocabulary: the classes under test: ``unseen``, or ``seen`` ones in their test videos.
+        baseline: the row that this one is paired with, split by split.
         note: what a reader must know of it.
     """
 
@@ -35,6 +37,8 @@ class Row:
     settings: tuple[str, ...] = ()
     oracle: str | None = None
     ground_truth: str = "all"
+    vocabulary: str = "unseen"
+    baseline: str = ""
     note: str = ""
 
 
@@ -143,6 +147,41 @@ _OFFICIAL = (
     Row("all", "all", "released code", "", _ALL, _ALL_50_50, ground_truth="predicted-videos", note=_UNSEEN),
 )
 
+_PLUS = ("stale_plus.yaml",)
+_BEYOND = (
+    Row("stale", "STALE"),
+    Row("plus", "STALE plus", overlays=_PLUS, baseline="stale"),
+    Row("stale_seen", "STALE, seen classes", vocabulary="seen"),
+    Row("plus_seen", "STALE plus, seen classes", overlays=_PLUS, vocabulary="seen", baseline="stale_seen"),
+)
+
+
+def _direction(key: str, name: str, *settings: str) -> Row:
+    """The paper's configuration with one thing changed."""
+    return Row(key, name, settings=settings, baseline="stale")
+
+
+_CONV_STACK = ("model.masking.kind=conv_stack", "model.masking.layers=4", "model.masking.dropout=0.3")
+_FINER = ("detection.regions=both", "detection.fineness=2")
+_DIRECTIONS = (
+    Row("stale", "STALE"),
+    _direction("no_context", "features as extracted", "model.temporal.kind=none"),
+    _direction("frozen_text", "text tower frozen", "model.text.encoder=frozen"),
+    _direction("template", "template prompt", "model.text.prompt=template"),
+    _direction("temperature", "temperature 0.02", "model.temperature=0.02"),
+    _direction("soft_mask", "soft mask", "model.masking.gradient=soft"),
+    _direction("conv_stack", "convolutions find the foreground", *_CONV_STACK),
+    _direction(
+        "plain_localizer", "plain localizer, 9 wide", "model.localizer.kind=plain", "model.localizer.kernel_size=9"
+    ),
+    _direction("more_snippets", "twice the snippets", "data.num_snippets=512"),
+    _direction("video_evidence", "video-level evidence", "detection.video_evidence=true"),
+    _direction("regions", "regions of the foreground", "detection.regions=both"),
+    _direction("fineness", "the same at twice the snippets", *_FINER),
+    _direction("nms_sigma", "SoftNMS sigma 0.3", "detection.nms_sigma=0.3"),
+    Row("plus", "STALE plus: all that helped", overlays=_PLUS, baseline="stale"),
+)
+
 _BOTH, _MAIN = ("75_25", "50_50"), ("75_25",)
 TABLES = {
     table.name: table
@@ -153,6 +192,8 @@ TABLES = {
         Table("error_propagation", "Error propagation", _PROPAGATION, _MAIN, "error_propagation"),
         Table("closed_set", "Closed set: trained and tested on all classes", _SYSTEMS, ("closed",)),
         Table("official_code", "What each deviation of the released code does", _OFFICIAL, _MAIN),
+        Table("beyond", "Beyond the paper", _BEYOND, _BOTH),
+        Table("directions", "Beyond the paper: one direction at a time", _DIRECTIONS, ("seen_cv",)),
     )
 }
 

@@ -35,7 +35,13 @@ def _draw_panel(ax, lines: Sequence[Line]) -> None:
     spread = [100 * (line.ours[AVERAGE]["std"] or 0) if line.ours else 0 for line in lines]
     if any(line.published for line in lines):
         published = [100 * line.published.get(AVERAGE, 0) for line in lines]
-        ax.barh([place - 0.2 for place in places], published, 0.38, color=_PUBLISHED, label="published")
+        ax.barh(
+            [place - 0.2 for place in places],
+            published,
+            0.38,
+            color=_PUBLISHED,
+            label="published" if lines[0].comparable else "published, other features",
+        )
     ax.barh([place + 0.2 for place in places], ours, 0.38, xerr=spread, color=_OURS, label="ours, mean ± std")
     ax.set_yticks(list(places), [line.name for line in lines], fontsize=8)
     ax.invert_yaxis()

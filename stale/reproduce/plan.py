@@ -13,7 +13,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from stale.config import Config, differing_keys, load_config
+from stale.config import Config, DataConfig, differing_keys, load_config
 from stale.errors import StaleError
 from stale.reproduce.catalog import Row, Table
 from stale.run import RunFolder
@@ -36,15 +36,17 @@ class Test:
 
     oracle: str | None = None
     ground_truth: str = "all"
+    vocabulary: str = "unseen"
 
     __test__ = False  # not one of pytest's
 
     @property
     def metrics(self) -> str:
         """The name of the metrics file in the run's folder."""
+        vocabulary = "" if self.vocabulary == "unseen" else f"_{self.vocabulary}"
         oracle = f"_oracle_{self.oracle}" if self.oracle else ""
         counted = "" if self.ground_truth == "all" else f"_{self.ground_truth.replace('-', '_')}"
-        return f"metrics{oracle}{counted}.json"
+        return f"metrics{vocabulary}{oracle}{counted}.json"
 
 
 @dataclass
@@ -80,20 +82,23 @@ class Job:
         folder = _relative(self.folder)
         train = [_relative(root / "train.py"), "--config", *files, "--set", *self.settings]
         lines = [[*train, "--output", folder, "--resume"]]
-        for oracle in dict.fromkeys(test.oracle for test in tests):
-            lines.append([_relative(root / "inference.py"), "--run", folder, *(["--oracle", oracle] if oracle else [])])
+        for vocabulary, oracle in dict.fromkeys((test.vocabulary, test.oracle) for test in tests):
+            asked = [] if vocabulary == "unseen" else ["--vocabulary", vocabulary]
+            asked += ["--oracle", oracle] if oracle else []
+            lines.append([_relative(root / "inference.py"), "--run", folder, *asked])
         return lines + [self._evaluation(test, root) for test in tests]
 
     def _evaluation(self, test: Test, root: Path) -> list[str]:
         line = [_relative(root / "eval.py")]
         if test.oracle:
-            predictions = RunFolder(self.folder).detections("unseen", test.oracle)
+            predictions = RunFolder(self.folder).detections(test.vocabulary, test.oracle)
             line += ["--predictions", _relative(predictions), "--annotations", self.config.data.annotations]
         else:
             line += ["--run", _relative(self.folder)]
+            line += [] if test.vocabulary == "unseen" else ["--vocabulary", test.vocabulary]
         if test.ground_truth != "all":
             line += ["--ground-truth", test.ground_truth]
-        own_file = not test.oracle and test.ground_truth == "all"  # eval.py --run writes metrics.json by itself
+        own_file = not test.oracle and test.ground_truth == "all"  # eval.py --run writes it by itself
         return line if own_file else [*line, "--json", _relative(self.folder / test.metrics)]
 
 
@@ -119,7 +124,7 @@ def make_plan(
     cells = []
     for setting in settings:
         for row in rows:
-            test = Test(row.oracle, row.ground_truth)
+            test = Test(row.oracle, row.ground_truth, row.vocabulary)
             made = [_job(row, setting, split, output, sources) for split in _splits_of(setting, splits)]
             shared = tuple(jobs.setdefault(job.folder, job) for job in made)
             for job in shared:
@@ -159,13 +164,16 @@ def shell_line(commands: Sequence[Sequence[str]], interpreter: str = "python") -
 def _job(row: Row, setting: str, split: int, output: Path, sources: Sources) -> Job:
     overlays = (*row.overlays, *(row.overlays_50_50 if setting == "50_50" else ()))
     files = (*sources.configs, *(sources.root / "configs" / name for name in overlays))
-    settings = (*row.settings, *sources.assignments, f"data.setting={setting}", f"data.split={split}")
+    number = f"data.fold={split}" if setting == "seen_cv" else f"data.split={split}"
+    settings = (*row.settings, *sources.assignments, f"data.setting={setting}", number)
     config = load_config(files, settings)
     folder = output / "runs" / f"{_slug(row.method)}-{_digest(config)}" / f"{setting}_{split}"
     return Job(folder, config, files, settings)
 
 
 def _splits_of(setting: str, splits: Sequence[int]) -> Sequence[int]:
+    if setting == "seen_cv":
+        return [split for split in splits if split < DataConfig().folds]
     return [0] if setting == "closed" else splits  # there is nothing to split
 
 
@@ -181,7 +189,7 @@ def _digest(config: Config) -> str:
     values = asdict(config)
     apart: dict[str, Any] = {}
     for key in differing_keys(config, Config()):
-        if key not in ("data.setting", "data.split"):
+        if key not in ("data.setting", "data.split", "data.fold"):
             apart[key] = reduce(lambda section, name: section[name], key.split("."), values)
     return hashlib.sha256(json.dumps(apart, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -7,18 +7,19 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from stale.errors import StaleError
-from stale.evaluation.aggregate import SYSTEM, aggregate, protocol_line, read_runs
+from stale.evaluation.aggregate import OTHER, SYSTEM, aggregate, protocol_line, read_runs
+from stale.evaluation.assess import ROW_NAMES
 from stale.files import read_json, read_text
 from stale.reproduce.catalog import Table
 from stale.reproduce.plan import Cell
 
 TIOUS = {"thumos14": ("0.30", "0.40", "0.50", "0.60", "0.70"), "activitynet": ("0.50", "0.75", "0.95")}
-SETTINGS = {"75_25": "75/25", "50_50": "50/50", "closed": "closed set"}
+SETTINGS = {"75_25": "75/25", "50_50": "50/50", "closed": "closed set", "seen_cv": "pseudo-unseen classes"}
 AVERAGE = "average"
 LEAST_TOLERANCE = 0.01  # a point of mAP: other processors add up in another order, and training amplifies it
 
@@ -30,9 +31,13 @@ class Line:
     Attributes:
         published: column → fraction, {} where nothing was published or it could not be checked.
         source: of the published figures.
+        comparable: whether ours are of the features that those are of; else there is no difference to speak of.
         ours: column → mean, std, values (see :func:`stale.evaluation.aggregate.statistics`), {} where nothing is done.
         splits: those that are done, of ``planned``.
         protocol: of our figures.
+        baseline: the name of the row that this one is paired with.
+        paired: column → statistics of this row minus the baseline over the splits that both have.
+        untrained: row that needs no training → statistics of its average mAP over the same splits.
     """
 
     setting: str
@@ -45,6 +50,10 @@ class Line:
     splits: tuple[int, ...]
     planned: int
     protocol: str
+    baseline: str = ""
+    paired: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    untrained: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    comparable: bool = True
 
     @property
     def complete(self) -> bool:
@@ -53,7 +62,7 @@ class Line:
 
     def difference(self, column: str) -> float | None:
         """Ours minus the published figure."""
-        if column not in self.ours or column not in self.published:
+        if not self.comparable or column not in self.ours or column not in self.published:
             return None
         return self.ours[column]["mean"] - self.published[column]
 
@@ -63,9 +72,21 @@ def columns_of(dataset: str) -> tuple[str, ...]:
     return (*TIOUS.get(dataset, TIOUS["activitynet"]), AVERAGE)
 
 
-def make_lines(table: Table, cells: Sequence[Cell], dataset: str, published: Sequence[Mapping[str, str]]) -> list[Line]:
-    """The table as far as its runs are finished."""
-    return [_line(table, cell, dataset, published) for cell in cells]
+def make_lines(
+    table: Table,
+    cells: Sequence[Cell],
+    dataset: str,
+    published: Sequence[Mapping[str, str]],
+    comparable: bool = True,
+) -> list[Line]:
+    """The table as far as its runs are finished.
+
+    Args:
+        comparable: whether the runs' features are those of the published figures.
+    """
+    by_row = {(cell.setting, cell.row.key): cell for cell in cells}
+    lines = [_line(table, cell, by_row.get((cell.setting, cell.row.baseline)), dataset, published) for cell in cells]
+    return [replace(line, comparable=comparable) for line in lines]
 
 
 def read_published(path: Path) -> list[dict[str, str]]:
@@ -162,13 +183,17 @@ def compare(lines: Sequence[Line], expected: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def _line(table: Table, cell: Cell, dataset: str, published: Sequence[Mapping[str, str]]) -> Line:
-    done = [job for job in cell.jobs if cell.test not in job.unfinished()]
+def _line(
+    table: Table, cell: Cell, baseline: Cell | None, dataset: str, published: Sequence[Mapping[str, str]]
+) -> Line:
+    done = _finished(cell)
     ours: Mapping[str, Any] = {}
+    untrained: Mapping[str, Any] = {}
     protocol = ""
     if done:
-        content = aggregate(read_runs([job.folder for job in done], cell.test.metrics))
+        content = aggregate(read_runs(done.values(), cell.test.metrics))
         ours = content["rows"][SYSTEM]
+        untrained = {name: content["rows"][name][AVERAGE] for name in ROW_NAMES if name in content["rows"]}
         protocol = re.sub(r", epoch \d+", "", protocol_line(content)).removeprefix("protocol: ")  # another in each run
     row = cell.row
     known = _published_row(table, cell, dataset, published)
@@ -180,10 +205,29 @@ def _line(table: Table, cell: Cell, dataset: str, published: Sequence[Mapping[st
         {column: float(known[_key(column)]) / 100 for column in columns_of(dataset) if known.get(_key(column))},
         known.get("source", ""),
         ours,
-        tuple(job.config.data.split for job in done),
+        tuple(done),
         len(cell.jobs),
         protocol,
+        baseline.row.name if baseline else "",
+        _paired(cell, baseline) if baseline else {},
+        untrained,
     )
+
+
+def _finished(cell: Cell) -> dict[int, Path]:
+    """Split → run folder of the jobs whose test is done."""
+    return {job.config.data.number: job.folder for job in cell.jobs if cell.test not in job.unfinished()}
+
+
+def _paired(cell: Cell, baseline: Cell) -> Mapping[str, Any]:
+    """Column → statistics of the differences over the splits that both rows have."""
+    mine, others = _finished(cell), _finished(baseline)
+    both = [split for split in mine if split in others]
+    if not both:
+        return {}
+    runs = read_runs([mine[split] for split in both], cell.test.metrics)
+    versus = read_runs([others[split] for split in both], baseline.test.metrics)
+    return aggregate(runs, versus)["paired"][OTHER]
 
 
 def _published_row(table: Table, cell: Cell, dataset: str, published: Sequence[Mapping[str, str]]) -> Mapping[str, str]:
@@ -204,14 +248,17 @@ def _grid(lines: Sequence[Line], columns: Sequence[str]) -> str:
     ]
     for line in lines:
         if line.published:
+            source = line.source if line.comparable else f"{line.source}; CLIP features, not comparable"
             cells = [_percent(line.published.get(column)) for column in columns]
-            rows.append([f"**{line.name}**", f"published ({line.source})", *cells])
+            rows.append([f"**{line.name}**", f"published ({source})", *cells])
         count = f"{line.planned} run{'s' if line.planned > 1 else ''}"
         count = count if line.complete else f"{len(line.splits)} of {count}"
         spread = [_spread(line.ours.get(column)) for column in columns]
         rows.append(["" if line.published else f"**{line.name}**", f"ours ({count})", *spread])
-        if line.published and line.ours:
+        if line.published and line.ours and line.comparable:
             rows.append(["", "difference", *[_signed(line.difference(column)) for column in columns]])
+        if line.paired:
+            rows.append(["", f"paired with {line.baseline}", *[_gain(line.paired.get(column)) for column in columns]])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -222,8 +269,19 @@ def _protocols(lines: Sequence[Line]) -> str:
         if line.protocol:
             rows.setdefault(line.protocol, []).append(line.name)
     texts = [f"{', '.join(names)}: {protocol}" for protocol, names in rows.items()]
+    texts += _untrained(lines)
     texts += [f"{line.name}: {line.note}" for line in lines if line.note]
     return "\n".join(f"* {text}" for text in texts) or "* nothing is done yet"
+
+
+def _untrained(lines: Sequence[Line]) -> list[str]:
+    """What needs no training, over the same splits, with the rows it stands beside."""
+    beside: dict[str, list[str]] = {}
+    for line in lines:
+        if line.untrained:
+            figures = ", ".join(f"{ROW_NAMES[name]} {_spread(cell)}" for name, cell in line.untrained.items())
+            beside.setdefault(figures, []).append(line.name)
+    return [f"average mAP of {figures}, beside {', '.join(names)}" for figures, names in beside.items()]
 
 
 def _percent(value: float | None) -> str:
@@ -238,6 +296,12 @@ def _spread(cell: Mapping[str, Any] | None) -> str:
     if not cell:
         return "–"
     return _percent(cell["mean"]) + ("" if cell["std"] is None else f" ± {100 * cell['std']:.1f}")
+
+
+def _gain(cell: Mapping[str, Any] | None) -> str:
+    if not cell:
+        return "–"
+    return _signed(cell["mean"]) + ("" if cell["std"] is None else f" ± {100 * cell['std']:.1f}")
 
 
 def _plain(value: float | None) -> str:

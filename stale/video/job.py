@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from stale.data.features import ATTRIBUTES, read_sidecar
+from stale.data.hdf5 import new_hdf5
 from stale.errors import StaleError
 from stale.files import atomic_path, write_json
 from stale.video.encoder import ImageEncoder
@@ -133,13 +134,12 @@ class _Hdf5File(Output):
         parts = sorted(self.waiting.path.glob("*.npy"))
         if not parts:
             return
-        with atomic_path(self.path) as temporary:
+        with new_hdf5(self.path) as file:
             if self.path.exists():
-                shutil.copyfile(self.path, temporary)
-            with h5py.File(temporary, "a" if self.path.exists() else "w") as file:
-                for part in parts:
-                    dataset = file.create_dataset(part.stem, data=np.load(part))
-                    dataset.attrs.update(read_sidecar(part))
+                _copy(self.path, file, {part.stem for part in parts})
+            for part in parts:
+                dataset = file.create_dataset(part.stem, data=np.load(part))
+                dataset.attrs.update(read_sidecar(part))
         shutil.rmtree(self.waiting.path)
 
 
@@ -150,6 +150,14 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield name, {key: dataset.attrs[key] for key in ATTRIBUTES if key in dataset.attrs}
     except OSError as error:
         raise StaleError(f"{path} is not an HDF5 file or damaged ({error}): choose another --output") from None
+
+
+def _copy(path: Path, file: h5py.File, replaced: Collection[str]) -> None:
+    """All of the HDF5 file at ``path`` into ``file``, save what is ``replaced``: parts that a kill left behind."""
+    with h5py.File(path, "r") as earlier:
+        file.attrs.update(earlier.attrs)
+        for name in sorted(earlier.keys() - replaced):
+            earlier.copy(name, file)
 
 
 def _check_settings(recorded: dict[str, Any], settings: dict[str, str], output: str | Path, video_id: str) -> None:
