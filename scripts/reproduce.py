@@ -148,8 +148,6 @@ def source_name(options: argparse.Namespace) -> str:
 
 def record(lines: Sequence[Line], path: Path, about: dict[str, Any]) -> None:
     """Keep complete rows as expected figures, with where they come from; rows that are the same keep their origin."""
-    from stale.checkpoint import git_revision
-
     earlier = read_json(path, "expected figures")["rows"] if path.is_file() else {}
     measured = to_expected(lines)
     changed = {
@@ -157,7 +155,7 @@ def record(lines: Sequence[Line], path: Path, about: dict[str, Any]) -> None:
         for name, row in measured.items()
         if any(earlier.get(name, {}).get(key) != value for key, value in row.items())
     }
-    origin = {"commit": git_revision(), "machine": machine(), **about}
+    origin = {"machine": machine(), **about}
     rows = {**earlier, **{name: {**row, **origin} for name, row in changed.items()}}
     write_json(path, {"rows": rows}, indent=1)
     print(f"recorded: {len(changed)} rows in {path}")

@@ -161,6 +161,12 @@ def _direction(key: str, name: str, *settings: str) -> Row:
     return Row(key, name, settings=settings, baseline="stale")
 
 
+def _without(key: str, name: str, *settings: str) -> Row:
+    """The overlay with one part taken back to the paper's."""
+    return Row(key, name, overlays=_PLUS, settings=settings, baseline="plus")
+
+
+_MASKFORMER = ("model.masking.kind=maskformer", "model.masking.layers=2", "model.masking.dropout=0.1")
 _CONV_STACK = ("model.masking.kind=conv_stack", "model.masking.layers=4", "model.masking.dropout=0.3")
 _FINER = ("detection.regions=both", "detection.fineness=2")
 _DIRECTIONS = (
@@ -179,7 +185,12 @@ _DIRECTIONS = (
     _direction("regions", "regions of the foreground", "detection.regions=both"),
     _direction("fineness", "the same at twice the snippets", *_FINER),
     _direction("nms_sigma", "SoftNMS sigma 0.3", "detection.nms_sigma=0.3"),
-    Row("plus", "STALE plus: all that helped", overlays=_PLUS, baseline="stale"),
+    Row("plus", "STALE plus", overlays=_PLUS, baseline="stale"),
+    _without("plus_masks", "STALE plus, snippets' masks alone", "detection.regions=masks"),
+    _without("plus_coarse", "STALE plus, at T snippets", "detection.fineness=1"),
+    _without("plus_no_evidence", "STALE plus, no video-level evidence", "detection.video_evidence=false"),
+    _without("plus_maskformer", "STALE plus, MaskFormer", *_MASKFORMER),
+    _without("plus_context", "STALE plus, temporal transformer", "model.temporal.kind=transformer"),
 )
 
 _BOTH, _MAIN = ("75_25", "50_50"), ("75_25",)

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from stale.evaluation.assess import ROW_NAMES
 from stale.files import read_json, read_text
 from stale.reproduce.catalog import Table
 from stale.reproduce.plan import Cell
+from stale.run import RunFolder
 
 TIOUS = {"thumos14": ("0.30", "0.40", "0.50", "0.60", "0.70"), "activitynet": ("0.50", "0.75", "0.95")}
 SETTINGS = {"75_25": "75/25", "50_50": "50/50", "closed": "closed set", "seen_cv": "pseudo-unseen classes"}
@@ -31,6 +32,7 @@ class Line:
     Attributes:
         published: column → fraction, {} where nothing was published or it could not be checked.
         source: of the published figures.
+        revisions: the code's commits that made the runs.
         comparable: whether ours are of the features that those are of; else there is no difference to speak of.
         ours: column → mean, std, values (see :func:`stale.evaluation.aggregate.statistics`), {} where nothing is done.
         splits: those that are done, of ``planned``.
@@ -38,6 +40,7 @@ class Line:
         baseline: the name of the row that this one is paired with.
         paired: column → statistics of this row minus the baseline over the splits that both have.
         untrained: row that needs no training → statistics of its average mAP over the same splits.
+        gains: the same rows → statistics of ours minus theirs, split by split.
     """
 
     setting: str
@@ -53,6 +56,8 @@ class Line:
     baseline: str = ""
     paired: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     untrained: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    gains: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    revisions: tuple[str, ...] = ()
     comparable: bool = True
 
     @property
@@ -82,6 +87,7 @@ def make_lines(
     """The table as far as its runs are finished.
 
     Args:
+        revisions: the code's commits that made the runs.
         comparable: whether the runs' features are those of the published figures.
     """
     by_row = {(cell.setting, cell.row.key): cell for cell in cells}
@@ -146,6 +152,7 @@ def to_expected(lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
                 "splits": list(line.splits),
                 "values": cell["values"],
                 "protocol": line.protocol,
+                "commit": ", ".join(line.revisions),
             }
     return rows
 
@@ -189,11 +196,13 @@ def _line(
     done = _finished(cell)
     ours: Mapping[str, Any] = {}
     untrained: Mapping[str, Any] = {}
+    gains: Mapping[str, Any] = {}
     protocol = ""
     if done:
         content = aggregate(read_runs(done.values(), cell.test.metrics))
         ours = content["rows"][SYSTEM]
         untrained = {name: content["rows"][name][AVERAGE] for name in ROW_NAMES if name in content["rows"]}
+        gains = {name: content["paired"][name][AVERAGE] for name in untrained}
         protocol = re.sub(r", epoch \d+", "", protocol_line(content)).removeprefix("protocol: ")  # another in each run
     row = cell.row
     known = _published_row(table, cell, dataset, published)
@@ -211,7 +220,14 @@ def _line(
         baseline.row.name if baseline else "",
         _paired(cell, baseline) if baseline else {},
         untrained,
+        gains,
+        _revisions(done.values()),
     )
+
+
+def _revisions(folders: Iterable[Path]) -> tuple[str, ...]:
+    records = [read_json(RunFolder(folder).split, "split of the run") for folder in folders]
+    return tuple(sorted({str(record.get("revision")) for record in records}))
 
 
 def _finished(cell: Cell) -> dict[int, Path]:
@@ -275,13 +291,13 @@ def _protocols(lines: Sequence[Line]) -> str:
 
 
 def _untrained(lines: Sequence[Line]) -> list[str]:
-    """What needs no training, over the same splits, with the rows it stands beside."""
-    beside: dict[str, list[str]] = {}
+    """What needs no training, each row with what ours have above it, split by split."""
+    above: dict[str, list[str]] = {}
     for line in lines:
-        if line.untrained:
-            figures = ", ".join(f"{ROW_NAMES[name]} {_spread(cell)}" for name, cell in line.untrained.items())
-            beside.setdefault(figures, []).append(line.name)
-    return [f"average mAP of {figures}, beside {', '.join(names)}" for figures, names in beside.items()]
+        for name, cell in line.untrained.items():
+            row = f"{ROW_NAMES[name]}, splits {', '.join(map(str, line.splits))}: average mAP {_spread(cell)}"
+            above.setdefault(row, []).append(f"{line.name} {_gain(line.gains[name])}")
+    return [f"{row}; above it: {', '.join(gains)}" for row, gains in above.items()]
 
 
 def _percent(value: float | None) -> str:
