@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stale import parallel
 from stale.config import Config, DataConfig, ModelConfig, TemporalConfig, TextConfig, require
 from stale.data.annotations import Video, all_labels, in_subset, read_annotations, repair
 from stale.data.dataset import VideoDataset, hold_out, reduce_instances, with_any_of, with_features
@@ -87,7 +88,7 @@ def load_training_data(config: Config) -> TrainingData:
 
 
 def _data_set(videos: list[Video], store: FeatureStore, classes: Sequence[str], config: Config) -> VideoDataset:
-    device = choose_device(config.train.device)
+    device = parallel.own_device(choose_device(config.train.device), "train.device")
     return VideoDataset(videos, store, classes, config.data.num_snippets, config.data.resident, device)
 
 

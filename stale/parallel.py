@@ -10,7 +10,7 @@ import gc
 import logging
 import os
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -128,6 +128,16 @@ def highest(*values: int) -> list[int]:
 def wait_for_all() -> None:
     """Go on once every process is here."""
     highest(0)
+
+
+def after_first(make: Callable[[], T]) -> T:
+    """What ``make`` gives; the others wait for the first process, which may have to download what they then find."""
+    if not is_first():
+        wait_for_all()
+    made = make()
+    if is_first():
+        wait_for_all()
+    return made
 
 
 def gather(value: T) -> list[T]:

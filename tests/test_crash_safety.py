@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import threading
@@ -171,11 +172,12 @@ def test_a_signal_breaks_a_validation_off(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_second_signal_does_not_wait() -> None:
+    before = signal.getsignal(signal.SIGINT)  # a shell's background job ignores it
     with pytest.raises(KeyboardInterrupt), Interruption() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.noted == signal.SIGTERM
         os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_training_in_a_thread_leaves_signals_alone(data: Path, tmp_path: Path) -> None:
@@ -212,8 +214,8 @@ def test_a_full_disk_keeps_the_old_checkpoint(data: Path, finished: RunFolder, t
     before = RunFolder(run).checkpoint("last").read_bytes()
     full = training(data, run, "--resume", largest_file=1 << 20)
     assert full.finish() == 2, full.said()
-    error = full.said().splitlines()[-1]
-    assert error.startswith(f"error: cannot write {RunFolder(run).checkpoint('last')}")
+    error = full.said().splitlines()[-1]  # of the best first, where the epoch's last step was done already
+    assert re.match(f"error: cannot write {re.escape(str(run))}/checkpoints/(last|best).pt", error)
     assert "Traceback" not in full.said()
     assert RunFolder(run).checkpoint("last").read_bytes() == before
     assert not leftovers(run)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import h5py
@@ -30,13 +31,14 @@ from stale.training.trainer import train
 
 STILL = [f"model.{name}.dropout=0" for name in ("temporal", "masking", "adaptation")]
 UNEVEN = ["train.batch_size=7"]  # 22 videos: 7, 7, 7 and 1, of which one of two processes has none
+LONG = [*UNEVEN, "train.epochs=3", "train.validate_every=3", "detection.batch_size=3"]
 
 
 def training(
     data: Path, output: Path, *settings: str, options: tuple[str, ...] = (), script: str = ""
 ) -> list[Running]:
     """Start train.py into ``output``, in two processes."""
-    line = ["--config", str(data), "--output", str(output), *options, "--set", "train.epochs=1", *settings]
+    line = ["--config", str(data), "--output", str(output), *options, "--set", *settings]
     return start_together(output.parent / "said", 2, script or "train.py", *line)
 
 
@@ -53,7 +55,7 @@ def finish(processes: list[Running], code: int = 0, line: str = "") -> None:
 def together(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A finished run of two processes, with dropout."""
     folder = tmp_path_factory.mktemp("together")
-    finish(training(data, folder / "run", *UNEVEN, "detection.batch_size=3"))
+    finish(training(data, folder / "run", *LONG))
     return RunFolder(folder / "run")
 
 
@@ -64,8 +66,7 @@ def together(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     "settings",
     [
         (),
-        ("loss.foreground=0", "loss.classification_form=pooled", "model.text.encoder=frozen"),
-        ("loss.foreground_form=dice_bce", "loss.classification_form=focal", "model.text.encoder=none"),
+        ("loss.foreground=0", "loss.classification_form=pooled", "model.text.encoder=none"),
     ],
     ids=" ".join,
 )
@@ -74,11 +75,11 @@ def test_losses_and_weights_are_those_of_one_process(data: Path, tmp_path: Path,
 
     By plain gradient descent, so that equal weights are equal gradients.
     """
-    settings = (*STILL, *UNEVEN, "train.learning_rate=0.05", *settings)
+    settings = (*STILL, *UNEVEN, "train.epochs=1", "train.learning_rate=0.05", *settings)
     processes = training(data, tmp_path / "two", *settings, script="tests/train_by_sgd.py")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "build_optimizer", build_sgd)
-        one = train(tiny_config(data, "train.epochs=1", *settings), tmp_path / "one")
+        one = train(tiny_config(data, *settings), tmp_path / "one")
     finish(processes)
     two = RunFolder(tmp_path / "two")
     assert len(history(one)) == 4 + 1
@@ -100,7 +101,7 @@ def test_dropout_differs_between_processes(together: RunFolder) -> None:
 
 def interrupted(data: Path, output: Path, *settings: str) -> None:
     """Two processes are asked to stop, as torchrun asks them: each by a signal of its own."""
-    processes = training(data, output, "train.epochs=3", *settings)
+    processes = training(data, output, *settings)
     assert processes[0].wait(lambda: steps_done(output) >= 2), processes[0].said()
     for running in processes:
         running.send(signal.SIGTERM)
@@ -108,25 +109,25 @@ def interrupted(data: Path, output: Path, *settings: str) -> None:
     assert not leftovers(output)
 
 
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(data: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(data: Path, together: RunFolder, tmp_path: Path) -> None:
     """To the bit, with dropout: the checkpoint holds the random numbers of both."""
-    interrupted(data, tmp_path / "a/run", *UNEVEN)
-    finish(training(data, tmp_path / "a/run", "train.epochs=3", *UNEVEN, options=("--resume",)))
-    finish(training(data, tmp_path / "b/run", "train.epochs=3", *UNEVEN))
-    assert_same_runs(RunFolder(tmp_path / "a/run"), RunFolder(tmp_path / "b/run"))
+    interrupted(data, tmp_path / "run", *LONG)
+    finish(training(data, tmp_path / "run", *LONG, options=("--resume",)))
+    assert_same_runs(RunFolder(tmp_path / "run"), together)
 
 
 def test_a_run_of_two_goes_on_with_one_and_back(data: Path, tmp_path: Path) -> None:
-    settings = (*STILL, *UNEVEN)
-    one = train(tiny_config(data, "train.epochs=3", *settings), tmp_path / "one")
+    """Its losses are those of a run of one, to a thousandth: Adam makes whole steps of rounding here and there."""
+    settings = (*STILL, *LONG)
+    one = train(tiny_config(data, *settings), tmp_path / "one")
     interrupted(data, tmp_path / "run", *settings)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Terminated):
         stop_after_step(patch, 2)
-        train(tiny_config(data, "train.epochs=3", *settings), tmp_path / "run", resume=True)
-    finish(training(data, tmp_path / "run", "train.epochs=3", *settings, options=("--resume",)))
+        train(tiny_config(data, *settings), tmp_path / "run", resume=True)
+    finish(training(data, tmp_path / "run", *settings, options=("--resume",)))
     for record, expected in zip(history(RunFolder(tmp_path / "run")), history(one), strict=True):
         losses = [record[name] for name in LOSSES if name in record]
-        assert losses == pytest.approx([expected[name] for name in LOSSES if name in expected], rel=1e-2)
+        assert losses == pytest.approx([expected[name] for name in LOSSES if name in expected], rel=1e-3)
 
 
 def stop_after_step(patch: pytest.MonkeyPatch, number: int) -> None:
@@ -144,17 +145,14 @@ def stop_after_step(patch: pytest.MonkeyPatch, number: int) -> None:
 # Detection
 
 
-@pytest.mark.parametrize("vocabulary", ["unseen", "all"])
-def test_detections_are_those_of_one_process(together: RunFolder, tmp_path: Path, vocabulary: str) -> None:
-    """To the byte: 2 and 6 batches, the last smaller."""
-    files = ["untrained/whole_video", "untrained/snippets", "detections"]
-    files = [f"{file}{'' if vocabulary == 'unseen' else '_all'}.json" for file in files]
+def test_detections_are_those_of_one_process(together: RunFolder, tmp_path: Path) -> None:
+    """To the byte, of 16 videos in batches of 3."""
     for name in ("one", "two"):
         shutil.copytree(together.path, tmp_path / name)
-    infer(RunFolder(tmp_path / "one"), vocabulary=vocabulary)
-    line = ("inference.py", "--run", str(tmp_path / "two"), "--vocabulary", vocabulary)
-    finish(start_together(tmp_path / "said", 2, *line), line="videos, ")
-    for file in files:
+    infer(RunFolder(tmp_path / "one"), vocabulary="all")
+    line = ("inference.py", "--run", str(tmp_path / "two"), "--vocabulary", "all")
+    finish(start_together(tmp_path / "said", 2, *line), line="16 videos, 8 classes")
+    for file in ("detections_all.json", "untrained/whole_video_all.json", "untrained/snippets_all.json"):
         assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes(), file
     assert not leftovers(tmp_path / "two")
 
@@ -169,6 +167,15 @@ def test_bad_input_is_said_once(data: Path, tmp_path: Path) -> None:
 
 def test_a_loss_not_finite_ends_both(data: Path, tmp_path: Path) -> None:
     finish(training(data, tmp_path / "run", "train.learning_rate=1e30"), 2, "not finite")
+
+
+def test_who_is_killed_does_not_keep_the_other(data: Path, tmp_path: Path) -> None:
+    first, second = training(data, tmp_path / "run", *LONG)
+    assert first.wait(lambda: steps_done(tmp_path / "run") >= 2), first.said()
+    second.send(signal.SIGKILL)
+    assert (first.finish(), second.finish()) == (2, -signal.SIGKILL)
+    assert first.said().splitlines()[-1].startswith("error: another process of this run has ended")
+    assert "Traceback" not in first.said() + second.said()
 
 
 def test_what_one_process_alone_meets_ends_both(together: RunFolder, tmp_path: Path) -> None:
@@ -211,10 +218,18 @@ def test_own_videos_are_for_one_process(together: RunFolder, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_torchrun(data: Path, together: RunFolder, tmp_path: Path) -> None:
-    line = ["--standalone", "--nproc_per_node=2", "train.py", "--config", str(data), "--output", str(tmp_path / "run")]
-    settings = ["--set", "train.epochs=1", "detection.batch_size=3", *UNEVEN]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", *line, *settings]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, env=environment)
-    assert result.returncode == 0, result.stderr
+    """Asked to stop, it asks its processes; started again, they end as if nothing had been."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
+    command = [*launch, "--config", str(data), "--output", str(tmp_path / "run"), "--set", *LONG]
+    place = {"cwd": REPOSITORY, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **place) as first:
+        while first.poll() is None and steps_done(tmp_path / "run") < 2:
+            time.sleep(0.01)
+        first.terminate()
+        said = first.communicate(timeout=120)[1]
+    assert said.count("the same command with --resume continues in epoch") == 1, said
+    assert said.count("\nterminated\n") == 1, said
+    assert not leftovers(tmp_path / "run")
+    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=120, **place)
+    assert again.returncode == 0, again.stderr
     assert_same_runs(RunFolder(tmp_path / "run"), together)

@@ -8,6 +8,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from stale.build import load_test_data, phrases, restore_model
 from stale.checkpoint import load_checkpoint
 from stale.data.dataset import load_features
 from stale.detection import inference
-from stale.detection.detector import detect
+from stale.detection.detector import detect, round_to_milliseconds
 from stale.detection.formats import entries_json, results_file, results_json
 from stale.detection.inference import infer
 from stale.detection.stream import in_batches, read_ahead
@@ -95,6 +96,18 @@ def test_an_error_of_reading_is_raised_at_its_item() -> None:
         for item, _ in read_ahead(read, [1, 2, 3]):
             done.append(item)
     assert done == [1]
+
+
+# Seconds
+
+
+def test_milliseconds_are_rounded_as_python_rounds() -> None:
+    """At halves too, where 16.9965 is a little more or less than it says."""
+    rng = np.random.default_rng(0)
+    durations = rng.uniform(1, 300, 2000).round(2)
+    seconds = np.concatenate([durations * rng.integers(0, 101, 2000) / 100, rng.uniform(0, 300, 2000), [0.0005, 2.675]])
+    assert round_to_milliseconds(seconds).tolist() == [round(x, 3) for x in seconds.tolist()]
+    assert seconds.round(3).tolist() != [round(x, 3) for x in seconds.tolist()]
 
 
 # A run's detections

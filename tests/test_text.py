@@ -111,6 +111,21 @@ def test_learned_prompts_equal_the_slow_padded_way(clip_model: nn.Module, num_co
     torch.testing.assert_close(encoder(encoder.tokenize(PHRASES)), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_what_all_prompts_begin_with_is_the_same_computed_once() -> None:
+    tower, generator = tiny_tower(), torch.Generator().manual_seed(0)
+    embedded = torch.randn(3, 9, tower.width, generator=generator)
+    embedded[:, :5] = embedded[0, :5]
+    end, found = torch.tensor([5, 8, 7]), []
+    for shared in range(6):
+        context = embedded.clone().requires_grad_()
+        features = tower(torch.cat([context[:1, :5].expand(3, -1, -1), context[:, 5:]], 1), end, shared)
+        features.sum().backward()
+        found.append((features, context.grad))
+    for features, gradient in found[1:]:
+        torch.testing.assert_close(features, found[0][0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(gradient, found[0][1], atol=1e-4, rtol=1e-4)
+
+
 @torch.no_grad()
 def test_the_context_matters(clip_model: nn.Module) -> None:
     encoder = encoder_like(clip_model, prompt="learned", num_context_tokens=4)

@@ -20,6 +20,7 @@ from stale.detection.decode import Candidates, decode_masks
 COLUMNS = ["label", "start", "end", "score"]
 
 
+@torch.inference_mode()
 def bench(scale: float, device: torch.device) -> Iterator[Row]:
     """A batch of ActivityNet's size with the default settings; seconds a video."""
     options = DetectionConfig()

@@ -24,6 +24,7 @@ def bench(scale: float, device: torch.device) -> Iterator[Row]:
     yield _compare(f"nms: {B} videos at once", B, M, device, 3)
 
 
+@torch.inference_mode()
 def _compare(name: str, B: int, M: int, device: torch.device, repeats: int) -> Row:
     options, clock = DetectionConfig(), clock_of(device)
     settings = (options.nms_sigma, options.max_detections)

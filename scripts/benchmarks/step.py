@@ -48,12 +48,13 @@ def bench(scale: float, device: torch.device) -> Iterator[Row | str]:
         if trainer.precision is not torch.float32:
             exact = random_trainer(Path(name) / "exact", size, B, device, "float32")
         require_same_step(exact)
-        plain = plain_seconds(exact, B)
+        plain, batched = plain_seconds(exact, B), plain_seconds(exact, B, B, together=True)
         del exact
         batch = torch.arange(B, device=trainer.train_data.index_device)
         seconds = step_seconds(trainer, batch)
         of = f"{B} videos, {size}"
         yield Row("step: a training step", plain, seconds, f"{of} (plain: 1 video, scaled up)")
+        yield Row("step: a training step, the plain one's videos in one batch too", batched, seconds, of)
         data = best_of(lambda: trainer.train_data.batch(batch), 10, clock_of(device))
         yield Row("step: resident data against 5 % of the step", 0.05 * seconds, data, of)
         yield _targets(trainer.train_data.batch(batch), size)
@@ -110,16 +111,18 @@ class PlainTraining:
         kept = [{name: group[name] for name in ("params", "lr", "weight_decay")} for group in groups]
         self.optimizer = torch.optim.AdamW(kept, foreach=False, fused=False)
 
-    def add_up(self, batch: Batch) -> float:
-        """The loss of the batch, whose gradients are summed up a video at a time."""
-        T, device = batch.features.shape[1], batch.features.device
+    def add_up(self, batch: Batch, together: bool = False) -> float:
+        """The loss of the batch, whose gradients are summed up a video at a time, or computed ``together``."""
+        features = batch.features.to(self.model.background.device)
+        T, device = features.shape[1], features.device
         targets = [plain_targets(rows, self.classes, T) for rows in rows_of(batch)]
         sizes = Sizes.of(stack(targets, device))
         self.optimizer.zero_grad()
         total = 0.0
-        for features, its in zip(batch.features, targets, strict=True):
-            outputs = self.model(features[None], plain_text(self.model.text, self.prompts))
-            loss, _ = self.criterion(outputs, stack([its], device), sizes)
+        parts = [slice(None)] if together else [slice(video, video + 1) for video in range(len(targets))]
+        for part in parts:
+            outputs = self.model(features[part], plain_text(self.model.text, self.prompts))
+            loss, _ = self.criterion(outputs, stack(targets[part], device), sizes)
             loss.backward()
             total += loss.item()
         return total
@@ -130,11 +133,11 @@ class PlainTraining:
         self.optimizer.step()
 
 
-def plain_seconds(trainer: Trainer, B: int, measured: int = 1) -> float:
+def plain_seconds(trainer: Trainer, B: int, measured: int = 1, together: bool = False) -> float:
     """Seconds of a plain step on ``B`` videos, of which some are ``measured``."""
     plain, clock = PlainTraining(trainer), clock_of(trainer.device)
     batch = trainer.train_data.batch(torch.arange(measured, device=trainer.train_data.index_device))
-    return best_of(lambda: plain.add_up(batch), 1, clock) * B / measured + best_of(plain.update, 2, clock)
+    return best_of(lambda: plain.add_up(batch, together), 1, clock) * B / measured + best_of(plain.update, 2, clock)
 
 
 def step_seconds(trainer: Trainer, batch: Tensor) -> float:

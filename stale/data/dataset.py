@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from stale import parallel
 from stale.data.annotations import Instance, Video
 from stale.data.features import FeatureStore, MappedRows
 from stale.errors import StaleError, name_some
@@ -153,7 +154,7 @@ def place_features(
             )
         return load_features(ids, store, num_snippets)
     amounts = [free for place in {_CPU, device} if (free := free_memory(place)) is not None]
-    free = min(amounts, default=None)
+    free = min(amounts) / parallel.size() if amounts else None  # each process keeps features of its own
     keep = resident == "auto" and (free is None or rows.nbytes <= free / 2)
     _log.info(
         "features of %d videos, %.2f GB: %s (data.resident=%s, %s)",
@@ -174,7 +175,8 @@ def load_features(ids: Sequence[str], store: FeatureStore, num_snippets: int) ->
 
 def _rescale_all(ids: Sequence[str], store: FeatureStore, num_snippets: int) -> Tensor:
     block: Tensor | None = None
-    for row, video_id in enumerate(tqdm(ids, "features", unit="video", leave=False, disable=len(ids) < 50)):
+    quiet = len(ids) < 50 or not parallel.is_first()
+    for row, video_id in enumerate(tqdm(ids, "features", unit="video", leave=False, disable=quiet)):
         parts = store.read_parts(video_id)
         dtype = torch.float16 if all(part.dtype == np.float16 for part in parts) else torch.float32
         if block is None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -214,17 +215,23 @@ def to_results(
         options.max_detections,
         options.nms,
     )
-    segments = candidates.segments.gather(1, picked.unsqueeze(2).expand(-1, -1, 2)).tolist()
+    segments = candidates.segments.gather(1, picked.unsqueeze(2).expand(-1, -1, 2)).double().cpu()  # B × P × 2
+    durations = torch.tensor([video.duration for video in videos], dtype=torch.float64).view(-1, 1, 1)
+    spans = round_to_milliseconds(snippets_to_seconds(segments, durations, num_snippets).numpy()).tolist()
     names, scores = candidates.labels.gather(1, picked).tolist(), scores.tolist()
     results: Results = {}
-    for video, *rows in zip(videos, segments, names, scores, strict=True):
+    for video, *rows in zip(videos, spans, names, scores, strict=True):
         results[video.id] = [
-            {
-                "segment": [round(snippets_to_seconds(x, video.duration, num_snippets), 3) for x in segment],
-                "label": labels[name],
-                "score": score,
-            }
-            for segment, name, score in zip(*rows, strict=True)
+            {"segment": span, "label": labels[name], "score": score}
+            for span, name, score in zip(*rows, strict=True)
             if score > 0
         ]
     return results
+
+
+def round_to_milliseconds(seconds: np.ndarray) -> np.ndarray:
+    """``round(x, 3)`` of each: numpy multiplies first, which decides halves of a millisecond by chance."""
+    rounded = seconds.round(3)
+    halves = np.abs(seconds * 1000 % 1 - 0.5) < 1e-6
+    rounded[halves] = [round(x, 3) for x in seconds[halves].tolist()]
+    return rounded

@@ -122,7 +122,8 @@ def _untrained(
     if test.store.width != model.text.output_width:
         _log.warning("untrained rows left out: the features do not lie in the text tower's space")
         return []
-    encoder = TextEncoder(load_tower(config.model), "template", template=config.model.text.template)
+    tower = parallel.after_first(lambda: load_tower(config.model))
+    encoder = TextEncoder(tower, "template", template=config.model.text.template)
     text = encoder(encoder.tokenize(phrases(test.classes))).to(model.background.device)
     made_by = {**protocol, "checkpoint": "none", "checkpoint_chosen_on": "nothing: untrained", "oracle": "none"}
 

@@ -53,12 +53,25 @@ class CausalAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        K, L, W = x.shape
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias).view(K, L, 3, self.heads, W // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each K × heads × L × W/heads
-        out = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return self.out_proj(out.transpose(1, 2).reshape(K, L, W))
+    def forward(self, x: Tensor, shared: int, length: int) -> Tensor:
+        """Tokens (``shared`` + K · ``length``, W): those that all K prompts begin with, then the rest of each."""
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        query, key, value = self._heads(qkv[shared:], length)  # each K × heads × length × W/heads
+        if not shared:
+            out = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+            return self.out_proj(out.transpose(1, 2).flatten(2).flatten(0, 1))
+        first = self._heads(qkv[:shared], shared)
+        begin = F.scaled_dot_product_attention(*first, is_causal=True)
+        key, value = (
+            torch.cat([its.expand(len(x), -1, -1, -1), x], 2) for its, x in zip(first[1:], (key, value), strict=True)
+        )
+        seen = torch.ones(length, shared + length, dtype=torch.bool, device=x.device).tril(shared)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+        return self.out_proj(torch.cat([part.transpose(1, 2).flatten(2).flatten(0, 1) for part in (begin, out)]))
+
+    def _heads(self, qkv: Tensor, length: int) -> Tensor:
+        """(K · length, 3 · W) → (3, K, heads, length, W/heads)."""
+        return qkv.view(-1, length, 3, self.heads, qkv.shape[1] // (3 * self.heads)).permute(2, 0, 3, 1, 4)
 
 
 class ResidualBlock(nn.Module):
@@ -76,8 +89,9 @@ class ResidualBlock(nn.Module):
         ]
         self.mlp = nn.Sequential(OrderedDict(layers))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x: Tensor, shared: int, length: int) -> Tensor:
+        """As :meth:`CausalAttention.forward`."""
+        x = x + self.attn(self.ln_1(x), shared, length)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -130,16 +144,22 @@ class TextTower(nn.Module):
         """Token ids (K, L) → token embeddings (K, L, W)."""
         return F.embedding(tokens, self.token_embedding).to(self.positional_embedding.dtype)
 
-    def forward(self, embedded: Tensor, end: Tensor) -> Tensor:
+    def forward(self, embedded: Tensor, end: Tensor, shared: int = 0) -> Tensor:
         """Token embeddings (K, L, W), L at most the context length → text features (K, C), read at ``end`` (K,).
 
-        Under the causal mask what follows the end token cannot matter, so L is only as long as it must be.
+        Under the causal mask what follows the end token cannot matter, so L is only as long as it must be, and no
+        token knows of those after it, so what all prompts begin with is computed once.
+
+        Args:
+            shared: so many tokens at the begin are the same in all prompts; less than any of ``end``.
         """
-        x = embedded + self.positional_embedding[: embedded.shape[1]]
+        K, L, _ = embedded.shape
+        x = embedded + self.positional_embedding[:L]
+        x = torch.cat([x[0, :shared], x[:, shared:].flatten(0, 1)])  # shared + K · (L - shared) tokens
         for block in self.transformer["resblocks"]:
-            x = block(x)
-        x = x[torch.arange(len(x), device=x.device), end]  # K × W
-        return self.ln_final(x) @ self.text_projection
+            x = block(x, shared, L - shared)
+        last = shared + torch.arange(K, device=x.device) * (L - shared) + end - shared
+        return self.ln_final(x[last]) @ self.text_projection
 
 
 class TextEncoder(nn.Module):
@@ -212,11 +232,11 @@ class TextEncoder(nn.Module):
     def forward(self, prompts: Prompts) -> Tensor:
         """Text features (K, C), not normalised."""
         embedded, end = self.tower.embed(prompts.tokens), prompts.end  # K × L × W
-        if self.context is not None:
-            context = self.context.expand(len(embedded), -1, -1)
-            embedded = torch.cat([embedded[:, :1], context, embedded[:, 1:]], dim=1)  # K × (N + L) × W
-            end = end + len(self.context)
-        return self.tower(embedded, end)
+        if self.context is None:
+            return self.tower(embedded, end)
+        context = self.context.expand(len(embedded), -1, -1)
+        embedded = torch.cat([embedded[:, :1], context, embedded[:, 1:]], dim=1)  # K × (N + L) × W
+        return self.tower(embedded, end + len(self.context), shared=1 + len(self.context))
 
     def describe(self, groups: Sequence[Sequence[str]], template: str | None = None) -> Tensor:
         """Classes of several phrases each → (K, C): the mean of a class's phrases, each of unit length."""

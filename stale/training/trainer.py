@@ -4,7 +4,7 @@
 ``train.batch_size`` is that of all together, and losses and gradients are those that one process would have, save for
 the order of sums. Exchanged at a step are
 
-* the gradients, 4 bytes a trained parameter (200 MB with ViT-B/16's text tower), while further ones are computed;
+* the gradients, 4 bytes a trained parameter (220 MB with ViT-B/16's text tower), while further ones are computed;
 * the classes' text features and, on the way back, their gradients, 4 bytes a number (0.3 MB for 150 classes);
 * what the losses are means of (six counts), and the losses (five numbers), on the GPUs;
 * whether to stop or to save (two numbers), on the CPUs, while the GPUs work.
@@ -85,10 +85,10 @@ def _prepare(
     device = parallel.own_device(choose_device(config.train.device), "train.device")
     torch.manual_seed(config.train.seed)
     data = load_training_data(config)
-    model = build_model(
-        config.model, config.data.num_snippets, data.feature_width, load_tower(config.model), phrases(data.split.seen)
-    ).to(device)
-    model.text.tokenize(phrases(data.split.seen))  # a name too long must not cost the run that is there
+    tower = parallel.after_first(lambda: load_tower(config.model))
+    seen = phrases(data.split.seen)
+    model = build_model(config.model, config.data.num_snippets, data.feature_width, tower, seen).to(device)
+    model.text.tokenize(seen)  # a name too long must not cost the run that is there
     if state is not None:
         check_same_data(state, data, run)
     parallel.wait_for_all()  # before the folder that all have looked at is changed
