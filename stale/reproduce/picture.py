@@ -15,7 +15,7 @@ _PUBLISHED, _OURS = "#b0b7bf", "#2563a8"
 
 
 def draw_table(table: Table, lines: Sequence[Line], dataset: str, path: Path) -> None:
-    """A panel a setting, a pair of bars a row, our standard deviation over splits as a whisker."""
+    """A panel a setting, a bar a row with our standard deviation over splits, the published one where comparable."""
     settings = list(dict.fromkeys(line.setting for line in lines))
     most = max(sum(line.setting == setting for line in lines) for setting in settings)
     figure = Figure(figsize=(1.5 + 4.2 * len(settings), 1.6 + 0.5 * most), layout="constrained")
@@ -24,7 +24,7 @@ def draw_table(table: Table, lines: Sequence[Line], dataset: str, path: Path) ->
         of_setting = [line for line in lines if line.setting == setting]
         _draw_panel(ax, of_setting)
         ax.set_title(SETTINGS[setting], fontsize=10)
-    panels[-1].legend(fontsize=8, frameon=False, loc="best")
+    figure.legend(*panels[-1].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2)
     figure.suptitle(f"{table.title}: {dataset}", fontsize=11)
     save_figure(figure, path)
 
@@ -33,15 +33,9 @@ def _draw_panel(ax, lines: Sequence[Line]) -> None:
     places = range(len(lines))
     ours = [100 * line.ours[AVERAGE]["mean"] if line.ours else 0 for line in lines]
     spread = [100 * (line.ours[AVERAGE]["std"] or 0) if line.ours else 0 for line in lines]
-    if any(line.published for line in lines):
+    if any(line.published and line.comparable for line in lines):
         published = [100 * line.published.get(AVERAGE, 0) for line in lines]
-        ax.barh(
-            [place - 0.2 for place in places],
-            published,
-            0.38,
-            color=_PUBLISHED,
-            label="published" if lines[0].comparable else "published, other features",
-        )
+        ax.barh([place - 0.2 for place in places], published, 0.38, color=_PUBLISHED, label="published")
     ax.barh([place + 0.2 for place in places], ours, 0.38, xerr=spread, color=_OURS, label="ours, mean ± std")
     ax.set_yticks(list(places), [line.name for line in lines], fontsize=8)
     ax.invert_yaxis()
