@@ -47,7 +47,8 @@ def features() -> torch.Tensor:
 
 def outputs_of(model: Stale, features: torch.Tensor) -> Outputs:
     with torch.no_grad():
-        return model(model.coarsen(features), model.text(model.text.tokenize(NAMES)))
+        coarse, text = model.coarsen(features), model.text(model.text.tokenize(NAMES))
+        return replace(model(coarse, text), video_cosine=model.compare_video(coarse, text))
 
 
 # The model

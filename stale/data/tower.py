@@ -31,6 +31,19 @@ class Tower:
         return f"{self.backbone or 'an image tower'} (weights {self.weights_sha256[:8]})"
 
 
+def require_same_width(trained: int, given: int, where: str, mend: str = "use the same image tower") -> None:
+    """Stop where features are not as wide as those a run was trained on.
+
+    Args:
+        where: what the ``given`` features are, for the message; ``mend`` ends it.
+
+    Raises:
+        StaleError: the widths differ.
+    """
+    if given != trained:
+        raise StaleError(f"{where} are {given} wide, but the run was trained on features {trained} wide: {mend}")
+
+
 def require_same_tower(trained: Tower, given: Tower, where: str) -> None:
     """Stop where features come from another tower than a run was trained on; what is unknown cannot differ.
 

@@ -85,6 +85,12 @@ def best_regions(
     return _pad(*_best_of_equals(row // N, labels.flatten()[row], start, end, score, T), B, max_candidates)
 
 
+def stretch(curves: Tensor) -> Tensor:
+    """Curves (..., T), each from 0 at its lowest place to 1 at its highest; a flat one is 0."""
+    low, high = curves.amin(-1, keepdim=True), curves.amax(-1, keepdim=True)
+    return (curves - low) / (high - low).clamp(min=1e-6)
+
+
 def _regions(curves: Tensor, thresholds: Sequence[float], fill_holes: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Connected regions of ``curves > threshold`` (rows, T), of every threshold, holes between them filled or not.
 

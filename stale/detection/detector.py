@@ -15,7 +15,7 @@ from stale import parallel
 from stale.config import DetectionConfig
 from stale.data.annotations import Video
 from stale.data.dataset import inside_segments
-from stale.detection.decode import Candidates, best_regions, decode_masks
+from stale.detection.decode import Candidates, best_regions, decode_masks, stretch
 from stale.detection.oracle import true_masks, true_segments
 from stale.detection.soft_nms import soft_nms
 from stale.memory import names_knob
@@ -106,6 +106,8 @@ def read_videos(
     num_snippets, device = coarse.shape[1], coarse.device
     masked = model.mask_given or options.oracle == "masks"
     outputs = model(coarse, text, true_masks(videos, labels, num_snippets, device) if masked else None)
+    if options.video_evidence:
+        outputs = replace(outputs, video_cosine=model.compare_video(coarse, text))
     if options.oracle != "proposals":
         finer = options.regions != "masks" and not masked and features is not coarse
         return outputs, candidates_of(outputs, options, model.read_foreground(features) if finer else None)
@@ -146,10 +148,8 @@ def _foreground_regions(foreground: Tensor, names: Tensor, outputs: Outputs, opt
 
     A region's score is its highest value times the class's: with the mean, narrow regions push the whole ones out.
     """
-    low, high = foreground.amin(1, keepdim=True), foreground.amax(1, keepdim=True)
-    stretched = (foreground - low) / (high - low).clamp(min=1e-6)
     scores, labels = names.topk(min(_REGION_CLASSES, names.shape[1]), dim=1)
-    curves = stretched.unsqueeze(1).expand(-1, scores.shape[1], -1)
+    curves = stretch(foreground).unsqueeze(1).expand(-1, scores.shape[1], -1)
     regions = best_regions(curves, scores, labels, options.thresholds, options.candidates, options.min_length)
     return replace(regions, segments=regions.segments * (outputs.num_snippets / foreground.shape[1]))
 

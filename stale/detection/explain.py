@@ -17,7 +17,7 @@ from stale.config import Config
 from stale.data.annotations import Video, match_video_id
 from stale.data.dataset import load_features
 from stale.data.features import open_features
-from stale.detection.detector import class_scores_of, read_videos, to_results
+from stale.detection.detector import class_scores_of, describe_classes, read_videos, to_results
 from stale.detection.formats import table
 from stale.errors import StaleError
 from stale.model.stale import Stale
@@ -75,7 +75,6 @@ def explain_video(
     return VideoDetections(video, list(classes), detections, scores, foreground, config.model.masking.threshold)
 
 
-@torch.inference_mode()
 def explain(run: RunFolder, video_id: str, vocabulary: str = "unseen", checkpoint: str = "best") -> VideoDetections:
     """Run the trained model on any one annotated video that has features, of whichever subset.
 
@@ -92,7 +91,7 @@ def explain(run: RunFolder, video_id: str, vocabulary: str = "unseen", checkpoin
     device = choose_device(config.train.device)
     model = restore_model(config, load_checkpoint(path), path).to(device)
     features = load_features([video.id], open_features(config.data.features), config.tested_snippets)
-    text = model.text(model.text.tokenize(phrases(classes)).to(device))
+    text = describe_classes(model, phrases(classes))
     return explain_video(model, video, features[0], classes, text, config)
 
 

@@ -24,13 +24,12 @@ from stale.checkpoint import load_checkpoint
 from stale.config import Config
 from stale.data.annotations import Video
 from stale.data.dataset import load_features
-from stale.data.tower import Tower, require_same_tower
+from stale.data.tower import Tower, require_same_tower, require_same_width
 from stale.detection.detector import Results, describe_classes, detect_batch
 from stale.detection.formats import entries_json, results_file
 from stale.detection.oracle import DESCRIPTIONS
 from stale.detection.stream import in_batches, read_ahead
 from stale.detection.untrained import ROWS, detect_untrained
-from stale.errors import StaleError
 from stale.files import remove_leftovers
 from stale.memory import names_knob
 from stale.model.stale import Stale
@@ -92,11 +91,7 @@ def infer(
 
     test = load_test_data(config, vocabulary)
     require_same_tower(Tower.of(state.get("features", {})), test.store.tower(), f"features {config.data.features}")
-    if test.store.width != state["feature_width"]:
-        raise StaleError(
-            f"features {config.data.features} are {test.store.width} wide, but {path} was trained on features "
-            f"{state['feature_width']} wide: use those"
-        )
+    require_same_width(state["feature_width"], test.store.width, f"features {config.data.features}", "use those")
     protocol = describe(config, test, vocabulary, checkpoint, state)
     rows = [_trained(run.detections(vocabulary, oracle), protocol, model, test, config)]
     if not oracle:

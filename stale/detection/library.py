@@ -19,7 +19,7 @@ from stale.checkpoint import load_checkpoint
 from stale.data.annotations import Video
 from stale.data.dataset import rescale
 from stale.data.features import check_features, load_npy, open_features, read_sidecar, recorded_number
-from stale.data.tower import Tower, require_same_tower
+from stale.data.tower import Tower, require_same_tower, require_same_width
 from stale.data.vocabulary import NamedClass, fill_template, parse_classes
 from stale.detection.explain import VideoDetections, explain_video
 from stale.errors import StaleError
@@ -87,11 +87,7 @@ class Detector:
         array = check_features(array, f"features of '{name}'")
         if not fps > 0:
             raise StaleError(f"fps is {fps}: say how many snippets a second the features of '{name}' have")
-        if array.shape[1] != self.feature_width:
-            raise StaleError(
-                f"features of '{name}' are {array.shape[1]} wide, but the run was trained on features of "
-                f"{self.tower}, {self.feature_width} wide: use the same image tower"
-            )
+        require_same_width(self.feature_width, array.shape[1], f"features of '{name}'")
         named = parse_classes(classes)
         video = Video(name, "", len(array) / fps, ())
         snippets = rescale(torch.from_numpy(array), self.config.tested_snippets)
@@ -167,11 +163,7 @@ class Detector:
             hint = "" if image_weights else "; name the image tower of the run's features with --image-weights"
             raise StaleError(f"{error}{hint}") from None
         require_same_tower(self.tower, encoder.tower, f"features by {source}")
-        if encoder.width != self.feature_width:
-            raise StaleError(
-                f"the image tower {encoder.tower} gives features {encoder.width} wide, but the run was trained on "
-                f"features of {self.tower}, {self.feature_width} wide: use the same image tower"
-            )
+        require_same_width(self.feature_width, encoder.width, f"features by {source}")
         return encoder
 
     @torch.inference_mode()

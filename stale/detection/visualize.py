@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 import stale
 from stale.build import TestData, load_test_data, phrases
 from stale.data.dataset import load_features
+from stale.detection.detector import describe_classes
 from stale.detection.explain import VideoDetections, explain_video
 from stale.detection.library import Detector
 from stale.errors import StaleError, name_some
@@ -47,7 +47,9 @@ def visualize(
     if not seen:
         raise StaleError("no test video to show")
     data = config.data
-    protocol = f"{data.dataset}, {data.setting} split {data.split}, {data.tested_subset} subset, {vocabulary} classes: "
+    protocol = (
+        f"{data.dataset}, {data.setting} split {data.number}, {data.tested_subset} subset, {vocabulary} classes: "
+    )
     page = browse_page(
         f"{data.dataset}: test videos", protocol + name_some(test.classes, 12), seen, default_tious(data.dataset)
     )
@@ -57,8 +59,7 @@ def visualize(
 
 def _watch(detector: Detector, test: TestData, limit: int | None) -> Iterator[VideoDetections]:
     model, config = detector.model, detector.config
-    with torch.inference_mode():
-        text = model.text(model.text.tokenize(phrases(test.classes)).to(model.background.device))
+    text = describe_classes(model, phrases(test.classes))
     for video in test.videos[:limit]:
         features = load_features([video.id], test.store, config.tested_snippets)
         yield explain_video(model, video, features[0], test.classes, text, config)

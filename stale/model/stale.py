@@ -31,7 +31,7 @@ class Outputs:
         evidence: (B, T, C), the features that the classifier compares: F_vis, or a baseline's own.
         language: (B, K+1, C), what it compares them with: F_lan'.
         temperature: τ of the comparison.
-        video_cosine: (B, K), of the whole video's features as extracted and the class's text features.
+        video_cosine: (B, K) of :meth:`Stale.compare_video`, where detection asks for it.
     """
 
     visual: Tensor
@@ -127,17 +127,7 @@ class Stale(nn.Module):
         evidence = visual if self.classifier is None else self.classifier(self._prepare(features))
         class_logits = self.classify(evidence, mask, language)
         masks = self.localizer(visual)
-        return Outputs(
-            visual,
-            class_logits,
-            masks,
-            foreground_logits,
-            given_mask,
-            evidence,
-            language,
-            self.temperature,
-            self.compare_video(features, text),
-        )
+        return Outputs(visual, class_logits, masks, foreground_logits, given_mask, evidence, language, self.temperature)
 
     def coarsen(self, features: Tensor) -> Tensor:
         """(B, n·T, D) → (B, T, D), the means of n snippets each; what has T snippets already stays as it is."""

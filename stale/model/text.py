@@ -252,6 +252,8 @@ class ClassEmbeddings(nn.Module):
     of the embeddings, so that unseen classes are all alike to it. Its names are a buffer of the checkpoint.
     """
 
+    fixed = False  # as TextEncoder.fixed
+
     def __init__(self, names: Tensor, width: int) -> None:
         """Args:
         names: (K, L) of :meth:`names_of` the seen classes.

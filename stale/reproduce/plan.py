@@ -13,7 +13,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from stale.config import Config, DataConfig, differing_keys, load_config
+from stale.config import Config, differing_keys, load_config
 from stale.errors import StaleError
 from stale.reproduce.catalog import Row, Table
 from stale.run import RunFolder
@@ -125,7 +125,7 @@ def make_plan(
     for setting in settings:
         for row in rows:
             test = Test(row.oracle, row.ground_truth, row.vocabulary)
-            made = [_job(row, setting, split, output, sources) for split in _splits_of(setting, splits)]
+            made = [_job(row, setting, split, output, sources) for split in _splits_of(setting, splits, sources)]
             shared = tuple(jobs.setdefault(job.folder, job) for job in made)
             for job in shared:
                 job.tests.extend([test] if test not in job.tests else [])
@@ -171,9 +171,10 @@ def _job(row: Row, setting: str, split: int, output: Path, sources: Sources) -> 
     return Job(folder, config, files, settings)
 
 
-def _splits_of(setting: str, splits: Sequence[int]) -> Sequence[int]:
+def _splits_of(setting: str, splits: Sequence[int], sources: Sources) -> Sequence[int]:
     if setting == "seen_cv":
-        return [split for split in splits if split < DataConfig().folds]
+        folds = load_config(sources.configs, sources.assignments).data.folds
+        return [split for split in splits if split < folds]
     return [0] if setting == "closed" else splits  # there is nothing to split
 
 

@@ -7,7 +7,7 @@ import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +87,15 @@ def make_lines(
     """The table as far as its runs are finished.
 
     Args:
-        revisions: the code's commits that made the runs.
         comparable: whether the runs' features are those of the published figures.
     """
-    by_row = {(cell.setting, cell.row.key): cell for cell in cells}
-    lines = [_line(table, cell, by_row.get((cell.setting, cell.row.baseline)), dataset, published) for cell in cells]
-    return [replace(line, comparable=comparable) for line in lines]
+    finished = {(cell.setting, cell.row.key): (cell, _finished(cell)) for cell in cells}
+    lines = []
+    for cell, runs in finished.values():
+        baseline = finished.get((cell.setting, cell.row.baseline))
+        known = _published_row(table, cell, dataset, published)
+        lines.append(_line(cell, runs, baseline, columns_of(dataset), known, comparable))
+    return lines
 
 
 def read_published(path: Path) -> list[dict[str, str]]:
@@ -191,37 +194,41 @@ def compare(lines: Sequence[Line], expected: Mapping[str, Any]) -> list[str]:
 
 
 def _line(
-    table: Table, cell: Cell, baseline: Cell | None, dataset: str, published: Sequence[Mapping[str, str]]
+    cell: Cell,
+    runs: Mapping[int, Path],
+    baseline: tuple[Cell, Mapping[int, Path]] | None,
+    columns: Sequence[str],
+    known: Mapping[str, str],
+    comparable: bool,
 ) -> Line:
-    done = _finished(cell)
     ours: Mapping[str, Any] = {}
     untrained: Mapping[str, Any] = {}
     gains: Mapping[str, Any] = {}
     protocol = ""
-    if done:
-        content = aggregate(read_runs(done.values(), cell.test.metrics))
+    if runs:
+        content = aggregate(read_runs(runs.values(), cell.test.metrics))
         ours = content["rows"][SYSTEM]
         untrained = {name: content["rows"][name][AVERAGE] for name in ROW_NAMES if name in content["rows"]}
         gains = {name: content["paired"][name][AVERAGE] for name in untrained}
         protocol = re.sub(r", epoch \d+", "", protocol_line(content)).removeprefix("protocol: ")  # another in each run
     row = cell.row
-    known = _published_row(table, cell, dataset, published)
     return Line(
         cell.setting,
         row.key,
         row.name,
         row.note,
-        {column: float(known[_key(column)]) / 100 for column in columns_of(dataset) if known.get(_key(column))},
+        {column: float(known[_key(column)]) / 100 for column in columns if known.get(_key(column))},
         known.get("source", ""),
         ours,
-        tuple(done),
+        tuple(runs),
         len(cell.jobs),
         protocol,
-        baseline.row.name if baseline else "",
-        _paired(cell, baseline) if baseline else {},
+        baseline[0].row.name if baseline else "",
+        _paired((cell, runs), baseline) if baseline else {},
         untrained,
         gains,
-        _revisions(done.values()),
+        _revisions(runs.values()),
+        comparable,
     )
 
 
@@ -235,15 +242,13 @@ def _finished(cell: Cell) -> dict[int, Path]:
     return {job.config.data.number: job.folder for job in cell.jobs if cell.test not in job.unfinished()}
 
 
-def _paired(cell: Cell, baseline: Cell) -> Mapping[str, Any]:
-    """Column → statistics of the differences over the splits that both rows have."""
-    mine, others = _finished(cell), _finished(baseline)
-    both = [split for split in mine if split in others]
+def _paired(row: tuple[Cell, Mapping[int, Path]], baseline: tuple[Cell, Mapping[int, Path]]) -> Mapping[str, Any]:
+    """Column → statistics of the differences over the splits that both rows, each with its runs, have."""
+    both = [split for split in row[1] if split in baseline[1]]
     if not both:
         return {}
-    runs = read_runs([mine[split] for split in both], cell.test.metrics)
-    versus = read_runs([others[split] for split in both], baseline.test.metrics)
-    return aggregate(runs, versus)["paired"][OTHER]
+    mine, others = (read_runs([runs[split] for split in both], cell.test.metrics) for cell, runs in (row, baseline))
+    return aggregate(mine, others)["paired"][OTHER]
 
 
 def _published_row(table: Table, cell: Cell, dataset: str, published: Sequence[Mapping[str, str]]) -> Mapping[str, str]:

@@ -41,7 +41,7 @@ class Objective(nn.Module):
 
     def _text(self) -> Tensor:
         """Text features (K, C): each process computes some classes'; all, and once, where none of it is trained."""
-        if not getattr(self.model.text, "fixed", False):
+        if not self.model.text.fixed:
             return parallel.concatenate(self.model.text(self._share).float())[: len(self.prompts.tokens)]
         if self._fixed_text is None:
             self._fixed_text = self.model.text(self.prompts)

@@ -9,7 +9,7 @@ from typing import Any
 from stale.build import TrainingData
 from stale.checkpoint import git_revision, load_checkpoint
 from stale.config import Config, differing_keys, load_config
-from stale.data.tower import Tower, require_same_tower
+from stale.data.tower import Tower, require_same_tower, require_same_width
 from stale.errors import StaleError, name_some
 from stale.files import read_json, write_json
 from stale.run import RunFolder
@@ -57,11 +57,8 @@ def check_same_data(state: Mapping[str, Any], data: TrainingData, run: RunFolder
         StaleError: they have.
     """
     require_same_tower(Tower.of(state.get("features", {})), data.tower, "the features now")
-    if state["feature_width"] != data.feature_width:
-        raise StaleError(
-            f"features are {data.feature_width} wide, but {run.checkpoint('last')} was trained on features "
-            f"{state['feature_width']} wide: use those, or another --output"
-        )
+    mend = "use those, or another --output"
+    require_same_width(state["feature_width"], data.feature_width, f"{run.path}: the features now", mend)
     earlier = read_json(run.split, "split of the run") if run.split.exists() else {}
     changed = [name for name, value in _split_record(data).items() if earlier and earlier.get(name) != value]
     if changed:
