@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stale import parallel
 from stale.config import Config, DataConfig, ModelConfig, TemporalConfig, TextConfig, require
@@ -196,6 +196,7 @@ def _assemble(
         mask_applied=masking.applied,
         mask_given=masking.kind == "gt",
         classifier=_build_classifier_features(config.classifier_features, temporal, width),
+        raw_similarity=config.raw_similarity,
     )
 
 
@@ -212,8 +213,17 @@ def load_tower(config: ModelConfig) -> TextTower:
     return TextTower.from_weights(load_text_weights(config.text.weights))
 
 
+@torch.inference_mode()
+def untrained_text(config: ModelConfig, names: Sequence[str]) -> Tensor:
+    """Text features (K, C) of phrases in the configured template, by the tower with its original weights."""
+    encoder = TextEncoder(parallel.after_first(lambda: load_tower(config)), "template", template=config.text.template)
+    return encoder(encoder.tokenize(names))
+
+
 def restore_model(config: Config, checkpoint: Mapping[str, Any], path: object = "checkpoint") -> Stale:
     """The trained model of a checkpoint; the vocabulary it was trained on leaves no trace in it.
+
+    Its text side is averaged with the one it started from where ``model.text.start_share`` asks for it.
 
     Raises:
         StaleError: the checkpoint's tensors do not fit the configuration.
@@ -226,7 +236,18 @@ def restore_model(config: Config, checkpoint: Mapping[str, Any], path: object = 
     except (RuntimeError, KeyError, IndexError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise StaleError(f"{path} does not fit this run's configuration: {reason}") from None
+    if config.model.text.start_share:
+        _average_with_start(model.text, config.model)
     return model
+
+
+@torch.no_grad()
+def _average_with_start(text: TextEncoder, config: ModelConfig) -> None:
+    """Move the trained weights towards those that training began with; random context tokens stay as they are."""
+    start = dict(_build_text(config.text, parallel.after_first(lambda: load_tower(config)), ()).named_parameters())
+    for name, parameter in text.named_parameters():
+        if name != "context" or config.text.context_init:
+            parameter.lerp_(start[name], config.text.start_share)
 
 
 def _text_like(text: TextConfig, state: Mapping[str, Any]) -> TextEncoder | ClassEmbeddings:

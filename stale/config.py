@@ -82,6 +82,7 @@ class TextConfig:
     context_tokens: int = _at_least(16, 1)  # N is not published; 16 is CoOp's
     context_init: str | None = None  # words the context tokens start as, in place of N random ones (CoOp)
     template: str = "a video of action {}"  # [C]
+    start_share: float = _between(0.0, 0, 1)  # of tested weights: the starting tower's and context_init's (ours)
 
 
 @dataclass
@@ -143,6 +144,7 @@ class ModelConfig:
     visual_projection: bool = False  # learn D → C, for features of another width (I3D)
     temperature: float = 0.01  # τ [P, C]
     classifier_features: str = _choice("shared", "raw", "own")  # F_vis; as extracted; own temporal model (baselines)
+    raw_similarity: float = _between(0.0, 0, 1)  # of the class logits: features as extracted, unadapted text (ours)
 
 
 @dataclass
@@ -159,6 +161,8 @@ class LossConfig:
     consistency_snippets: int = _at_least(10, 1)  # top-scoring snippets that both branches pool
     consistency_threshold: float = _between(0.5, 0, 1)  # on class scores and masks
     consistency_gradient: str = _choice("both", "visual")  # into both heads; [C] into F_vis alone
+    anchor: float = _at_least(0.0, 0)  # weight of 1 - cos of the text and the starting tower's of the template (KgCoOp)
+    center: float = _between(1.0, 0, 1)  # share of an instance whose snippets answer for it (as in ActionFormer)
 
 
 @dataclass
@@ -187,14 +191,18 @@ class DetectionConfig:
     """From masks to detections (section 8)."""
 
     top_snippets: int = _at_least(100, 1)  # (snippet, class) pairs whose masks are read; [C] 10
+    templates: list[str] | None = None  # around a class's phrase after the context; their mean is the class (ours)
+    background_bias: float = 0.0  # added to the background's logit, for vocabularies of another size (ours)
     foreground_weight: bool = True  # class score × L: a masked-out snippet is no evidence of any class (ours)
     regions: str = _choice("masks", "foreground", "both")  # of what: the snippets' masks [P], L (ours), or both
     video_evidence: bool = False  # class scores × the probability of the class in the whole video (ours)
     video_temperature: float = _at_least(0.01, 1e-4)  # of that probability
+    foreground_score: str = _choice("max", "mean", "contrast")  # of L inside its regions, as region_score
     fineness: int = _between(1, 1, 8)  # L's regions are read at this many times T snippets (ours)
+    windows: bool = False  # masks also read in windows of T of these snippets, half overlapping (ours)
     thresholds: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])  # Θ
     fill_holes: bool = False  # a curve's regions become one, first to last; [C] merges instances so
-    region_score: str = _choice("max", "mean")  # of the mask inside a candidate: max [U], or mean (ours)
+    region_score: str = _choice("max", "mean", "contrast")  # of a mask inside a candidate: max [U]; the others are ours
     min_length: float = _between(0.0, 0, 1)  # of a candidate, as a share of the video; [C] 0.02
     nms: str = _choice("gaussian", "official")  # official: × exp(-10·tIoU²) / 0.6, which can raise a score [C]
     nms_sigma: float = _at_least(0.5, 1e-6)  # Gaussian SoftNMS (Bodla et al. 2017)
@@ -391,6 +399,9 @@ def _impossible(config: Config) -> Iterator[str]:
         yield f"model.temperature is {config.model.temperature}; it must be above 0"
     if "{}" not in config.model.text.template:
         yield f"model.text.template '{config.model.text.template}' has no {{}} for the class name"
+    for template in config.detection.templates or ():
+        if "{}" not in template:
+            yield f"detection.templates: '{template}' has no {{}} for the class name"
     yield from _clashes(config)
     if not all(0 <= threshold < 1 for threshold in config.detection.thresholds):
         yield f"detection.thresholds {config.detection.thresholds}: each must be at least 0 and below 1"
@@ -415,5 +426,9 @@ def _clashes(config: Config) -> Iterator[str]:
         )
     if config.detection.regions == "foreground" and config.detection.name_by == "proposals":
         yield "detection.name_by=proposals has candidates of its own; leave out detection.regions=foreground"
+    if config.detection.windows and (config.detection.fineness == 1 or model.masking.kind == "gt"):
+        yield "detection.windows=true needs detection.fineness of 2 or more, and a mask that is predicted"
+    if model.text.encoder == "none" and (model.text.start_share or config.loss.anchor):
+        yield "model.text.encoder=none has no starting text; leave out model.text.start_share and loss.anchor"
     if model.text.encoder == "none" and model.text.context_init:
         yield "model.text.encoder=none has no prompt; leave out model.text.context_init"

@@ -54,7 +54,8 @@ def decode_masks(
         thresholds: Θ.
         max_candidates: the best of a video are kept; of equal segments of a class only the best is one.
         min_length: least length of a region, as a share of the video.
-        region_score: a region's score is the class score times the ``max`` or the ``mean`` of its mask scores.
+        region_score: a region's score is the class score times the ``max`` or the ``mean`` of its mask scores, or
+            their ``contrast``: the mean less that of a quarter of its length on either side (after AutoLoc).
         fill_holes: at each threshold a mask has one region, from the first place above it to the last (released code).
     """
     B, K, T = class_scores.shape
@@ -78,7 +79,7 @@ def best_regions(
     B, N, T = curves.shape
     curves = curves.flatten(0, 1)  # B·N × T
     row, start, end = _regions(curves, thresholds, fill_holes)
-    level = {"max": _largest, "mean": _mean}[region_score](curves, row, start, end)
+    level = {"max": _largest, "mean": _mean, "contrast": _contrast}[region_score](curves, row, start, end)
     score = scores.flatten()[row] * level
     keep = ((end - start >= min_length * T) & (score > 0)).nonzero().squeeze(1)
     row, start, end, score = (x[keep] for x in (row, start, end, score))
@@ -143,11 +144,25 @@ def _largest(values: Tensor, row: Tensor, start: Tensor, end: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor, row: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Means (R,) of ``values[row, start:end]``, by sums from the left, in double so that a difference of two is one."""
+    """Means (R,) of ``values[row, start:end]``."""
+    sums = _sums(values)
+    return ((sums[row, end] - sums[row, start]) / (end - start)).to(values.dtype)
+
+
+def _contrast(values: Tensor, row: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Means (R,) of ``values[row, start:end]`` less those of what lies around, 0 where there is nothing around."""
+    sums, reach = _sums(values), ((end - start) // 4).clamp(min=1)
+    first, last = (start - reach).clamp(min=0), (end + reach).clamp(max=values.shape[1])
+    inner, length = sums[row, end] - sums[row, start], end - start
+    outer, around = sums[row, last] - sums[row, first] - inner, last - first - length
+    return (inner / length - outer / around.clamp(min=1)).to(values.dtype)
+
+
+def _sums(values: Tensor) -> Tensor:
+    """Sums (rows, T + 1) of ``values`` (rows, T) from the left, in double, so that a difference of two is one."""
     T = values.shape[1]
     until = torch.ones(T, T, dtype=torch.double, device=values.device).triu()  # a product repeats itself, on GPUs too
-    sums = F.pad(values.double() @ until, (1, 0))
-    return ((sums[row, end] - sums[row, start]) / (end - start)).to(values.dtype)
+    return F.pad(values.double() @ until, (1, 0))
 
 
 def _best_of_equals(

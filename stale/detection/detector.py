@@ -15,6 +15,7 @@ from stale import parallel
 from stale.config import DetectionConfig
 from stale.data.annotations import Video
 from stale.data.dataset import inside_segments
+from stale.data.vocabulary import fill_template
 from stale.detection.decode import Candidates, best_regions, decode_masks, stretch
 from stale.detection.oracle import true_masks, true_segments
 from stale.detection.soft_nms import soft_nms
@@ -48,7 +49,7 @@ def detect(
         Video id → detections by falling score, each ``{"segment": [start, end] seconds, "label", "score"}``.
         Every video has an entry, an empty list where nothing was found.
     """
-    text = describe_classes(model, phrases)
+    text = describe_classes(model, phrases, options.templates)
     firsts = range(0, len(videos), options.batch_size)
     places = [slice(first, first + options.batch_size) for first in firsts]
     own = (
@@ -63,9 +64,15 @@ def detect(
 
 
 @torch.inference_mode()
-def describe_classes(model: Stale, phrases: Sequence[str]) -> Tensor:
-    """Text features (K, C) of ``phrases``, on the model's device: once for a vocabulary."""
+def describe_classes(model: Stale, phrases: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
+    """Text features (K, C) of ``phrases``, on the model's device: once for a vocabulary.
+
+    Args:
+        templates: texts with ``{}`` for the phrase, whose mean is the class; default: the model's own prompt.
+    """
     model.eval()
+    if templates:
+        return model.text.describe([fill_template([phrase], templates) for phrase in phrases], "{}")
     return model.text(model.text.tokenize(phrases).to(model.background.device))
 
 
@@ -109,10 +116,36 @@ def read_videos(
     if options.video_evidence:
         outputs = replace(outputs, video_cosine=model.compare_video(coarse, text))
     if options.oracle != "proposals":
-        finer = options.regions != "masks" and not masked and features is not coarse
-        return outputs, candidates_of(outputs, options, model.read_foreground(features) if finer else None)
+        finer = not masked and features is not coarse
+        foreground = model.read_foreground(features) if finer and options.regions != "masks" else None
+        candidates = candidates_of(outputs, options, foreground)
+        if finer and options.windows:
+            candidates = Candidates.joined([candidates, read_windows(model, features, text, outputs, options)])
+        return outputs, candidates
     segments, known = true_segments(videos, labels, num_snippets, device)
     return outputs, name_segments(outputs, segments, known.float(), options)
+
+
+def read_windows(model: Stale, features: Tensor, text: Tensor, whole: Outputs, options: DetectionConfig) -> Candidates:
+    """Candidates, in T snippets of the video, from its windows of T finer ones, each begun in the middle of another.
+
+    What ends where its window does is cut off there, and whole in another window, unless the video ends there too.
+
+    Args:
+        features: (B, n·T, D) on the model's device.
+        whole: of the same videos at T snippets; the classes of a whole video are its.
+    """
+    T, length = whole.num_snippets, features.shape[1]
+    options = replace(options, regions="masks")
+    found = []
+    for first in (step * T // 2 for step in range(2 * length // T - 1)):
+        outputs = replace(model(features[:, first : first + T], text), video_cosine=whole.video_cosine)
+        window = candidates_of(outputs, options)
+        start, end = (window.segments + first).unbind(2)
+        cut = (start == first) & (first > 0) | (end == first + T) & (first + T < length)
+        segments = torch.stack([start, end], 2) * (T / length)
+        found.append(Candidates(segments, window.scores.masked_fill(cut, 0), window.labels))
+    return Candidates.joined(found)
 
 
 def candidates_of(outputs: Outputs, options: DetectionConfig, finer: Tensor | None = None) -> Candidates:
@@ -124,7 +157,7 @@ def candidates_of(outputs: Outputs, options: DetectionConfig, finer: Tensor | No
     if options.name_by == "proposals":
         proposals = _decode(outputs, outputs.foreground.float().unsqueeze(1), options)
         return name_segments(outputs, proposals.segments, proposals.scores, options)
-    class_scores = class_scores_of(outputs, options.foreground_weight)  # B × K × T
+    class_scores = class_scores_of(outputs, options)  # B × K × T
     video = _video_scores(outputs, options)  # B × K
     found = []
     if options.regions != "foreground":
@@ -146,11 +179,12 @@ def _video_scores(outputs: Outputs, options: DetectionConfig) -> Tensor | None:
 def _foreground_regions(foreground: Tensor, names: Tensor, outputs: Outputs, options: DetectionConfig) -> Candidates:
     """Regions of L (B, n·T), stretched from 0 to 1 in each video, under its likeliest classes by ``names`` (B, K).
 
-    A region's score is its highest value times the class's: with the mean, narrow regions push the whole ones out.
+    A region's score is ``options.foreground_score`` of its values times the class's.
     """
     scores, labels = names.topk(min(_REGION_CLASSES, names.shape[1]), dim=1)
     curves = stretch(foreground).unsqueeze(1).expand(-1, scores.shape[1], -1)
-    regions = best_regions(curves, scores, labels, options.thresholds, options.candidates, options.min_length)
+    limits = options.candidates, options.min_length, options.foreground_score
+    regions = best_regions(curves, scores, labels, options.thresholds, *limits)
     return replace(regions, segments=regions.segments * (outputs.num_snippets / foreground.shape[1]))
 
 
@@ -168,7 +202,7 @@ def name_segments(outputs: Outputs, segments: Tensor, scores: Tensor, options: D
         pooled = inside @ outputs.evidence.float()  # B × M × C; the cosine needs no mean
         names = name_pooled(pooled, outputs.language[:, :-1], outputs.temperature).softmax(2)  # B × M × K
     else:
-        of_snippets = class_scores_of(outputs, options.foreground_weight).transpose(1, 2)
+        of_snippets = class_scores_of(outputs, options).transpose(1, 2)
         names = inside @ of_snippets / inside.sum(2, keepdim=True)
     video = _video_scores(outputs, options)
     names = names if video is None else names * video.unsqueeze(1)
@@ -191,14 +225,17 @@ def _decode(outputs: Outputs, class_scores: Tensor, options: DetectionConfig) ->
     )
 
 
-def class_scores_of(outputs: Outputs, foreground_weight: bool) -> Tensor:
+def class_scores_of(outputs: Outputs, options: DetectionConfig) -> Tensor:
     """Scores (B, K, T) of the classes under test; the background takes part in the softmax and is left out.
 
     A masked-out snippet has cosine 0 with every class, so the softmax alone gives it the same probability for each,
     which can be more than a true foreground snippet has: ``foreground_weight`` multiplies L in.
     """
-    class_scores = outputs.class_logits.float().softmax(1)[:, :-1]
-    if foreground_weight and outputs.foreground is not None:
+    logits = outputs.class_logits.float()
+    if options.background_bias:
+        logits = torch.cat([logits[:, :-1], logits[:, -1:] + options.background_bias], 1)
+    class_scores = logits.softmax(1)[:, :-1]
+    if options.foreground_weight and outputs.foreground is not None:
         return class_scores * outputs.foreground.float().unsqueeze(1)
     return class_scores
 

@@ -70,7 +70,7 @@ def explain_video(
     snippets = features[None].to(model.background.device).float()
     outputs, candidates = read_videos(model, [video], snippets, text, classes, config.detection)
     detections = to_results([video], candidates, list(classes), outputs.num_snippets, config.detection)[video.id]
-    scores = class_scores_of(outputs, config.detection.foreground_weight)[0].cpu().numpy()
+    scores = class_scores_of(outputs, config.detection)[0].cpu().numpy()
     foreground = None if outputs.foreground is None else outputs.foreground[0].float().cpu().numpy()
     return VideoDetections(video, list(classes), detections, scores, foreground, config.model.masking.threshold)
 
@@ -91,7 +91,7 @@ def explain(run: RunFolder, video_id: str, vocabulary: str = "unseen", checkpoin
     device = choose_device(config.train.device)
     model = restore_model(config, load_checkpoint(path), path).to(device)
     features = load_features([video.id], open_features(config.data.features), config.tested_snippets)
-    text = describe_classes(model, phrases(classes))
+    text = describe_classes(model, phrases(classes), config.detection.templates)
     return explain_video(model, video, features[0], classes, text, config)
 
 

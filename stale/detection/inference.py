@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stale import parallel
-from stale.build import TestData, choose_device, load_test_data, load_tower, phrases, restore_model
+from stale.build import TestData, choose_device, load_test_data, phrases, restore_model, untrained_text
 from stale.checkpoint import load_checkpoint
 from stale.config import Config
 from stale.data.annotations import Video
@@ -33,7 +33,6 @@ from stale.detection.untrained import ROWS, detect_untrained
 from stale.files import remove_leftovers
 from stale.memory import names_knob
 from stale.model.stale import Stale
-from stale.model.text import TextEncoder
 from stale.run import RunFolder, log_into, start_logging
 
 _log = logging.getLogger(__name__)
@@ -101,7 +100,7 @@ def infer(
 
 
 def _trained(path: Path, protocol: Mapping[str, Any], model: Stale, test: TestData, config: Config) -> Row:
-    text = describe_classes(model, phrases(test.classes))
+    text = describe_classes(model, phrases(test.classes), config.detection.templates)
 
     def detect(videos: Sequence[Video], features: Tensor) -> Results:
         return detect_batch(model, videos, features, text, test.classes, config.detection)
@@ -117,9 +116,7 @@ def _untrained(
     if test.store.width != model.text.output_width:
         _log.warning("untrained rows left out: the features do not lie in the text tower's space")
         return []
-    tower = parallel.after_first(lambda: load_tower(config.model))
-    encoder = TextEncoder(tower, "template", template=config.model.text.template)
-    text = encoder(encoder.tokenize(phrases(test.classes))).to(model.background.device)
+    text = untrained_text(config.model, phrases(test.classes)).to(model.background.device)
     made_by = {**protocol, "checkpoint": "none", "checkpoint_chosen_on": "nothing: untrained", "oracle": "none"}
 
     def row(name: str) -> Row:

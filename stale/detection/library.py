@@ -169,6 +169,7 @@ class Detector:
     @torch.inference_mode()
     def _describe(self, classes: Sequence[NamedClass], templates: Sequence[str]) -> Tensor:
         """Text features (K, C) of a vocabulary; those of the last one are kept."""
+        templates = templates or self.config.detection.templates or ()
         key = (tuple(classes), tuple(templates))
         if self._text is None or self._text[0] != key:
             groups = [fill_template(item.phrases, templates) if templates else item.phrases for item in classes]

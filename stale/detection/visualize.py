@@ -59,7 +59,7 @@ def visualize(
 
 def _watch(detector: Detector, test: TestData, limit: int | None) -> Iterator[VideoDetections]:
     model, config = detector.model, detector.config
-    text = describe_classes(model, phrases(test.classes))
+    text = describe_classes(model, phrases(test.classes), config.detection.templates)
     for video in test.videos[:limit]:
         features = load_features([video.id], test.store, config.tested_snippets)
         yield explain_video(model, video, features[0], test.classes, text, config)

@@ -31,6 +31,7 @@ class Outputs:
         evidence: (B, T, C), the features that the classifier compares: F_vis, or a baseline's own.
         language: (B, K+1, C), what it compares them with: F_lan'.
         temperature: τ of the comparison.
+        text: (K, C), as it came in.
         video_cosine: (B, K) of :meth:`Stale.compare_video`, where detection asks for it.
     """
 
@@ -42,6 +43,7 @@ class Outputs:
     evidence: Tensor | None = None
     language: Tensor | None = None
     temperature: float = 0.01
+    text: Tensor | None = None
     video_cosine: Tensor | None = None
 
     @property
@@ -75,6 +77,7 @@ class Stale(nn.Module):
         mask_applied: bool = True,
         mask_given: bool = False,
         classifier: nn.Module | None = None,
+        raw_similarity: float = 0.0,
     ) -> None:
         """Args:
         feature_width: D; must equal the text features' width C unless ``visual_projection`` learns D → C.
@@ -83,6 +86,7 @@ class Stale(nn.Module):
         mask_applied: False learns the mask and leaves the features whole (released code).
         mask_given: the ground truth's foreground stands in for the mask, in training and at test time (an oracle).
         classifier: context for the features that are classified, in place of F_vis (two-stage baselines).
+        raw_similarity: share of the class logits that compares features as extracted with unadapted text (ours).
 
         Raises:
             StaleError: the features' width is not the text tower's and there is no projection.
@@ -101,7 +105,7 @@ class Stale(nn.Module):
         self.background = nn.Parameter(torch.randn(width) * width**-0.5)
         self.temperature, self.mask_threshold, self.mask_gradient = temperature, mask_threshold, mask_gradient
         self.mask_applied, self.mask_given = mask_applied, mask_given
-        self.classifier = classifier
+        self.classifier, self.raw_similarity = classifier, raw_similarity
 
     def forward(self, features: Tensor, text: Tensor, given_mask: Tensor | None = None) -> Outputs:
         """Features (B, T, D) and text features (K, C), from ``self.text``, → :class:`Outputs`.
@@ -115,7 +119,7 @@ class Stale(nn.Module):
         if self.mask_given and given_mask is None:
             raise StaleError("model.masking.kind=gt needs the ground truth of every video; these have none")
         visual = self.embed_visual(features)  # B × T × C
-        language = self.embed_language(text)  # K+1 × C
+        language = unadapted = self.embed_language(text)  # K+1 × C
 
         foreground_logits = None if self.masking is None else self.masking(visual)  # B × T
         mask = self._mask(visual, foreground_logits, given_mask)  # B × T
@@ -126,8 +130,13 @@ class Stale(nn.Module):
             language = self.adaptation(language, visual * mask.unsqueeze(-1))  # B × K+1 × C
         evidence = visual if self.classifier is None else self.classifier(self._prepare(features))
         class_logits = self.classify(evidence, mask, language)
+        if self.raw_similarity:
+            raw = self.classify(self._prepare(features), mask, unadapted)
+            class_logits = torch.lerp(class_logits, raw, self.raw_similarity)
         masks = self.localizer(visual)
-        return Outputs(visual, class_logits, masks, foreground_logits, given_mask, evidence, language, self.temperature)
+        return Outputs(
+            visual, class_logits, masks, foreground_logits, given_mask, evidence, language, self.temperature, text
+        )
 
     def coarsen(self, features: Tensor) -> Tensor:
         """(B, n·T, D) → (B, T, D), the means of n snippets each; what has T snippets already stays as it is."""

@@ -27,14 +27,14 @@ class Sizes:
 
     Attributes:
         videos: B.
-        valid, foreground: snippets.
+        valid, answering: snippets; those that answer for an instance.
         inside, outside: places of masks, valid ones.
         instances: that have a snippet of their own.
     """
 
     videos: Tensor
     valid: Tensor
-    foreground: Tensor
+    answering: Tensor
     inside: Tensor
     outside: Tensor
     instances: Tensor
@@ -42,9 +42,9 @@ class Sizes:
     @classmethod
     def of(cls, targets: Targets) -> Sizes:
         """The sizes of what is here."""
-        foreground, valid, pairs = targets.foreground, targets.valid, _valid_pairs(targets)
+        valid, pairs = targets.valid, _valid_pairs(targets)
         inside = (targets.masks & pairs).sum()
-        sums = valid.sum(), foreground.sum(), inside, pairs.sum() - inside, _instance_weight(targets).sum()
+        sums = valid.sum(), _answering(targets).sum(), inside, pairs.sum() - inside, _instance_weight(targets).sum()
         return cls(valid.new_full((), len(valid), dtype=torch.long), *sums)
 
     def over_processes(self, weight: float = 1.0) -> Sizes:
@@ -65,6 +65,7 @@ class Criterion:
         foreground_form: see :func:`foreground_loss`.
         consistency_snippets, consistency_threshold, consistency_gradient: see :func:`consistency_loss`.
         classification_form: ``cross_entropy``, ``focal`` (released code) or ``pooled`` (of whole instances).
+        anchor: text features (K, C) that the classes' must stay near; None: they may go anywhere.
     """
 
     weights: Mapping[str, float]
@@ -74,6 +75,7 @@ class Criterion:
     consistency_threshold: float = 0.5
     consistency_gradient: str = "both"
     classification_form: str = "cross_entropy"
+    anchor: Tensor | None = None
 
     def __call__(
         self, outputs: Outputs, targets: Targets, sizes: Sizes | None = None
@@ -101,6 +103,8 @@ class Criterion:
         }
         if outputs.foreground_logits is not None:
             losses["foreground"] = foreground_loss(outputs.foreground_logits, targets, self.foreground_form, sizes)
+        if self.anchor is not None:
+            losses["anchor"] = anchor_loss(outputs.text, self.anchor) * len(targets.valid) / sizes.videos
         losses = {name: loss for name, loss in losses.items() if self.weights[name] > 0}
         if not losses:
             raise StaleError("no loss is left to train with: give one a weight above 0 (loss.classification, ...)")
@@ -154,7 +158,7 @@ def localization_loss(mask_logits: Tensor, targets: Targets, dice_weight: float,
     of_inside = _mean_where(entropy, inside & valid, sizes.inside)
     balanced = (of_inside + _mean_where(entropy, ~inside & valid, sizes.outside)) / 2
     dice = _dice(logits.sigmoid() * valid, (inside & valid).float(), dim=1)  # B × T columns
-    return balanced + dice_weight * _mean_where(1 - dice, targets.foreground, sizes.foreground)
+    return balanced + dice_weight * _mean_where(1 - dice, _answering(targets), sizes.answering)
 
 
 def foreground_loss(
@@ -208,6 +212,11 @@ def consistency_loss(
     return distance.sum() / (sizes or Sizes.of(targets)).videos
 
 
+def anchor_loss(text: Tensor, anchor: Tensor) -> Tensor:
+    """1 - cos of the text features (K, C) and those that they must stay near, the mean over classes (KgCoOp)."""
+    return (1 - F.cosine_similarity(text.float(), anchor, dim=1)).mean()
+
+
 def _above(scores: Tensor, threshold: float) -> Tensor:
     return scores * (scores > threshold)
 
@@ -225,7 +234,12 @@ def _valid_pairs(targets: Targets) -> Tensor:
 
 def _instance_weight(targets: Targets) -> Tensor:
     """(B, T): what a snippet counts of its instance, over whose snippets the weights sum to 1."""
-    return targets.foreground / targets.masks.float().sum(1).clamp(min=1)
+    return _answering(targets) / targets.masks.float().sum(1).clamp(min=1)
+
+
+def _answering(targets: Targets) -> Tensor:
+    """(B, T) bool: the snippets with a mask of their own."""
+    return targets.masks.any(1)
 
 
 def _mean_where(values: Tensor, where: Tensor, count: Tensor) -> Tensor:

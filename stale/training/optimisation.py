@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stale.config import LossConfig, TrainConfig
 from stale.errors import StaleError
@@ -15,9 +15,13 @@ from stale.model.stale import Stale
 from stale.training.losses import Criterion
 
 
-def build_criterion(config: LossConfig) -> Criterion:
-    """The losses with their configured weights."""
-    names = ("classification", "localization", "foreground", "consistency")
+def build_criterion(config: LossConfig, anchor: Tensor | None = None) -> Criterion:
+    """The losses with their configured weights.
+
+    Args:
+        anchor: text features (K, C) that the classes' stay near by ``loss.anchor``.
+    """
+    names = ("classification", "localization", "foreground", "consistency", "anchor")
     weights = {name: getattr(config, name) for name in names}
     return Criterion(
         weights,
@@ -27,6 +31,7 @@ def build_criterion(config: LossConfig) -> Criterion:
         config.consistency_threshold,
         config.consistency_gradient,
         config.classification_form,
+        anchor,
     )
 
 

@@ -30,26 +30,37 @@ class Targets:
     valid: Tensor
 
 
-def build_targets(segments: Tensor, labels: Tensor, num_classes: int, num_snippets: int) -> Targets:
+def build_targets(
+    segments: Tensor, labels: Tensor, num_classes: int, num_snippets: int, center: float = 1.0
+) -> Targets:
     """Segments (B, N, 2) in snippets and labels (B, N) → :class:`Targets` on the same device.
 
     A snippet belongs to an instance that contains its centre; an instance too short for that keeps the snippet
     at its middle, so that every instance counts. Where instances overlap (THUMOS14's CliffDiving inside Diving),
     the classes of all of them share the snippet's probability equally, and the mask is the shortest one's. Where
     instances of the vocabulary and others overlap, the vocabulary's decide.
+
+    Args:
+        center: the share of an instance around its middle whose snippets answer for it: the others stay foreground
+            and a part of its mask, but have no class and no mask of their own (center sampling, as in ActionFormer).
     """
     inside = inside_segments(segments, num_snippets)  # B × N × T
     known = inside & (labels >= 0).unsqueeze(2)
     foreground = known.any(1)
     valid = foreground | ~(inside & (labels == IGNORED).unsqueeze(2)).any(1)
 
+    answering = known
+    if center < 1:
+        middle, half = segments.mean(2, keepdim=True), segments.diff(dim=2) * center / 2
+        answering = known & inside_segments(torch.cat([middle - half, middle + half], 2), num_snippets)
+
     index = labels.clamp(min=0).unsqueeze(2).expand_as(known)
     classes = torch.zeros(len(labels), num_classes + 1, num_snippets, device=labels.device)
-    classes.scatter_reduce_(1, index, known.float(), "amax")
-    classes[:, -1] = (~foreground).float()
+    classes.scatter_reduce_(1, index, answering.float(), "amax")
+    classes[:, -1] = (~answering.any(1)).float()
     classes /= classes.sum(1, keepdim=True)
 
-    lengths = (segments[..., 1] - segments[..., 0]).unsqueeze(2).masked_fill(~known, torch.inf)
-    own = lengths.argmin(1)  # B × T: the shortest instance around each snippet
-    masks = known.gather(1, own.unsqueeze(2).expand(-1, -1, num_snippets)) & foreground.unsqueeze(2)
+    lengths = (segments[..., 1] - segments[..., 0]).unsqueeze(2).masked_fill(~answering, torch.inf)
+    own = lengths.argmin(1)  # B × T: of the instances that a snippet answers for, the shortest
+    masks = known.gather(1, own.unsqueeze(2).expand(-1, -1, num_snippets)) & answering.any(1).unsqueeze(2)
     return Targets(classes, masks.transpose(1, 2), foreground, valid)

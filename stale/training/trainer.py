@@ -32,7 +32,15 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from stale import parallel
-from stale.build import TrainingData, build_model, choose_device, load_tower, load_training_data, phrases
+from stale.build import (
+    TrainingData,
+    build_model,
+    choose_device,
+    load_tower,
+    load_training_data,
+    phrases,
+    untrained_text,
+)
 from stale.checkpoint import save_checkpoint
 from stale.config import Config, save_config
 from stale.errors import StaleError, interruption, name_some
@@ -124,8 +132,10 @@ class Trainer:
         self.train_data, self.held_out = data.train.to(self.device), data.held_out
         self.test_data = None if data.test is None else data.test.to(self.device)  # by train.choose_on=unseen_loss
         self.precision = choose_precision(config.train.precision, self.device)
-        self.criterion = build_criterion(config.loss)
-        prompts = model.text.tokenize(phrases(data.split.seen)).to(self.device)
+        seen = phrases(data.split.seen)
+        anchor = untrained_text(config.model, seen).to(self.device) if config.loss.anchor else None
+        self.criterion = build_criterion(config.loss, anchor)
+        prompts = model.text.tokenize(seen).to(self.device)
         objective = Objective(model, self.criterion, prompts, self.precision)
         if config.train.compile:
             compile_step(objective)
@@ -221,7 +231,9 @@ class Trainer:
         share = indices[parallel.rank() :: parallel.size()]
         weight = 1.0 if len(share) else 0.0  # a batch of less videos than processes: some train on one for nothing
         batch = self.train_data.batch(share if len(share) else indices[:1])
-        targets = build_targets(batch.segments, batch.labels, len(self.split.seen), batch.features.shape[1])
+        targets = build_targets(
+            batch.segments, batch.labels, len(self.split.seen), batch.features.shape[1], self.config.loss.center
+        )
         sizes = Sizes.of(targets).over_processes(weight)
         with names_compiler():
             total, losses = self.objective(batch.features, targets, sizes)

@@ -48,7 +48,8 @@ def unseen_loss(
     Every process computes all of it.
     """
     prompts = model.text.tokenize(phrases(unseen)).to(model.background.device)
-    objective, total = Objective(model, criterion, prompts, precision).eval(), 0.0
+    of_these = replace(criterion, anchor=None)  # which is of the classes trained on
+    objective, total = Objective(model, of_these, prompts, precision).eval(), 0.0
     for indices in torch.arange(len(data), device=data.index_device).split(batch_size):
         batch = data.batch(indices)
         targets = build_targets(batch.segments, batch.labels, len(prompts.tokens), batch.features.shape[1])
