@@ -162,12 +162,14 @@ def _direction(key: str, name: str, *settings: str) -> Row:
 
 
 def _without(key: str, name: str, *settings: str) -> Row:
-    """The overlay with one part taken back to the paper's."""
+    """The overlay with one part changed, mostly back to the paper's."""
     return Row(key, name, overlays=_PLUS, settings=settings, baseline="plus")
 
 
 _MASKFORMER = ("model.masking.kind=maskformer", "model.masking.layers=2", "model.masking.dropout=0.1")
 _CONV_STACK = ("model.masking.kind=conv_stack", "model.masking.layers=4", "model.masking.dropout=0.3")
+_HIGHEST = ("detection.region_score=mean", "detection.foreground_score=max")  # as in the caption configuration
+_TEMPLATES = "detection.templates=['{}', 'a person doing {}', 'a photo of {}']"
 _FINER = ("detection.regions=both", "detection.fineness=2")
 _DIRECTIONS = (
     Row("stale", "STALE"),
@@ -185,10 +187,26 @@ _DIRECTIONS = (
     _direction("regions", "regions of the foreground", "detection.regions=both"),
     _direction("fineness", "the same at twice the snippets", *_FINER),
     _direction("nms_sigma", "SoftNMS sigma 0.3", "detection.nms_sigma=0.3"),
+    _direction("raw_similarity", "half the similarity unadapted", "model.raw_similarity=0.5"),
+    _direction("anchor", "text kept near the template", "loss.anchor=8"),
+    _direction("start_share", "text averaged with its start", "model.text.start_share=0.5"),
+    _direction("templates", "three texts a class", _TEMPLATES),
+    _direction("background_bias", "background lowered by 1", "detection.background_bias=-1"),
+    _direction("center", "center sampling", "loss.center=0.5"),
+    _direction("contrast", "regions scored against what is around", "detection.region_score=contrast"),
+    _direction("windows", "windows of finer snippets", "detection.fineness=2", "detection.windows=true"),
+    _direction("max_detections", "200 detections a video", "detection.max_detections=200"),
     Row("plus", "STALE plus", overlays=_PLUS, baseline="stale"),
     _without("plus_masks", "STALE plus, snippets' masks alone", "detection.regions=masks"),
+    _without("plus_foreground", "STALE plus, the foreground's regions alone", "detection.regions=foreground"),
+    _without("plus_highest", "STALE plus, regions scored by their highest value", *_HIGHEST),
     _without("plus_coarse", "STALE plus, at T snippets", "detection.fineness=1"),
+    _without("plus_twice", "STALE plus, at twice the snippets", "detection.fineness=2"),
+    _without("plus_windows", "STALE plus, windows of finer snippets", "detection.windows=true"),
+    _without("plus_hundred", "STALE plus, 100 detections a video", "detection.max_detections=100"),
     _without("plus_no_evidence", "STALE plus, no video-level evidence", "detection.video_evidence=false"),
+    _without("plus_templates", "STALE plus, three texts a class", _TEMPLATES),
+    _without("plus_start_share", "STALE plus, text averaged with its start", "model.text.start_share=0.5"),
     _without("plus_maskformer", "STALE plus, MaskFormer", *_MASKFORMER),
     _without("plus_context", "STALE plus, temporal transformer", "model.temporal.kind=transformer"),
 )
