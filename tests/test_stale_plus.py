@@ -174,7 +174,7 @@ def test_regions_need_a_predicted_foreground(settings: list[str]) -> None:
 def test_the_overlay_goes_on_every_data_set(name: str) -> None:
     config = load_config([REPOSITORY / "configs" / f"{name}.yaml", OVERLAY])
     default = load_config([REPOSITORY / "configs" / f"{name}.yaml"])
-    assert config.tested_snippets == 2 * default.data.num_snippets
+    assert config.tested_snippets == 4 * default.data.num_snippets
     assert config.train == default.train  # as many steps
 
 

@@ -15,12 +15,12 @@ from stale.training.targets import Targets, build_targets
 K = 3  # classes
 
 
-def targets_of(*videos: list[Row], num_snippets: int = 8) -> Targets:
+def targets_of(*videos: list[Row], num_snippets: int = 8, center: float = 1.0) -> Targets:
     """Targets of videos given as lists of (start, end, label)."""
     longest = max(1, *map(len, videos))
     padded = [[*rows, *[(0.0, 0.0, PADDING)] * (longest - len(rows))] for rows in videos]
     table = torch.tensor(padded, dtype=torch.float64)
-    return build_targets(table[..., :2].float(), table[..., 2].long(), K, num_snippets)
+    return build_targets(table[..., :2].float(), table[..., 2].long(), K, num_snippets, center)
 
 
 def assert_same(fast: Targets, video: int, slow: Targets) -> None:
@@ -50,6 +50,15 @@ def test_targets_equal_the_triple_loop(case: tuple[int, list[list[Row]]]) -> Non
         assert_same(fast, video, plain_targets(rows, K, num_snippets))
 
 
+@given(cases(), st.sampled_from([0.0, 0.25, 0.5]))
+@settings(max_examples=100, deadline=None)
+def test_center_sampling_equals_the_triple_loop(case: tuple[int, list[list[Row]]], center: float) -> None:
+    num_snippets, videos = case
+    fast = targets_of(*videos, num_snippets=num_snippets, center=center)
+    for video, rows in enumerate(videos):
+        assert_same(fast, video, plain_targets(rows, K, num_snippets, center))
+
+
 @given(cases())
 @settings(max_examples=50, deadline=None)
 def test_what_holds_for_all_targets(case: tuple[int, list[list[Row]]]) -> None:
@@ -74,6 +83,14 @@ def test_one_instance() -> None:
     assert targets.classes[0].argmax(0).tolist() == [K, K, 1, 1, 1, K, K, K]
     assert targets.masks[0, :, 3].tolist() == targets.foreground[0].tolist()  # places are rows, snippets columns
     assert not targets.masks[0, :, 0].any()
+
+
+def test_center_sampling_keeps_the_foreground_and_the_whole_mask() -> None:
+    targets = targets_of([(1.0, 7.0, 1)], center=0.4)
+    assert bits(targets.foreground[0]) == ".######."
+    assert targets.classes[0].argmax(0).tolist() == [K, K, K, 1, 1, K, K, K]
+    assert bits(targets.masks[0, :, 3]) == ".######."
+    assert not targets.masks[0, :, 1].any()
 
 
 def test_every_instance_of_a_video_counts() -> None:

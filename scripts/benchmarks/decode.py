@@ -76,13 +76,25 @@ def plain_decode(
                 regions = [(regions[0][0], regions[-1][1])]
             for start, end in regions:
                 if end - start >= min_length * T:
-                    level = curve[start:end].max() if region_score == "max" else curve[start:end].mean()
+                    level = plain_level(curve, start, end, region_score)
                     rows.append((label, start, end, scores[label, snippet] * level))
     table = pd.DataFrame(rows, columns=COLUMNS)
     table = table[table["score"] > 0].sort_values(
         ["score", "label", "start", "end"], ascending=[False, True, True, True]
     )
     return table.drop_duplicates(["label", "start", "end"]).head(max_candidates or len(table))
+
+
+def plain_level(curve: np.ndarray, start: int, end: int, region_score: str) -> float:
+    """What a curve (T) has in a region: its ``max``, its ``mean``, or the mean's ``contrast`` with what is around."""
+    inside = curve[start:end]
+    if region_score == "max":
+        return inside.max()
+    if region_score == "mean":
+        return inside.mean()
+    reach = max((end - start) // 4, 1)
+    around = np.concatenate([curve[max(start - reach, 0) : start], curve[end : end + reach]])
+    return inside.mean() - (around.mean() if len(around) else 0)
 
 
 def plain_regions(curve: Sequence[float] | np.ndarray, threshold: float) -> list[tuple[int, int]]:

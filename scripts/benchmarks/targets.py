@@ -16,7 +16,7 @@ from stale.training.targets import Targets
 Row = tuple[float, float, int]  # start, end in snippets, label
 
 
-def plain_targets(rows: Sequence[Row], num_classes: int, num_snippets: int) -> Targets:
+def plain_targets(rows: Sequence[Row], num_classes: int, num_snippets: int, center: float = 1.0) -> Targets:
     """One video's targets, without the dimension of the batch."""
     classes = torch.zeros(num_classes + 1, num_snippets)
     masks = torch.zeros(num_snippets, num_snippets, dtype=torch.bool)
@@ -27,6 +27,7 @@ def plain_targets(rows: Sequence[Row], num_classes: int, num_snippets: int) -> T
         known = [row for row in around if row[2] >= 0]
         foreground[t] = bool(known)
         valid[t] = bool(known) or not any(row[2] == IGNORED for row in around)
+        known = [row for row in known if t in snippets_of(central(row, center), num_snippets)]
         labels = {row[2] for row in known} or {num_classes}  # the background comes last
         for label in labels:
             classes[label, t] = 1 / len(labels)
@@ -35,6 +36,13 @@ def plain_targets(rows: Sequence[Row], num_classes: int, num_snippets: int) -> T
             for s in snippets_of(own, num_snippets):
                 masks[s, t] = True
     return Targets(classes, masks, foreground, valid)
+
+
+def central(row: Row, share: float) -> Row:
+    """The part of an instance around its middle."""
+    start, end, label = row
+    cut = (end - start) * (1 - share) / 2
+    return start + cut, end - cut, label
 
 
 def snippets_of(row: Row, num_snippets: int) -> list[int]:
