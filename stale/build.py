@@ -213,7 +213,7 @@ def load_tower(config: ModelConfig) -> TextTower:
     return TextTower.from_weights(load_text_weights(config.text.weights))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what is trained may be compared with it
 def untrained_text(config: ModelConfig, names: Sequence[str]) -> Tensor:
     """Text features (K, C) of phrases in the configured template, by the tower with its original weights."""
     encoder = TextEncoder(parallel.after_first(lambda: load_tower(config)), "template", template=config.text.template)
