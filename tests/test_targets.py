@@ -25,7 +25,7 @@ def targets_of(*videos: list[Row], num_snippets: int = 8, center: float = 1.0) -
 
 def assert_same(fast: Targets, video: int, slow: Targets) -> None:
     torch.testing.assert_close(fast.classes[video], slow.classes)
-    for name in ("masks", "foreground", "valid"):
+    for name in ("masks", "foreground", "answering", "valid"):
         result, expected = getattr(fast, name)[video], getattr(slow, name)
         assert result.dtype == torch.bool
         assert torch.equal(result, expected), name

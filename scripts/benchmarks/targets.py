@@ -21,6 +21,7 @@ def plain_targets(rows: Sequence[Row], num_classes: int, num_snippets: int, cent
     classes = torch.zeros(num_classes + 1, num_snippets)
     masks = torch.zeros(num_snippets, num_snippets, dtype=torch.bool)
     foreground = torch.zeros(num_snippets, dtype=torch.bool)
+    answering = torch.zeros(num_snippets, dtype=torch.bool)
     valid = torch.zeros(num_snippets, dtype=torch.bool)
     for t in range(num_snippets):
         around = [row for row in rows if t in snippets_of(row, num_snippets)]
@@ -28,6 +29,7 @@ def plain_targets(rows: Sequence[Row], num_classes: int, num_snippets: int, cent
         foreground[t] = bool(known)
         valid[t] = bool(known) or not any(row[2] == IGNORED for row in around)
         known = [row for row in known if t in snippets_of(central(row, center), num_snippets)]
+        answering[t] = bool(known)
         labels = {row[2] for row in known} or {num_classes}  # the background comes last
         for label in labels:
             classes[label, t] = 1 / len(labels)
@@ -35,7 +37,7 @@ def plain_targets(rows: Sequence[Row], num_classes: int, num_snippets: int, cent
             own = min(known, key=lambda row: row[1] - row[0])  # the first of the shortest
             for s in snippets_of(own, num_snippets):
                 masks[s, t] = True
-    return Targets(classes, masks, foreground, valid)
+    return Targets(classes, masks, foreground, answering, valid)
 
 
 def central(row: Row, share: float) -> Row:

@@ -42,9 +42,9 @@ class Sizes:
     @classmethod
     def of(cls, targets: Targets) -> Sizes:
         """The sizes of what is here."""
-        valid, pairs = targets.valid, _valid_pairs(targets)
+        answering, valid, pairs = targets.answering, targets.valid, _valid_pairs(targets)
         inside = (targets.masks & pairs).sum()
-        sums = valid.sum(), _answering(targets).sum(), inside, pairs.sum() - inside, _instance_weight(targets).sum()
+        sums = valid.sum(), answering.sum(), inside, pairs.sum() - inside, _instance_weight(targets).sum()
         return cls(valid.new_full((), len(valid), dtype=torch.long), *sums)
 
     def over_processes(self, weight: float = 1.0) -> Sizes:
@@ -158,7 +158,7 @@ def localization_loss(mask_logits: Tensor, targets: Targets, dice_weight: float,
     of_inside = _mean_where(entropy, inside & valid, sizes.inside)
     balanced = (of_inside + _mean_where(entropy, ~inside & valid, sizes.outside)) / 2
     dice = _dice(logits.sigmoid() * valid, (inside & valid).float(), dim=1)  # B × T columns
-    return balanced + dice_weight * _mean_where(1 - dice, _answering(targets), sizes.answering)
+    return balanced + dice_weight * _mean_where(1 - dice, targets.answering, sizes.answering)
 
 
 def foreground_loss(
@@ -234,12 +234,7 @@ def _valid_pairs(targets: Targets) -> Tensor:
 
 def _instance_weight(targets: Targets) -> Tensor:
     """(B, T): what a snippet counts of its instance, over whose snippets the weights sum to 1."""
-    return _answering(targets) / targets.masks.float().sum(1).clamp(min=1)
-
-
-def _answering(targets: Targets) -> Tensor:
-    """(B, T) bool: the snippets with a mask of their own."""
-    return targets.masks.any(1)
+    return targets.answering / targets.masks.float().sum(1).clamp(min=1)
 
 
 def _mean_where(values: Tensor, where: Tensor, count: Tensor) -> Tensor:

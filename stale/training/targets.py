@@ -21,12 +21,14 @@ class Targets:
         classes: (B, K+1, T) distribution over the classes of each snippet; the background comes last.
         masks: (B, T, T) bool; [:, s, t]: place s belongs to the instance of snippet t. Background columns are empty.
         foreground: (B, T) bool; the snippet lies in an instance of the vocabulary.
+        answering: (B, T) bool; the snippet has a class and a mask of its own: the foreground, or its central part.
         valid: (B, T) bool; False where only instances outside the vocabulary lie: counted in no loss.
     """
 
     classes: Tensor
     masks: Tensor
     foreground: Tensor
+    answering: Tensor
     valid: Tensor
 
 
@@ -49,18 +51,19 @@ def build_targets(
     foreground = known.any(1)
     valid = foreground | ~(inside & (labels == IGNORED).unsqueeze(2)).any(1)
 
-    answering = known
+    central, answering = known, foreground  # B × N × T, and of any instance
     if center < 1:
         middle, half = segments.mean(2, keepdim=True), segments.diff(dim=2) * center / 2
-        answering = known & inside_segments(torch.cat([middle - half, middle + half], 2), num_snippets)
+        central = known & inside_segments(torch.cat([middle - half, middle + half], 2), num_snippets)
+        answering = central.any(1)
 
     index = labels.clamp(min=0).unsqueeze(2).expand_as(known)
     classes = torch.zeros(len(labels), num_classes + 1, num_snippets, device=labels.device)
-    classes.scatter_reduce_(1, index, answering.float(), "amax")
-    classes[:, -1] = (~answering.any(1)).float()
+    classes.scatter_reduce_(1, index, central.float(), "amax")
+    classes[:, -1] = (~answering).float()
     classes /= classes.sum(1, keepdim=True)
 
-    lengths = (segments[..., 1] - segments[..., 0]).unsqueeze(2).masked_fill(~answering, torch.inf)
+    lengths = (segments[..., 1] - segments[..., 0]).unsqueeze(2).masked_fill(~central, torch.inf)
     own = lengths.argmin(1)  # B × T: of the instances that a snippet answers for, the shortest
-    masks = known.gather(1, own.unsqueeze(2).expand(-1, -1, num_snippets)) & answering.any(1).unsqueeze(2)
-    return Targets(classes, masks.transpose(1, 2), foreground, valid)
+    masks = known.gather(1, own.unsqueeze(2).expand(-1, -1, num_snippets)) & answering.unsqueeze(2)
+    return Targets(classes, masks.transpose(1, 2), foreground, answering, valid)
