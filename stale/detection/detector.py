@@ -72,8 +72,14 @@ def describe_classes(model: Stale, phrases: Sequence[str], templates: Sequence[s
     """
     model.eval()
     if templates:
-        return model.text.describe([fill_template([phrase], templates) for phrase in phrases], "{}")
+        return describe_groups(model, [[phrase] for phrase in phrases], templates)
     return model.text(model.text.tokenize(phrases).to(model.background.device))
+
+
+def describe_groups(model: Stale, groups: Sequence[Sequence[str]], templates: Sequence[str] = ()) -> Tensor:
+    """Text features (K, C) of classes of several phrases each: the mean over phrases and ``templates``, if any."""
+    filled = [fill_template(group, templates) for group in groups] if templates else groups
+    return model.text.describe(filled, "{}" if templates else None)
 
 
 @torch.inference_mode()

@@ -20,7 +20,8 @@ from stale.data.annotations import Video
 from stale.data.dataset import rescale
 from stale.data.features import check_features, load_npy, open_features, read_sidecar, recorded_number
 from stale.data.tower import Tower, require_same_tower, require_same_width
-from stale.data.vocabulary import NamedClass, fill_template, parse_classes
+from stale.data.vocabulary import NamedClass, parse_classes
+from stale.detection.detector import describe_groups
 from stale.detection.explain import VideoDetections, explain_video
 from stale.errors import StaleError
 from stale.run import RunFolder
@@ -172,8 +173,7 @@ class Detector:
         templates = templates or self.config.detection.templates or ()
         key = (tuple(classes), tuple(templates))
         if self._text is None or self._text[0] != key:
-            groups = [fill_template(item.phrases, templates) if templates else item.phrases for item in classes]
-            self._text = key, self.model.text.describe(groups, "{}" if templates else None)
+            self._text = key, describe_groups(self.model, [item.phrases for item in classes], templates)
         return self._text[1]
 
 
