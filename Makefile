@@ -1,34 +1,44 @@
-# make demo    the whole system on synthetic data, in minutes on a CPU
-# make test    ruff and the test suite
-# make lint    ruff alone
-# make clean   remove caches and what the demo made; .venv stays
+# make demo       the whole system on synthetic data, in minutes on a CPU
+# make test       linters and the test suite
+# make test-fast  the test suite without the tests marked slow
+# make lint       ruff and mypy alone
+# make clean      remove caches and what the demo made; .venv stays
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.requirements
 
-.PHONY: demo test lint clean
+# A process for each core, with one thread each, where pytest-xdist is installed.
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest \
+	$$($(BIN)/python -c 'import xdist' 2>/dev/null && echo "-n auto --dist loadfile")
+
+.PHONY: demo test test-fast lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
 
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-fast: $(INSTALLED)
+	$(PYTEST) -m "not slow"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
-	rm -rf .pytest_cache .ruff_cache .hypothesis data/demo
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info data/demo
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 	if [ -f runs/demo/MADE_BY_DEMO ]; then rm -rf runs/demo; fi
 
-# Installs again only when the pinned set changes.
-$(INSTALLED): requirements.txt
+# Installs again only when the pinned set or the package's metadata change.
+$(INSTALLED): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "requirements.txt is pinned for Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 1; }
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -e .
 	touch $@

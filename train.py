@@ -2,18 +2,20 @@
 
     python train.py --config configs/thumos14.yaml --set data.split=3 --output runs/thumos14_3
     python train.py --config configs/thumos14.yaml --set data.split=3 --output runs/thumos14_3 --resume
+    python train.py --settings                                                             # all settings
 
     torchrun --nproc_per_node=4 train.py --config configs/activitynet.yaml --output runs/anet_0    # four GPUs
 
-Writes into the output folder: config.yaml (resolved), split.json, log.txt, history.jsonl, checkpoints/best.pt and
-last.pt, tensorboard/ where it is installed. Settings and their defaults: stale/config.py. Ctrl-C and SIGTERM save
-first; however a run was stopped, --resume ends with the weights of a run that was not.
+Writes into the output folder: config.yaml (resolved), split.json, log.txt, history.jsonl, checkpoints/last.pt and
+best.pt after each epoch, tensorboard/ if it is installed. A run that was stopped, by Ctrl-C, SIGTERM or a failure,
+continues after its last finished epoch with --resume, and ends with the weights of a run that was not stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 
+from stale.config import load_config, settings_table
 from stale.errors import run_command
 
 
@@ -23,20 +25,25 @@ def main() -> None:
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="SECTION.KEY=VALUE", dest="assignments"
     )
-    parser.add_argument("--output", required=True, metavar="RUN", help="the run's folder")
-    parser.add_argument("--resume", action="store_true", help="go on where the run in the output folder stopped")
+    parser.add_argument("--output", metavar="RUN", help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the output folder")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
+    parser.add_argument("--settings", action="store_true", help="print every setting with its default and range")
     arguments = parser.parse_args()
+    if arguments.settings:
+        print(settings_table(), end="")
+        return
+    if arguments.output is None:
+        parser.error("the following arguments are required: --output")
     if arguments.resume and arguments.overwrite:
-        parser.error("--resume goes on with a run, --overwrite replaces it: give one of them")
+        parser.error("--resume continues a run, --overwrite replaces it: give one of them")
+    config = load_config(arguments.config, arguments.assignments)
 
-    from stale.parallel import joined  # after parsing: --help and a typo in the arguments answer at once
+    from stale.distributed import process_group  # imports torch: errors in arguments and settings come before
 
-    with joined():
-        from stale.config import load_config
+    with process_group():
         from stale.training.trainer import train
 
-        config = load_config(arguments.config, arguments.assignments)
         train(config, arguments.output, arguments.resume, arguments.overwrite)
 
 

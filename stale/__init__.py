@@ -10,57 +10,33 @@ stale.plot(detections)
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from stale.version import __version__
 
 if TYPE_CHECKING:  # importing stale alone stays light
     from matplotlib.figure import Figure
 
-    from stale.detection.explain import VideoDetections
-    from stale.detection.library import Detector
+    from stale.api import Detector
+    from stale.detection.run import VideoDetections
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "load", "plot"]
 
 
 def load(run: str | Path, checkpoint: str = "best", device: str | None = None) -> Detector:
-    """A trained run, ready for any video and any class names.
+    """Load a trained run, see :func:`stale.api.load`."""
+    from stale.api import load as load_run
 
-    Args:
-        run: the folder that train.py wrote.
-        checkpoint: ``best``, ``last`` or a file.
-        device: auto, cpu, cuda or cuda:N; default: the device of the training.
-
-    Raises:
-        stale.errors.StaleError: no run or checkpoint there, or no such device.
-    """
-    from stale.detection.library import Detector
-
-    return Detector(run, checkpoint, device)
+    return load_run(run, checkpoint, device)
 
 
-def plot(detections: VideoDetections, path: str | Path | None = None, top: int = 10, title: str = "") -> Figure:
-    """The timeline of a video: its detections by class, foreground mask, snippet scores; a notebook shows it.
-
-    Args:
-        detections: what :meth:`Detector.detect` returned.
-        path: a file to save to as well; its ending (png, pdf, svg) chooses the format.
-        top: how many detections to draw.
-        title: default the video's id.
-    """
+def plot(found: VideoDetections, path: str | Path | None = None, top: int = 10, title: str = "") -> Figure:
+    """Draw the timeline of a video's ``top`` detections, and save it to ``path`` (png, pdf or svg) if it is given."""
     from stale.plots import draw_timeline, save_figure
 
-    seen = detections
-    figure = draw_timeline(
-        seen.video,
-        seen.classes,
-        seen.detections,
-        seen.class_scores,
-        seen.foreground,
-        seen.threshold,
-        title,
-        top,
-        seen.thumbnails,
-    )
+    options: dict[str, Any] = {"foreground": found.foreground, "threshold": found.threshold, "title": title, "top": top}
+    scored = (found.video, found.classes, found.detections, found.class_scores)
+    figure = draw_timeline(*scored, thumbnails=found.thumbnails, **options)
     if path is not None:
         save_figure(figure, path)
     return figure

@@ -1,4 +1,4 @@
-"""Checkpoints: tensors and plain values only, written atomically, read without running any code."""
+"""Checkpoints: tensors and plain values only, written atomically, loaded without running any code."""
 
 from __future__ import annotations
 
@@ -10,39 +10,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stale import __version__
 from stale.errors import StaleError
-from stale.files import atomic_path, refuse_zip_bomb
+from stale.io import atomic_path, refuse_zip_bomb
+from stale.version import __version__
 
 _KIND = "stale checkpoint"
-_CONTENTS = {"model": dict, "feature_width": int, "epoch": int, "best": dict}  # what every checkpoint has
-_WIDEST = 1 << 16  # feature width
+_CONTENTS = {"model": dict, "feature_width": int, "epoch": int, "best": dict}  # of every checkpoint
+_MAX_WIDTH = 1 << 16  # of the features
 
 
 def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write ``content`` (tensors and plain Python values) to ``path`` atomically.
-
-    Raises:
-        StaleError: it cannot be written; the file that was there stays.
-    """
+    """Write ``content`` (tensors and plain Python values) to ``path``; if that fails, the file that was there stays."""
     with atomic_path(path) as temporary:
         try:
             torch.save({"kind": _KIND, "version": __version__, **content}, temporary)
-        except RuntimeError as error:  # torch's word for what the operating system refuses, a full disk above all
+        except RuntimeError as error:  # in place of OSError, on a full disk above all
             reason = str(error).partition("\n")[0]
-            raise StaleError(f"cannot write {path}, is the disk full? what was there is kept ({reason})") from error
+            raise StaleError(f"cannot write {path}, is the disk full? The former file is kept ({reason})") from error
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, as plain tensors and values.
-
-    Raises:
-        StaleError: the file is missing, damaged, hostile or not a checkpoint of this project.
-    """
+    """Load a checkpoint onto the CPU; a missing, damaged, hostile or foreign file is a StaleError."""
     path = Path(path)
     if not path.is_file():
         raise StaleError(f"checkpoint not found: {path}")
-    refuse_zip_bomb(path, "checkpoint", ratio=2)  # torch packs nothing
+    refuse_zip_bomb(path, "checkpoint", ratio=2)  # torch does not compress
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in whichever layer meets the damage first
@@ -50,25 +42,21 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise StaleError(f"checkpoint {path} cannot be read, it is damaged or no checkpoint: {reason}") from None
     if not isinstance(content, dict) or content.get("kind") != _KIND:
         raise StaleError(f"{path} is not a checkpoint of this project")
-    _check_contents(content, path)
-    return content
-
-
-def _check_contents(content: Mapping[str, Any], path: Path) -> None:
     faulty = [name for name, kind in _CONTENTS.items() if not isinstance(content.get(name), kind)]
-    if not faulty and not 0 < content["feature_width"] <= _WIDEST:
+    if not faulty and not 0 < content["feature_width"] <= _MAX_WIDTH:
         faulty = ["feature_width"]
     if faulty:
         raise StaleError(f"checkpoint {path} is incomplete or damaged ({', '.join(faulty)}): train again")
     for name, tensor in content["model"].items():
         sound = isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout is torch.strided
-        # A view that repeats its storage claims any size for a few bytes.
+        # An expanded view claims any size for a few bytes.
         if not sound or tensor.nbytes > tensor.untyped_storage().nbytes():
             raise StaleError(f"checkpoint {path}: '{name}' is no tensor as this project saves them: refused")
+    return content
 
 
 def git_revision() -> str:
-    """The revision this code runs at, with ``-dirty`` where it was changed; empty outside a checkout."""
+    """The git revision of this code, with ``-dirty`` if it was changed; empty outside a checkout."""
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
         result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)

@@ -1,13 +1,9 @@
-"""Pictures of single videos, drawn by matplotlib without a display and without its global state.
-
-K classes, T snippets.
-"""
+"""Pictures of single videos (K classes, T snippets), drawn by matplotlib without a display and its global state."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +14,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from stale.data.annotations import Instance, Video
-from stale.files import atomic_path
+from stale.data.annotations import Video
+from stale.io import atomic_path
 
 MOST_CLASSES = 10
 
-# Okabe and Ito's palette, which colour-blind people can tell apart; what a class is, its row says and not a colour.
+# Okabe and Ito's palette, which colour-blind people can tell apart.
 _TRUTH, _DETECTION, _FOREGROUND, _SCORE, _BAND = "#404040", "#D55E00", "#009E73", "#0072B2", "#EDEDED"
+_OTHER: dict[str, Any] = {"facecolor": "white", "edgecolor": _TRUTH, "hatch": "////"}  # classes not under test
 _THUMBNAIL = 0.85  # inches: as high as a tenth of the axis is wide
 _BAR = 0.8  # height of a bar in a row of height 1
 _LANE_GAP = 0.4  # between the rows of two classes
+_NUMBER = 0.045  # of the axis: the width of a score, which is printed in bars that have room for it
 
 
 class Timeline(Figure):
@@ -37,15 +35,6 @@ class Timeline(Figure):
         image = io.BytesIO()
         self.savefig(image, format="png")
         return image.getvalue()
-
-
-@dataclass(frozen=True)
-class Lane:
-    """One class's rows of the upper panel: its ground truth, below it its detections where they do not overlap."""
-
-    label: str
-    truth: list[Instance]
-    rows: list[list[Mapping[str, Any]]]
 
 
 def draw_timeline(
@@ -72,32 +61,47 @@ def draw_timeline(
         thumbnails: (time in seconds, image (H, W, 3) uint8), shown in their order above everything else.
     """
     best = sorted(detections, key=lambda item: -item["score"])[:top]
-    shown = choose_classes(video, classes, best, class_scores)
-    lanes = [lane for label in _with_strangers(video, classes, shown) if (lane := _lane(label, video, best))]
-    num_rows = sum(bool(lane.truth) + len(lane.rows) + _LANE_GAP for lane in lanes)
-    heights = [0.24 * max(num_rows, 1) + 0.1, *([] if foreground is None else [0.8]), 0.3 * len(shown)]
-    heights = [*([_THUMBNAIL] if thumbnails else []), *heights]
-    figure = Timeline(figsize=(10, sum(heights) + 1.7), layout="constrained", dpi=150)
+    shown, known = choose_classes(video, classes, best, class_scores), set(classes)
+    unknown = dict.fromkeys(instance.label for instance in video.instances if instance.label not in known)
+    lanes = []  # of each class its instances and its rows of detections
+    for label in [*shown, *list(unknown)[:MOST_CLASSES]]:
+        truth = [instance for instance in video.instances if instance.label == label]
+        rows = stack_rows([item for item in best if item["label"] == label])
+        lanes += [(label, truth, rows)] if truth or rows else []
+    num_rows = sum(bool(truth) + len(rows) + _LANE_GAP for _, truth, rows in lanes)
+    heights = [_THUMBNAIL] if thumbnails else []
+    heights += [0.24 * max(num_rows, 1) + 0.1, *([] if foreground is None else [0.8]), 0.3 * len(shown)]
+    figure = Timeline(figsize=(10, sum(heights) + 1.9), layout="constrained", dpi=150)
     axes = list(figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
     for ax in axes:
-        _prepare(ax, video)
+        ax.set_xlim(0, video.duration)
+        ax.tick_params(axis="both", labelsize=9, length=0)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+        for instance in video.instances:
+            ax.axvspan(instance.start, instance.end, color=_BAND, linewidth=0, zorder=0)
     if thumbnails:
         _draw_thumbnails(axes.pop(0), video.duration, thumbnails)
-    _draw_lanes(axes[0], lanes, set(classes))
+    _draw_lanes(axes[0], lanes, known)
     if foreground is not None:
         _draw_foreground(axes[1], video.duration, foreground, threshold)
-    scores = class_scores[[list(classes).index(label) for label in shown]]
-    _draw_scores(axes[-1], video.duration, shown, scores)
+    _draw_scores(axes[-1], video.duration, shown, class_scores[[list(classes).index(label) for label in shown]])
     axes[-1].tick_params(axis="x", length=3)
     axes[-1].set_xlabel("time (seconds)", fontsize=9)
     figure.suptitle(plain_text(title or video.id, 100), x=0.012, ha="left", fontsize=12, fontweight="bold")
-    keys = _legend(lanes, set(classes), foreground is not None, threshold is not None)
-    figure.legend(handles=keys, loc="outside lower center", ncols=min(len(keys), 5), frameon=False, fontsize=8.5)
+    keys: list[Patch | Line2D] = [Patch(color=_TRUTH, label="ground truth")] if video.instances else []
+    if unknown:
+        keys.append(Patch(**_OTHER, label="ground truth of other classes"))
+    keys.append(Patch(fc=(_DETECTION, 0.7), ec=_DETECTION, label="detections: opacity is the score, 0 to 1"))
+    if foreground is not None:
+        keys.append(Patch(color=_FOREGROUND, alpha=0.6, label="foreground mask L"))
+        keys += [Line2D([], [], color=_FOREGROUND, ls="--", lw=0.9, label="threshold of L")] if threshold else []
+    keys.append(Patch(color=_SCORE, label="snippet class scores: opacity from 0 to 1"))
+    figure.legend(handles=keys, loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
     return figure
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write ``figure`` to ``path`` atomically; the ending (png, pdf, svg) chooses the format."""
+    """Write ``figure`` to ``path`` atomically; the suffix (png, pdf, svg) chooses the format."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format=Path(path).suffix.lstrip(".") or "png")
 
@@ -124,71 +128,44 @@ def choose_classes(
     return [label for label in dict.fromkeys([*occurring, *detected, *by_score]) if label in known][:MOST_CLASSES]
 
 
-def pack(items: Sequence[Mapping[str, Any]], most_rows: int = 4) -> list[list[Mapping[str, Any]]]:
-    """Detections, best first, into rows in which no two overlap; what finds no room in ``most_rows`` is left out."""
+def stack_rows(items: Sequence[Mapping[str, Any]], most_rows: int = 4) -> list[list[Mapping[str, Any]]]:
+    """Arrange detections, best first, in rows in which no two overlap; what does not fit is left out."""
     rows: list[list[Mapping[str, Any]]] = []
     for item in items:
         start, end = item["segment"]
-        for row in rows:
-            if all(end <= other["segment"][0] or start >= other["segment"][1] for other in row):
-                row.append(item)
-                break
-        else:
-            if len(rows) < most_rows:
-                rows.append([item])
+        free = (row for row in rows if all(end <= o["segment"][0] or start >= o["segment"][1] for o in row))
+        row = next(free, None)
+        if row is not None:
+            row.append(item)
+        elif len(rows) < most_rows:
+            rows.append([item])
     return rows
 
 
-def _with_strangers(video: Video, classes: Sequence[str], shown: Sequence[str]) -> list[str]:
-    known = set(classes)
-    strangers = dict.fromkeys(instance.label for instance in video.instances if instance.label not in known)
-    return [*shown, *list(strangers)[:MOST_CLASSES]]
-
-
-def _lane(label: str, video: Video, detections: Sequence[Mapping[str, Any]]) -> Lane | None:
-    truth = [instance for instance in video.instances if instance.label == label]
-    rows = pack([item for item in detections if item["label"] == label])
-    return Lane(label, truth, rows) if truth or rows else None
-
-
-def _prepare(ax: Axes, video: Video) -> None:
-    ax.set_xlim(0, video.duration)
-    ax.tick_params(axis="y", labelsize=9, length=0)
-    ax.tick_params(axis="x", labelsize=9, length=0)
-    ax.spines[["top", "right", "left"]].set_visible(False)
-    for instance in video.instances:
-        ax.axvspan(instance.start, instance.end, color=_BAND, linewidth=0, zorder=0)
-
-
-def _draw_lanes(ax: Axes, lanes: Sequence[Lane], known: set[str]) -> None:
-    highest = max((item["score"] for lane in lanes for row in lane.rows for item in row), default=1.0)
-    y, ticks = 0.0, []
-    for lane in lanes:
-        ticks.append(y)
-        for instance in lane.truth:
-            _draw_truth(ax, instance, y, lane.label in known)
-        y += bool(lane.truth)
-        for row in lane.rows:
-            for item in row:
-                _draw_detection(ax, item, y, item["score"] / (highest or 1.0))
+def _draw_lanes(ax: Axes, lanes: Sequence[tuple[str, list, list]], known: set[str]) -> None:
+    y, ticks = 0.0, {}
+    for label, truth, rows in lanes:
+        name = plain_text(label)
+        if truth:
+            ticks[y] = f"{name}: ground truth"
+            look: dict[str, Any] = {"color": _TRUTH} if label in known else _OTHER
+            for instance in truth:
+                ax.barh(y, instance.end - instance.start, _BAR, left=instance.start, linewidth=0.8, **look)
+            y += 1
+        if rows:
+            ticks[y] = "detections" if truth else f"{name}: detections"
+        for row in rows:
+            for item in row:  # as opaque as its score, on the same scale in every picture
+                (start, end), score = item["segment"], item["score"]
+                alpha = 0.1 + 0.9 * min(max(score, 0.0), 1.0)
+                ax.barh(y, end - start, _BAR, left=start, fc=(_DETECTION, alpha), ec=_DETECTION, lw=0.6)
+                if end - start > _NUMBER * ax.get_xlim()[1]:
+                    color = "white" if alpha > 0.75 else "black"
+                    ax.text((start + end) / 2, y, f"{score:.2f}", ha="center", va="center", fontsize=7, color=color)
             y += 1
         y += _LANE_GAP
     ax.set_ylim(max(y, 1) - _LANE_GAP - 0.4, -0.6)
-    ax.set_yticks(ticks, [plain_text(lane.label) for lane in lanes])
-
-
-def _draw_truth(ax: Axes, instance: Instance, y: float, known: bool) -> None:
-    look = {"color": _TRUTH} if known else {"facecolor": "white", "edgecolor": _TRUTH, "hatch": "////"}
-    ax.barh(y, instance.end - instance.start, _BAR, left=instance.start, linewidth=0.8, **look)
-
-
-def _draw_detection(ax: Axes, item: Mapping[str, Any], y: float, strength: float) -> None:
-    start, end = item["segment"]
-    alpha = 0.12 + 0.88 * strength
-    ax.barh(y, end - start, _BAR, left=start, facecolor=(_DETECTION, alpha), edgecolor=_DETECTION, linewidth=0.6)
-    if end - start > 0.045 * ax.get_xlim()[1]:
-        colour = "white" if alpha > 0.75 else "black"
-        ax.text((start + end) / 2, y, f"{item['score']:.2f}", ha="center", va="center", fontsize=7, color=colour)
+    ax.set_yticks(list(ticks), list(ticks.values()))
 
 
 def _draw_foreground(ax: Axes, duration: float, foreground: np.ndarray, threshold: float | None) -> None:
@@ -214,25 +191,9 @@ def _draw_scores(ax: Axes, duration: float, labels: Sequence[str], scores: np.nd
 
 
 def _draw_thumbnails(ax: Axes, duration: float, thumbnails: Sequence[tuple[float, np.ndarray]]) -> None:
-    """Frames in equal cells, side by side in the order of time; a tick under each would only repeat the axis."""
+    """Draw frames in equal cells, side by side in the order of time."""
     width = duration / len(thumbnails)
     for cell, (_, image) in enumerate(thumbnails):
         ax.imshow(image, extent=((cell + 0.02) * width, (cell + 0.98) * width, 0, 1), aspect="auto")
-    ax.set_xlim(0, duration)
-    ax.set_ylim(0, 1)
-    ax.set_yticks([])
+    ax.set(xlim=(0, duration), ylim=(0, 1), yticks=[])
     ax.spines["bottom"].set_visible(False)
-
-
-def _legend(lanes: Sequence[Lane], known: set[str], foreground: bool, threshold: bool) -> list[Patch | Line2D]:
-    keys: list[Patch | Line2D] = []
-    if any(lane.truth for lane in lanes):
-        keys.append(Patch(color=_TRUTH, label="ground truth"))
-    if any(lane.label not in known for lane in lanes):
-        keys.append(Patch(facecolor="white", edgecolor=_TRUTH, hatch="////", label="… of a class not asked for"))
-    keys.append(Patch(facecolor=(_DETECTION, 0.7), edgecolor=_DETECTION, label="detections, opacity by score"))
-    if foreground:
-        keys.append(Patch(color=_FOREGROUND, alpha=0.6, label="foreground mask L"))
-        if threshold:
-            keys.append(Line2D([], [], color=_FOREGROUND, linestyle="--", linewidth=0.9, label="its threshold"))
-    return [*keys, Patch(color=_SCORE, label="snippet class scores, opacity from 0 to 1")]

@@ -1,26 +1,29 @@
-"""Geometry of segments: tIoU and the change between seconds and snippets. Pure functions.
+"""Geometry of segments: temporal IoU (tIoU), and conversion between seconds and snippets. Pure functions.
 
-A video of ``duration`` seconds, rescaled to T snippets, has snippet ``t`` cover
-``[t, t + 1)`` in snippet units, i.e. ``[t, t + 1) * duration / T`` in seconds.
+In a video of ``duration`` seconds that is rescaled to T snippets, snippet ``t`` covers ``[t, t + 1)`` in snippet
+units, which is ``[t, t + 1) * duration / T`` in seconds.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-Array = TypeVar("Array")
+if TYPE_CHECKING:  # evaluation works without torch
+    from torch import Tensor
+
+Array = TypeVar("Array", float, np.ndarray, "Tensor")
 
 
 def seconds_to_snippets(seconds: Array, duration: Array | float, num_snippets: int) -> Array:
-    """Seconds → snippet units (any array type or float); ``duration`` in seconds broadcasts."""
-    return seconds * num_snippets / duration  # type: ignore[operator]
+    """Convert seconds to snippet units. ``duration`` (seconds) broadcasts."""
+    return seconds * num_snippets / duration
 
 
 def snippets_to_seconds(snippets: Array, duration: Array | float, num_snippets: int) -> Array:
-    """Snippet units → seconds (any array type or float); ``duration`` in seconds broadcasts."""
-    return snippets * duration / num_snippets  # type: ignore[operator]
+    """Convert snippet units to seconds. ``duration`` (seconds) broadcasts."""
+    return snippets * duration / num_snippets
 
 
 def clip_segment(start: float, end: float, duration: float) -> tuple[float, float] | None:
@@ -29,11 +32,10 @@ def clip_segment(start: float, end: float, duration: float) -> tuple[float, floa
     return (start, end) if end > start else None
 
 
-def pairwise_tiou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """tIoU of every pair: (N, 2) and (M, 2) segments → (N, M). Two empty segments have tIoU 0."""
-    start = np.maximum(first[:, None, 0], second[None, :, 0])
-    end = np.minimum(first[:, None, 1], second[None, :, 1])
-    intersection = np.clip(end - start, 0.0, None)
-    lengths = (first[:, 1] - first[:, 0])[:, None] + (second[:, 1] - second[:, 0])[None, :]
-    union = lengths - intersection
+def paired_tiou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """tIoU of each row of ``first`` (P, 2) with the same row of ``second`` (P, 2); 0 where both are empty."""
+    shared = np.minimum(first[:, 1], second[:, 1]) - np.maximum(first[:, 0], second[:, 0])
+    intersection = np.clip(shared, 0.0, None)
+    # The official evaluator's order of operations: a tIoU on a threshold must fall on the same side of it.
+    union = (second[:, 1] - second[:, 0]) + (first[:, 1] - first[:, 0]) - intersection
     return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)

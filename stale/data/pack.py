@@ -1,14 +1,15 @@
-"""Features of many videos rescaled into one packed block, with a report of what is wrong with them.
+"""Pack the features of many videos into one folder, and report what is wrong with them.
 
-V videos, T snippets, D feature width.
+``features.npy`` holds the snippets of all videos one after the other; ``index.json`` says for each video its id, first
+row, number of snippets, rate (null if unknown) and duration, and for all of them what the image encoder was.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,139 +17,109 @@ from tqdm import tqdm
 
 from stale.data.annotations import Video
 from stale.data.dataset import rescale
-from stale.data.features import ATTRIBUTES, FeatureStore
-from stale.data.hdf5 import as_ids, new_hdf5
+from stale.data.features import (
+    ATTRIBUTES,
+    PACKED_INDEX,
+    PACKED_ROWS,
+    SIMULATED,
+    FeatureStore,
+    duration_mismatch,
+    recorded_number,
+)
 from stale.errors import StaleError, name_some
+from stale.io import atomic_path, write_json
 
-MISSING, UNUSABLE, CONSTANT, TOO_LARGE = "missing", "unusable", "constant", "too large for half precision"
-MISFIT, RATE_UNKNOWN = "duration does not fit the annotation", "duration not checked, the rate is unknown"
-LEFT_OUT = (MISSING, UNUSABLE, CONSTANT, TOO_LARGE)
-
-
-@dataclass
-class PackReport:
-    """What was packed, and every problem by video: (video, kind, detail)."""
-
-    path: str
-    shape: tuple[int, int, int] = (0, 0, 0)
-    precision: str = ""
-    problems: list[tuple[str, str, str]] = field(default_factory=list)
-
-    @property
-    def left_out(self) -> list[str]:
-        """The videos that are not in the block."""
-        return [video for video, kind, _ in self.problems if kind in LEFT_OUT]
-
-    def lines(self) -> list[str]:
-        """The report in words, a line a kind of problem."""
-        videos, snippets, width = self.shape
-        head = f"{self.path}: {videos} videos x {snippets} snippets x {width}, {self.precision}"
-        counts = Counter(kind for _, kind, _ in self.problems)
-        return [head, *(self._line(kind, count) for kind, count in counts.items())]
-
-    def _line(self, kind: str, count: int) -> str:
-        named = [f"{video} ({detail})" if detail else video for video, its, detail in self.problems if its == kind]
-        treatment = "left out" if kind in LEFT_OUT else "packed"
-        return f"{count} {kind}, {treatment}: {name_some(named)}"
+Packed = tuple[str, Mapping[str, Any], np.ndarray]  # id, record, features (snippets, D)
 
 
 def pack(
     store: FeatureStore,
     output: str | Path,
-    num_snippets: int,
+    *,
+    num_snippets: int | None = None,
     precision: str = "float16",
     videos: Mapping[str, Video] | None = None,
     fps: float | None = None,
-) -> PackReport:
-    """Write ``features`` (V, T, D) and ``ids`` (V) into the HDF5 file ``output``, unusable videos left out.
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Write the usable videos of ``store`` into the packed folder ``output``.
 
     Args:
-        precision: ``float16`` or ``float32``.
-        videos: annotated videos, which are those that are wanted and whose durations are compared; None: all.
+        num_snippets: T to rescale to; None keeps the native rate.
+        videos: exactly these are packed, and their annotated durations compared; None: all.
         fps: snippets a second, for features that do not record it.
 
-    Raises:
-        StaleError: not one video can be packed.
+    Returns:
+        Why a video was left out, by id; and why the duration of a packed one is wrong or unknown, by id.
     """
     ids = sorted(store.ids) if videos is None else list(videos)
-    report = PackReport(str(output), precision=precision)
-    kept: list[str] = []
-    with new_hdf5(output) as file:
-        block = file.create_dataset(
-            "features",
-            (0, num_snippets, store.width),
-            precision,
-            maxshape=(len(ids), num_snippets, store.width),
-            chunks=(1, num_snippets, store.width),  # a video each, so that it can be read where it lies
-        )
-        block.resize(len(ids), axis=0)
+    left_out: dict[str, str] = {}
+    doubtful: dict[str, str] = {}
+
+    def usable() -> Generator[Packed, None, None]:
         for video_id in tqdm(ids, "pack", unit="video", leave=False):
-            row = _row(store, video_id, num_snippets, precision, report)
-            if row is not None:
-                _check_duration(store, video_id, videos, fps, report)
-                block[len(kept)] = row
-                kept.append(video_id)
-        if not kept:
-            raise StaleError(f"nothing to pack: of {len(ids)} videos none is usable; {'; '.join(report.lines()[1:])}")
-        block.resize(len(kept), axis=0)
-        file["ids"] = as_ids(kept)
-        file.attrs.update(_shared_attributes(store, kept))
-    report.shape = (len(kept), num_snippets, store.width)
-    return report
+            where = f"features of video '{video_id}' in {store.path}"
+            try:
+                features, record = store.read(video_id), store.attributes(video_id)
+                rate = None if store.rescaled else recorded_number(record, "fps", where) or fps
+                duration = len(features) / rate if rate else recorded_number(record, "duration", where)
+                doubt = duration_mismatch(store, videos[video_id], fps) if videos else ""
+                if len(features) > 1 and (features == features[0]).all():
+                    raise StaleError(f"{where}: {len(features)} equal snippets")
+                if num_snippets:
+                    features, rate = rescale(torch.from_numpy(features), num_snippets).numpy(), None
+                largest = np.abs(features).max()
+                if precision == "float16" and largest > np.finfo(np.float16).max:
+                    raise StaleError(f"{where}: {largest:.3g} is too large for half precision; pack in float32")
+            except StaleError as error:
+                left_out[video_id] = str(error)
+                continue
+            if videos and (doubt or not duration):
+                doubtful[video_id] = doubt or "duration not checked, the rate is unknown"
+            yield video_id, {**record, "fps": rate, "duration": duration}, features
+        if len(left_out) == len(ids):
+            raise StaleError(f"nothing to pack: of {len(ids)} videos none is usable: {name_some(left_out.values())}")
+
+    common = num_snippets or (len(store.open(min(store.ids))) if store.rescaled else None)
+    notes = {"snippets": common, **({SIMULATED: True} if store.simulated else {})}
+    with closing(usable()) as entries:  # ends the progress bar before an error is printed
+        write_packed(output, entries, width=store.width, precision=precision, notes=notes)
+    return left_out, doubtful
 
 
-def _row(
-    store: FeatureStore, video_id: str, num_snippets: int, precision: str, report: PackReport
-) -> np.ndarray | None:
-    """One video's rescaled features (T, D), or None and a problem in the report."""
-    if store.find(video_id) is None:
-        report.problems.append((video_id, MISSING, ""))
-        return None
-    try:
-        features = store.read(video_id)
-    except StaleError as error:  # not two-dimensional, another width, NaN: the message says which
-        reason = str(error).removeprefix(f"features of video '{video_id}' in {store.path}: ")
-        report.problems.append((video_id, UNUSABLE, reason))
-        return None
-    if len(features) > 1 and (features == features[0]).all():
-        report.problems.append((video_id, CONSTANT, f"{len(features)} equal snippets"))
-        return None
-    row = rescale(torch.from_numpy(features), num_snippets).numpy()
-    if precision == "float16" and np.abs(row).max() > np.finfo(np.float16).max:
-        report.problems.append((video_id, TOO_LARGE, f"{np.abs(row).max():.3g}"))
-        return None
-    return row
-
-
-def _check_duration(
-    store: FeatureStore, video_id: str, videos: Mapping[str, Video] | None, fps: float | None, report: PackReport
+def write_packed(
+    folder: str | Path, videos: Iterable[Packed], *, width: int, precision: str, notes: Mapping[str, Any]
 ) -> None:
-    """Compare the extent of the features with the annotated duration; a second or a twentieth is rounding.
+    """Write a packed folder, one video in memory at a time.
 
-    It is the last look at it, for a packed block has no rate; training refuses only what is far off.
+    Args:
+        videos: of their records, ``fps`` and ``duration`` are kept for each video, the other :data:`ATTRIBUTES`
+            where all videos share them.
+        notes: further entries of the index; ``snippets`` is T, or None for the native rate.
     """
-    if videos is None:
-        return
-    annotated = videos[video_id].duration
+    folder = Path(folder)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / PACKED_ROWS).exists()):
+        raise StaleError(f"cannot write {folder}: the output is a folder of its own, but something else is there")
+    entries: list[dict[str, Any]] = []
+    shared: set[tuple[str, Any]] | None = None
+    rows = 0
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(precision)), "fortran_order": False}
     try:
-        extents = store.extents(video_id, fps)
-    except StaleError as error:
-        report.problems.append((video_id, RATE_UNKNOWN, str(error)))
-        return
-    if not extents:
-        report.problems.append((video_id, RATE_UNKNOWN, ""))
-        return
-    extent = max(extents, key=lambda extent: abs(extent - annotated))
-    if abs(extent - annotated) > max(1.0, 0.05 * annotated):
-        report.problems.append((video_id, MISFIT, f"{extent:.1f} s of features, {annotated:.1f} s annotated"))
-
-
-def _shared_attributes(store: FeatureStore, ids: Sequence[str]) -> dict[str, str]:
-    """What is recorded of all videos alike: after rescaling no rate and no duration is left."""
-    records = [store.attributes(video_id) for video_id in ids]
-    names = [name for name in ATTRIBUTES if name not in ("fps", "duration")]
-    return {
-        name: records[0][name]
-        for name in names
-        if name in records[0] and all(record.get(name) == records[0][name] for record in records)
-    }
+        with atomic_path(folder / PACKED_ROWS) as temporary:
+            with open(temporary, "wb") as file:
+                # The header leaves room for the number of rows to grow, so that it is written again at the end.
+                np.lib.format.write_array_header_1_0(file, {**header, "shape": (0, width)})
+                for video_id, record, features in videos:
+                    own = {"fps": record.get("fps"), "duration": record.get("duration")}
+                    entries.append({"id": video_id, "first": rows, "count": len(features), **own})
+                    file.write(features.astype(precision).tobytes())
+                    rows += len(features)
+                    known = {(name, record[name]) for name in ATTRIBUTES if name in record and name not in own}
+                    shared = known if shared is None else shared & known
+                file.seek(0)
+                np.lib.format.write_array_header_1_0(file, {**header, "shape": (rows, width)})
+            (folder / PACKED_INDEX).unlink(missing_ok=True)  # an index never stands beside rows it does not describe
+        write_json(folder / PACKED_INDEX, {**notes, **dict(sorted(shared or ())), "videos": entries})
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()  # if it is empty
+        raise

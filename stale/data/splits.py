@@ -1,9 +1,9 @@
 """Which classes are seen in training and which are kept unseen.
 
-The official lists (EffPrompt's, used by the paper) lie in a folder
-``train_75_test_25/ActivityNet/{train,test}/split_0.list``; without a folder, ten seeded random splits
-are drawn on the spot. A second-level split cuts the seen classes alone into pseudo-seen and pseudo-unseen ones: what is
-chosen on those owes nothing to the classes that a split keeps unseen.
+The official lists (EffPrompt's, used by the paper [P]) lie in ``data/splits``, as
+``train_75_test_25/ActivityNet/{train,test}/split_0.list``; without a folder, ten seeded random splits are drawn.
+A second-level split cuts the seen classes alone into pseudo-seen and pseudo-unseen ones: settings chosen on those owe
+nothing to the unseen classes [ours].
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from stale.errors import StaleError, name_some
-from stale.files import read_text
+from stale.io import read_text
 
-SETTINGS = {"75_25": 0.75, "50_50": 0.5, "closed": 1.0}
+SPLIT_FOLDERS = {"75_25": "train_75_test_25", "50_50": "train_50_test_50"}
 NUM_SPLITS = 10
-_FOLDERS = {"75_25": "train_75_test_25", "50_50": "train_50_test_50"}
+_SEEN_SHARES = {"75_25": 0.75, "50_50": 0.5}
 
 
 @dataclass(frozen=True)
@@ -35,39 +35,46 @@ def load_split(
 ) -> ClassSplit:
     """Split ``labels`` (all classes of the annotations) by an official list or, without ``folder``, by seed.
 
+    A missing list, and lists that overlap or do not cover the classes, are a StaleError.
+
     Args:
         setting: ``75_25``, ``50_50`` or ``closed`` (train and test on every class).
         index: 0–9, ignored by ``closed``.
-        folder: the official splits' folder; ``dataset`` names the sub-folder in it (any case).
-
-    Raises:
-        StaleError: unknown setting or index, a missing list, or lists that overlap or do not cover the classes.
+        folder: the folder of the lists; ``dataset`` names the sub-folder in it (any case).
     """
-    if setting not in SETTINGS:
-        raise StaleError(f"data.setting '{setting}' is unknown; use one of {', '.join(SETTINGS)}")
+    labels = sorted(labels)
     if setting == "closed":
-        everything = tuple(sorted(labels))
-        return ClassSplit(everything, everything, "closed set: all classes seen")
-    if not 0 <= index < NUM_SPLITS:
-        raise StaleError(f"data.split is {index}; splits are numbered 0 to {NUM_SPLITS - 1}")
+        return ClassSplit(tuple(labels), tuple(labels), "closed set: all classes seen")
     if folder is None:
-        return _random_split(labels, SETTINGS[setting], index)
-    base = _dataset_folder(Path(folder) / _FOLDERS[setting], dataset)
-    seen = read_class_list(base / "train" / f"split_{index}.list")
-    unseen = read_class_list(base / "test" / f"split_{index}.list")
-    _check(set(seen), set(unseen), set(labels), f"{base}, split_{index}.list")
-    source = f"official lists, {_FOLDERS[setting]}/{base.name}"
+        if len(labels) < 2:
+            raise StaleError(f"{len(labels)} classes are too few to split; at least 2 are needed")
+        num_seen = min(round(_SEEN_SHARES[setting] * len(labels)), len(labels) - 1)  # at least one class is unseen
+        order = np.random.default_rng(index).permutation(len(labels))
+        drawn, rest = (tuple(sorted(labels[i] for i in part)) for part in (order[:num_seen], order[num_seen:]))
+        return ClassSplit(drawn, rest, "seeded random split")
+    lists = Path(folder) / SPLIT_FOLDERS[setting]
+    folders = {path.name.lower(): path for path in lists.glob("*/")}
+    base = folders.get(dataset.lower())
+    if base is None:
+        found = name_some(sorted(path.name for path in folders.values())) or "nothing"
+        raise StaleError(f"no split lists of data set '{dataset}' in {lists}; found: {found}")
+    seen, unseen = (read_class_list(base / part / f"split_{index}.list") for part in ("train", "test"))
+    faults = {
+        "in both train and test": {*seen} & {*unseen},
+        "not in the annotations": {*seen, *unseen} - {*labels},
+        "in neither train nor test": {*labels} - {*seen, *unseen},
+    }
+    wrong = [f"{name_some(sorted(classes))} {fault}" for fault, classes in faults.items() if classes]
+    if wrong:
+        raise StaleError(f"{base}, split_{index}.list: classes {'; '.join(wrong)}")
+    source = f"official lists, {SPLIT_FOLDERS[setting]}/{base.name}"
     return ClassSplit(tuple(sorted(seen)), tuple(sorted(unseen)), source)
 
 
 def cut_seen(split: ClassSplit, index: int, fold: int, folds: int) -> ClassSplit:
-    """Fold ``fold`` of the seen classes as pseudo-unseen ones, the other folds as seen; the unseen classes are gone.
+    """Make fold ``fold`` of the seen classes pseudo-unseen and the other folds seen; the unseen classes are left out.
 
-    Args:
-        index: the split's number, which seeds the shuffle, so that all folds of a split cut the same order.
-
-    Raises:
-        StaleError: there is no such fold, or there are fewer classes than folds.
+    ``index`` is the split's number, which seeds the shuffle, so that all folds of a split cut the same order.
     """
     if not 0 <= fold < folds:
         raise StaleError(f"data.fold is {fold}; {folds} folds (data.folds) are numbered 0 to {folds - 1}")
@@ -76,17 +83,12 @@ def cut_seen(split: ClassSplit, index: int, fold: int, folds: int) -> ClassSplit
     order = np.random.default_rng(index).permutation(len(split.seen))
     chosen = {split.seen[i] for i in order[fold::folds]}
     seen = tuple(label for label in split.seen if label not in chosen)
-    return ClassSplit(
-        seen, tuple(sorted(chosen)), f"{folds} folds of the seen classes of split {index}; {split.source}"
-    )
+    source = f"{folds} folds of the seen classes of split {index}; {split.source}"
+    return ClassSplit(seen, tuple(sorted(chosen)), source)
 
 
 def read_class_list(path: str | Path) -> list[str]:
-    """The labels of a list file, one a line; blank lines, Windows line ends and a missing last newline are fine.
-
-    Raises:
-        StaleError: the file is missing, empty, or names a class twice.
-    """
+    """Load the labels of a list file, one a line; a StaleError if it is missing, empty, or names a class twice."""
     labels = [line.strip() for line in read_text(path, "split file").splitlines() if line.strip()]
     if not labels:
         raise StaleError(f"split file {path} names no class")
@@ -94,35 +96,3 @@ def read_class_list(path: str | Path) -> list[str]:
     if twice:
         raise StaleError(f"split file {path} names a class twice: {name_some(twice)}")
     return labels
-
-
-def _random_split(labels: list[str], share: float, index: int) -> ClassSplit:
-    labels = sorted(labels)
-    if len(labels) < 2:
-        raise StaleError(f"{len(labels)} classes are too few to split; at least 2 are needed")
-    num_seen = min(round(share * len(labels)), len(labels) - 1)  # one class at least is unseen
-    order = np.random.default_rng(index).permutation(len(labels))
-    seen = sorted(labels[i] for i in order[:num_seen])
-    unseen = sorted(labels[i] for i in order[num_seen:])
-    return ClassSplit(tuple(seen), tuple(unseen), "seeded random split")
-
-
-def _dataset_folder(base: Path, dataset: str) -> Path:
-    if not base.is_dir():
-        raise StaleError(f"split folder not found: {base}; data.splits must hold {base.name}/<data set>/train")
-    folders = {entry.name.lower(): entry for entry in base.iterdir() if entry.is_dir()}
-    if dataset.lower() not in folders:
-        found = name_some(sorted(entry.name for entry in folders.values())) or "nothing"
-        raise StaleError(f"no splits for data set '{dataset}' in {base}; found: {found}")
-    return folders[dataset.lower()]
-
-
-def _check(seen: set[str], unseen: set[str], labels: set[str], where: str) -> None:
-    faults = {
-        "in both train and test": seen & unseen,
-        "not in the annotations": (seen | unseen) - labels,
-        "in neither train nor test": labels - seen - unseen,
-    }
-    found = [f"{name_some(sorted(classes))} {fault}" for fault, classes in faults.items() if classes]
-    if found:
-        raise StaleError(f"{where}: classes {'; '.join(found)}")

@@ -1,31 +1,36 @@
-"""A small synthetic data set to try the system on: annotations, features, and the text tower they belong to.
+"""Synthetic features around text embeddings: the demo's data set, and stand-ins for features of real annotations.
 
-Nothing here was filmed. The tower is CLIP's text transformer with random weights: it knows no meaning, but names with
-words in common get related embeddings. A snippet's feature is the embedding of what goes on in it, an action or
-something in between, buried under what all features share, the video's scene, the video's own character and noise, as
-in CLIP's image features. Besides, all actions have one direction in common, so that there is something to learn about
-actions as such. All classes are made alike; which of them are unseen is decided by the split, afterwards.
-
-W and C: widths of the tower and of its embedding, S: snippets of a video.
+A snippet's feature is a sum of vectors, normalised to unit length: a direction that all image features share (CLIP's
+gap between the modalities), a direction of the video, the text embedding of a scene, noise; inside an instance the text
+embedding of its class and a direction that all actions share, outside that of something that is no action.
+Results on such features show how long a run takes and whether it works, nothing about real videos.
+S snippets of a video, C width, K classes.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+import h5py
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from stale.data.annotations import Instance, Video
-from stale.data.hdf5 import new_hdf5
-from stale.data.vocabulary import phrase
-from stale.files import atomic_path, write_json
-from stale.model.text import TextEncoder, TextTower
+from stale.config import TextConfig
+from stale.data.annotations import Instance, Video, all_labels, read_annotations
+from stale.data.classes import phrase
+from stale.data.features import SIMULATED
+from stale.data.pack import Packed, write_packed
+from stale.errors import StaleError
+from stale.io import atomic_path
+from stale.model.clip import load_text_weights
+from stale.model.text import TextEncoder, TextTransformer
+from stale.preparation.converters import Annotations, write_as
 
 CLASSES = (
     "Baking bread", "Brushing teeth", "Building a sandcastle", "Chopping vegetables", "Climbing a tree",
@@ -45,45 +50,126 @@ SCENES = (
 _VOCABULARY, _CONTEXT = 49408, 77  # CLIP's byte-pair encoding
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How much data, and how hard. The weights are lengths of vectors that are added up in a feature."""
+class Synthesizer:
+    """Makes features of videos of the classes ``labels``, in the joint space of the text encoder with ``weights``."""
 
-    seed: int = 0
-    training_videos: int = 16  # a class
-    validation_videos: int = 8  # a class
-    guests: float = 0.2  # share of videos in which an instance of a second class happens
-    shared: float = 0.8  # the direction that all features have in common
-    content: float = 1.0  # the embedding of the action, or of what is in between
-    activity: float = 0.5  # the direction that all actions have in common: somebody is up to something
-    scene: float = 0.5  # the embedding of the scene, the same throughout a video
-    video: float = 0.5  # a random direction, the same throughout a video
-    noise: float = 1.5  # a random direction, another in every snippet
+    def __init__(self, weights: dict[str, Tensor], labels: Sequence[str], seed: int) -> None:
+        self.seed, self.index = seed, {label: row for row, label in enumerate(labels)}
+        self.classes = embed(weights, [phrase(label) for label in labels])  # K × C
+        self.between, self.scenes = embed(weights, BETWEEN), embed(weights, SCENES)
+        shared = _unit(self.classes.mean(axis=0))
+        common, activity = np.random.default_rng(seed).standard_normal((2, shared.size))
+        self.common, self.activity = _unit(common - (common @ shared) * shared), _unit(activity)
+
+    def __call__(self, video: Video, count: int) -> np.ndarray:
+        """``count`` snippets of one video: (S, C) float16 of unit length."""
+        rng = np.random.default_rng([self.seed, zlib.crc32(video.id.encode())])
+        width = self.common.size
+        centres = (np.arange(count) + 0.5) * video.duration / count  # seconds
+        instances = sorted(video.instances, key=lambda item: item.start)
+        active = np.zeros((count, len(self.classes)))  # S × K
+        for item in instances:
+            active[(centres >= item.start) & (centres < item.end), self.index[item.label]] = 1
+        total = active.sum(axis=1, keepdims=True)
+
+        x = 0.8 * self.common + 0.5 * _unit(rng.standard_normal(width))
+        x = x + 0.5 * self.scenes[rng.integers(len(self.scenes))] + active / np.maximum(total, 1) @ self.classes
+        pause = np.searchsorted([item.start for item in instances], centres)  # number of the pause between instances
+        content = self.between[rng.integers(len(self.between), size=len(instances) + 1)][pause]
+        x = x + np.where(total > 0, 0.5 * self.activity, content)
+        x = x + 1.5 / math.sqrt(width) * rng.standard_normal((count, width), dtype=np.float32)
+        return _unit(x).astype(np.float16)
 
 
-def write_synthetic(folder: str | Path, recipe: Recipe = Recipe()) -> tuple[list[Video], dict[str, Path]]:
-    """Write ``annotations.json``, ``features.h5`` and ``text_tower.pt`` into ``folder``, each atomically.
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
-    The same recipe gives the same data. Files of these names are replaced.
 
-    Returns:
-        The videos, and the three paths by the names ``annotations``, ``features``, ``text_tower``.
+@torch.no_grad()
+def embed(weights: dict[str, Tensor], phrases: Sequence[str]) -> np.ndarray:
+    """Unit text embeddings (K, C) of ``phrases`` in the text encoder's default template."""
+    transformer = TextTransformer.from_weights({name: tensor.float() for name, tensor in weights.items()})
+    encoder = TextEncoder(transformer, TextConfig(prompt="template"))
+    return _unit(encoder(encoder.tokenize(list(phrases))).double().numpy())
+
+
+def simulate(
+    annotations: Path | str,
+    text_weights: str,
+    output: Path | str,
+    *,
+    num_snippets: int | None = None,
+    rate: float = 1.0,
+) -> None:
+    """Write features of all videos with instances to the packed folder ``output``, which says that they are simulated.
+
+    Each video has ``num_snippets`` or, if that is None, ``rate`` snippets a second.
     """
-    names = ("annotations.json", "features.h5", "text_tower.pt")
-    paths = {name.split(".")[0]: Path(folder) / name for name in names}
-    weights = random_tower(recipe.seed)
-    videos = random_videos(recipe)
-    _write_tower(paths["text_tower"], weights)
-    _write_features(paths["features"], videos, weights, recipe)
-    write_json(paths["annotations"], to_activitynet(videos), indent=1)
-    return videos, paths
+    if SIMULATED not in Path(output).name:
+        raise StaleError(f"--output {output}: the name must contain '{SIMULATED}', so that nobody takes it for real")
+    chosen = [video for video in read_annotations(annotations).values() if video.instances]
+    labels = all_labels(chosen)
+    if not labels:
+        raise StaleError(f"annotation file {annotations}: no video has an instance")
+    synthesize = Synthesizer(load_text_weights(text_weights), labels, seed=0)
+
+    def videos() -> Iterator[Packed]:
+        for video in tqdm(chosen, "simulated features", unit="video", leave=False, disable=len(chosen) < 50):
+            count = num_snippets or max(round(video.duration * rate), 1)
+            record = {"duration": video.duration, "sampling": f"{SIMULATED}: not extracted from any video"}
+            yield video.id, record | ({} if num_snippets else {"fps": count / video.duration}), synthesize(video, count)
+
+    notes = {"snippets": num_snippets, SIMULATED: True, "annotations": Path(annotations).name}
+    write_packed(output, videos(), width=synthesize.common.size, precision="float16", notes=notes)
 
 
-def random_tower(seed: int, width: int = 64, layers: int = 2, output_width: int = 64) -> dict[str, Tensor]:
+def write_synthetic(
+    folder: str | Path, seed: int = 0, *, training_videos: int = 16, validation_videos: int = 8
+) -> list[Video]:
+    """Write the demo's ``annotations.json``, ``features.h5`` and ``text_encoder.pt`` into ``folder``, each atomically.
+
+    The same arguments give the same data. The numbers of videos are those of each class.
+    """
+    folder = Path(folder)
+    weights, videos = random_text_weights(seed), random_videos(seed, training_videos, validation_videos)
+    synthesize = Synthesizer(weights, CLASSES, seed)
+    buffer = io.BytesIO()
+    torch.save(weights, buffer)  # into memory, because torch writes a file's name into the file
+    with atomic_path(folder / "text_encoder.pt") as temporary:
+        temporary.write_bytes(buffer.getvalue())
+    with atomic_path(folder / "features.h5") as temporary, h5py.File(temporary, "w") as file:
+        for video in videos:
+            file[video.id] = synthesize(video, round(video.duration))
+    write_as("activitynet", Annotations({video.id: video for video in videos}), folder / "annotations.json")
+    return videos
+
+
+def random_videos(seed: int, training: int, validation: int) -> list[Video]:
+    """Annotated videos, so many of every class: one to four instances each, a fifth with one of a second class."""
+    rng = np.random.default_rng(seed)
+    videos: list[Video] = []
+    for subset, number in (("training", training), ("validation", validation)):
+        for label in np.repeat(CLASSES, number).tolist():
+            duration = round(float(rng.uniform(40, 160)), 2)
+            count = int(rng.choice([1, 2, 3, 4], p=[0.35, 0.3, 0.2, 0.15]))
+            actions, gaps = rng.uniform(0.3, 1.0, count), rng.uniform(0.2, 1.0, count + 1)  # relative lengths
+            share = rng.uniform(0.25, 0.85)  # of the video that is action
+            pieces = np.empty(2 * count + 1)
+            pieces[1::2], pieces[::2] = actions / actions.sum() * share, gaps / gaps.sum() * (1 - share)
+            times = np.round(np.cumsum(pieces) * duration, 2).tolist()
+            labels = [label] * count
+            if count > 1 and rng.random() < 0.2:
+                labels[int(rng.integers(count))] = str(rng.choice([other for other in CLASSES if other != label]))
+            instances = tuple(Instance(times[2 * i], times[2 * i + 1], labels[i]) for i in range(count))
+            videos.append(Video(f"demo_{len(videos):04d}", subset, duration, instances))
+    return videos
+
+
+def random_text_weights(seed: int, width: int = 64, layers: int = 2) -> dict[str, Tensor]:
     """Random weights of CLIP's text transformer under OpenAI's names, in float16.
 
-    The embeddings of a random transformer are nearly parallel, for its prompts have most of their tokens in
-    common. The projection turns most of that common part away, so that names end up as far apart as CLIP's.
+    Names with words in common get related embeddings. All are nearly parallel, because prompts share most of their
+    tokens; the projection removes most of that common part, so that names end up as far apart as CLIP's.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -94,133 +180,24 @@ def random_tower(seed: int, width: int = 64, layers: int = 2, output_width: int 
         "token_embedding.weight": normal(_VOCABULARY, width),
         "positional_embedding": normal(_CONTEXT, width, scale=0.1),
     }
-    for layer in range(layers):
-        block = {
-            "ln_1.weight": torch.ones(width),
-            "ln_1.bias": torch.zeros(width),
-            "attn.in_proj_weight": normal(3 * width, width, scale=width**-0.5),
-            "attn.in_proj_bias": torch.zeros(3 * width),
-            "attn.out_proj.weight": normal(width, width, scale=width**-0.5),
-            "attn.out_proj.bias": torch.zeros(width),
-            "ln_2.weight": torch.ones(width),
-            "ln_2.bias": torch.zeros(width),
-            "mlp.c_fc.weight": normal(4 * width, width, scale=width**-0.5),
-            "mlp.c_fc.bias": torch.zeros(4 * width),
-            "mlp.c_proj.weight": normal(width, 4 * width, scale=0.5 * (4 * width) ** -0.5),
-            "mlp.c_proj.bias": torch.zeros(width),
-        }
-        weights.update({f"transformer.resblocks.{layer}.{name}": tensor for name, tensor in block.items()})
+    shapes = {"attn.in_proj_": (3, 1), "attn.out_proj.": (1, 1), "mlp.c_fc.": (4, 1), "mlp.c_proj.": (1, 4)}
+    for block in (f"transformer.resblocks.{layer}." for layer in range(layers)):
+        for name, (rows, columns) in shapes.items():
+            scale = (columns * width) ** -0.5 / (2 if columns > 1 else 1)
+            weights[f"{block}{name}weight"] = normal(rows * width, columns * width, scale=scale)
+            weights[f"{block}{name}bias"] = torch.zeros(rows * width)
+        for name in ("ln_1", "ln_2"):
+            weights[f"{block}{name}.weight"], weights[f"{block}{name}.bias"] = torch.ones(width), torch.zeros(width)
     weights["ln_final.weight"], weights["ln_final.bias"] = torch.ones(width), torch.zeros(width)
     weights["text_projection"] = torch.eye(width)
-    common = _common_direction(weights, generator)
+
+    with torch.no_grad():  # the mean output over prompts of random words
+        encoder = TextEncoder(TextTransformer.from_weights(weights), TextConfig(prompt="template"))
+        prompts = encoder.tokenize(["word word"] * 256)
+        word = encoder.tokenize(["word"]).tokens[0, -2]
+        random = torch.randint(512, _VOCABULARY - 2, prompts.tokens.shape, generator=generator)
+        prompts.tokens[:] = torch.where(prompts.tokens == word, random, prompts.tokens)
+        common = torch.nn.functional.normalize(encoder(prompts).mean(0), dim=0)
     apart = torch.eye(width) - 0.85 * torch.outer(common, common)
-    weights["text_projection"] = apart @ normal(width, output_width, scale=width**-0.5)
+    weights["text_projection"] = apart @ normal(width, width, scale=width**-0.5)
     return {name: tensor.half() for name, tensor in weights.items()}
-
-
-@torch.no_grad()
-def _common_direction(weights: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-    """The unit mean (W,) of the tower's output over prompts with random words in them."""
-    encoder = TextEncoder(TextTower.from_weights(weights), "template")
-    prompts = encoder.tokenize(["word word"] * 256)
-    word = encoder.tokenize(["word"]).tokens[0, -2]
-    random = torch.randint(512, _VOCABULARY - 2, prompts.tokens.shape, generator=generator)
-    prompts.tokens[:] = torch.where(prompts.tokens == word, random, prompts.tokens)
-    return torch.nn.functional.normalize(encoder(prompts).mean(0), dim=0)
-
-
-@torch.no_grad()
-def embed(weights: dict[str, Tensor], phrases: Sequence[str]) -> np.ndarray:
-    """Unit-length text embeddings (K, C) of ``phrases`` in the tower's default template."""
-    weights = {name: tensor.float() for name, tensor in weights.items()}
-    encoder = TextEncoder(TextTower.from_weights(weights), "template")
-    return _unit(encoder(encoder.tokenize(list(phrases))).double().numpy())
-
-
-def random_videos(recipe: Recipe) -> list[Video]:
-    """Annotated videos of every class for both subsets: one to four instances each, some with a guest class."""
-    rng = np.random.default_rng(recipe.seed)
-    counts = {"training": recipe.training_videos, "validation": recipe.validation_videos}
-    videos = []
-    for subset, count in counts.items():
-        for label in np.repeat(CLASSES, count).tolist():
-            duration = round(float(rng.uniform(40, 160)), 2)
-            instances = _random_instances(rng, label, duration, recipe.guests)
-            videos.append(Video(f"demo_{len(videos):04d}", subset, duration, instances))
-    return videos
-
-
-def _random_instances(rng: np.random.Generator, label: str, duration: float, guests: float) -> tuple[Instance, ...]:
-    count = int(rng.choice([1, 2, 3, 4], p=[0.35, 0.3, 0.2, 0.15]))
-    actions = rng.uniform(0.3, 1.0, count)  # relative lengths
-    gaps = rng.uniform(0.2, 1.0, count + 1)
-    share = rng.uniform(0.25, 0.85)  # of the video that is action
-    pieces = np.empty(2 * count + 1)
-    pieces[1::2] = actions / actions.sum() * share
-    pieces[::2] = gaps / gaps.sum() * (1 - share)
-    times = np.round(np.cumsum(pieces) * duration, 2).tolist()
-    labels = [label] * count
-    if count > 1 and rng.random() < guests:
-        labels[int(rng.integers(count))] = str(rng.choice([other for other in CLASSES if other != label]))
-    return tuple(Instance(times[2 * i], times[2 * i + 1], labels[i]) for i in range(count))
-
-
-def random_features(videos: Sequence[Video], weights: dict[str, Tensor], recipe: Recipe) -> dict[str, np.ndarray]:
-    """Features of every video: (S, C) float16 of unit length, one snippet a second."""
-    rng = np.random.default_rng(recipe.seed + 1)
-    actions = dict(zip(CLASSES, embed(weights, [phrase(label) for label in CLASSES]), strict=True))
-    between, scenes = embed(weights, BETWEEN), embed(weights, SCENES)
-    width = scenes.shape[1]
-    shared, activity = _unit(rng.standard_normal((2, width)))
-
-    features = {}
-    for video in videos:
-        content, active = _content(video, actions, between, rng)
-        own = recipe.scene * scenes[rng.integers(len(scenes))] + recipe.video * _unit(rng.standard_normal(width))
-        x = recipe.shared * shared + own + recipe.content * content + recipe.activity * active[:, None] * activity
-        x = x + recipe.noise * _unit(rng.standard_normal(content.shape))
-        features[video.id] = _unit(x).astype(np.float16)
-    return features
-
-
-def _content(
-    video: Video, actions: dict[str, np.ndarray], between: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """The embedding of what goes on in each second (S, C), and whether it is an action (S,).
-
-    Each stretch between two instances is one thing of ``between`` (number of things, C).
-    """
-    centres = np.arange(int(np.ceil(video.duration))) + 0.5
-    starts = np.array([instance.start for instance in video.instances])
-    stretches = between[rng.integers(len(between), size=len(starts) + 1)]
-    content, active = stretches[np.searchsorted(starts, centres)], np.zeros(len(centres))
-    for instance in video.instances:
-        inside = (centres >= instance.start) & (centres < instance.end)
-        content[inside], active[inside] = actions[instance.label], 1
-    return content, active
-
-
-def to_activitynet(videos: Sequence[Video]) -> dict[str, Any]:
-    """ActivityNet's annotation layout."""
-    database = {}
-    for video in videos:
-        annotations = [{"segment": [item.start, item.end], "label": item.label} for item in video.instances]
-        database[video.id] = {"subset": video.subset, "duration": video.duration, "annotations": annotations}
-    return {"version": "synthetic", "database": database}
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def _write_tower(path: Path, weights: dict[str, Tensor]) -> None:
-    buffer = io.BytesIO()
-    torch.save(weights, buffer)  # into memory, for torch writes a file's name into the file
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
-
-
-def _write_features(path: Path, videos: Sequence[Video], weights: dict[str, Tensor], recipe: Recipe) -> None:
-    with new_hdf5(path) as file:
-        for video_id, array in random_features(videos, weights, recipe).items():
-            file.create_dataset(video_id, data=array)

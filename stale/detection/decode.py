@@ -1,139 +1,179 @@
-"""Masks → candidate segments (section 8), for many videos at once.
+"""Inference of the paper: class scores and masks → scored proposals (stale/README.md, Inference).
 
-B videos, T snippets, K classes under test, M candidates a video.
+B videos, T snippets, K classes under test, N masks a video, M proposals a video, R connected regions, C joint width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stale.config import DetectionConfig
+from stale.data.dataset import inside_segments
+from stale.model.stale import Outputs, classify_pooled
+
+_TENSORS = ("segments", "scores", "labels")
+_FOREGROUND_CLASSES = 10  # of a video, for proposals from the foreground; the rest is too unlikely to matter
+
 
 @dataclass(frozen=True)
-class Candidates:
-    """Scored segments, each video's by falling score, padded with score 0.
+class Proposals:
+    """Scored segments of a batch's videos, padded with score 0."""
 
-    Attributes:
-        segments: (B, M, 2) in snippet units.
-        scores, labels: (B, M).
-    """
-
-    segments: Tensor
-    scores: Tensor
-    labels: Tensor
-
-    @staticmethod
-    def joined(parts: Sequence[Candidates]) -> Candidates:
-        """All candidates of the same videos together."""
-        scores, order = torch.cat([part.scores for part in parts], 1).sort(dim=1, descending=True, stable=True)
-        segments = torch.cat([part.segments for part in parts], 1).gather(1, order.unsqueeze(2).expand(-1, -1, 2))
-        return Candidates(segments, scores, torch.cat([part.labels for part in parts], 1).gather(1, order))
+    segments: Tensor  # (B, M, 2) in snippets
+    scores: Tensor  # (B, M)
+    labels: Tensor  # (B, M)
+    num_snippets: int  # T, of each video
 
 
-def decode_masks(
-    class_scores: Tensor,
-    masks: Tensor,
-    top_snippets: int,
-    thresholds: Sequence[float],
-    max_candidates: int,
-    min_length: float = 0.0,
-    region_score: str = "max",
-    fill_holes: bool = False,
-) -> Candidates:
-    """Read the masks of the top-scoring snippets: every connected region above a threshold is a candidate.
+def decode(outputs: Outputs, options: DetectionConfig, foreground: Tensor | None = None) -> Proposals:
+    """Decode a batch's outputs into proposals; SoftNMS follows.
+
+    The default is the paper's: P and M through :func:`threshold_masks`. The other sources of proposals are [ours].
 
     Args:
-        class_scores: (B, K, T) probabilities of the classes under test.
-        masks: (B, T, T); [:, :, t] is the mask of snippet t.
-        top_snippets: how many (class, snippet) pairs of a video are read.
-        thresholds: Θ.
-        max_candidates: the best of a video are kept; of equal segments of a class only the best is one.
-        min_length: least length of a region, as a share of the video.
-        region_score: a region's score is the class score times the ``max`` or the ``mean`` of its mask scores, or
-            their ``contrast``: the mean less that of a quarter of its length on either side (after AutoLoc).
-        fill_holes: at each threshold a mask has one region, from the first place above it to the last (released code).
+        foreground: L (B, n·T) at a finer time scale; default: that of the outputs.
     """
-    B, K, T = class_scores.shape
-    top, pair = class_scores.flatten(1).topk(min(top_snippets, K * T), dim=1)  # B × N
-    label, snippet = pair // T, pair % T
-    columns = masks.transpose(1, 2)[torch.arange(B, device=masks.device).unsqueeze(1), snippet]  # B × N × T
-    return best_regions(columns, top, label, thresholds, max_candidates, min_length, region_score, fill_holes)
+    P = class_scores(outputs, options)  # B × K × T
+    M = outputs.mask_logits.float().sigmoid()  # B × T × T
+    L = outputs.foreground if foreground is None else foreground
+    if options.classify_by == "proposals":  # class-agnostic proposals first (two-stage baselines)
+        assert outputs.foreground is not None
+        found = threshold_masks(outputs.foreground.float().unsqueeze(1), M, options)
+        return classify_proposals(outputs, found.segments, found.scores, options)
+
+    video = video_scores(outputs, options)  # B × K
+    of_video = P.mean(2) if video is None else video
+    P = P if video is None else P * video.unsqueeze(2)
+    parts = []
+    if options.proposals in ("masks", "both"):
+        parts.append(threshold_masks(P, M, options))
+    if options.proposals in ("foreground", "both"):
+        assert L is not None  # as the configuration is checked for
+        changes = {"proposal_score": options.foreground_score, "top_snippets": _FOREGROUND_CLASSES, "fill_holes": False}
+        mask = min_max_normalize(L).unsqueeze(2)  # B × n·T × 1, one mask for all classes
+        found = threshold_masks(of_video.unsqueeze(2), mask, options.model_copy(update=changes))
+        scale = outputs.num_snippets / L.shape[1]
+        parts.append(replace(found, segments=found.segments * scale))
+    segments, scores, labels = (torch.cat([getattr(part, name) for part in parts], 1) for name in _TENSORS)
+    return Proposals(segments, scores, labels, outputs.num_snippets)
 
 
-def best_regions(
-    curves: Tensor,
-    scores: Tensor,
-    labels: Tensor,
-    thresholds: Sequence[float],
-    max_candidates: int,
-    min_length: float = 0.0,
-    region_score: str = "max",
-    fill_holes: bool = False,
-) -> Candidates:
-    """Threshold N curves a video (B, N, T), each of a class (B, N) with a score (B, N); see :func:`decode_masks`."""
-    B, N, T = curves.shape
-    curves = curves.flatten(0, 1)  # B·N × T
-    row, start, end = _regions(curves, thresholds, fill_holes)
-    level = {"max": _largest, "mean": _mean, "contrast": _contrast}[region_score](curves, row, start, end)
-    score = scores.flatten()[row] * level
-    keep = ((end - start >= min_length * T) & (score > 0)).nonzero().squeeze(1)
-    row, start, end, score = (x[keep] for x in (row, start, end, score))
-    return _pad(*_best_of_equals(row // N, labels.flatten()[row], start, end, score, T), B, max_candidates)
+def threshold_masks(P: Tensor, M: Tensor, options: DetectionConfig) -> Proposals:
+    """Threshold the masks of the top-scoring snippets; each connected region is a proposal [U].
+
+    Its score is the class score times the highest mask score inside [U], or with ``proposal_score`` the ``mean`` inside
+    or the ``contrast``, the mean minus that of a quarter of its length on either side (AutoLoc). Of equal segments of a
+    class only the best is kept.
+
+    Args:
+        P: (B, K, N) class scores of N snippets.
+        M: (B, T, N) masks; column n is that of snippet n. In the paper N = T.
+    """
+    (B, K, N), T = P.shape, M.shape[1]
+    class_score, pair = P.flatten(1).topk(min(options.top_snippets, K * N), dim=1)  # the top-scoring snippets
+    label, snippet = pair // N, pair % N
+    masks = M[torch.arange(B, device=M.device).unsqueeze(1), :, snippet].flatten(0, 1)  # their columns of M
+    row, start, end = _find_regions(masks, options.thresholds, options.fill_holes)  # R regions, for every threshold
+    score = class_score.flatten()[row] * _MASK_SCORES[options.proposal_score](masks, row, start, end)
+
+    keep = ((end - start >= options.min_length * T) & (score > 0)).nonzero().squeeze(1)
+    regions = torch.stack([row // pair.shape[1], label.flatten()[row], start, end], 1)[keep]
+    return _best_of_equals(regions, score[keep], (B, K, T), options.max_proposals)
 
 
-def stretch(curves: Tensor) -> Tensor:
-    """Curves (..., T), each from 0 at its lowest place to 1 at its highest; a flat one is 0."""
+def class_scores(outputs: Outputs, options: DetectionConfig) -> Tensor:
+    """P (B, K, T) of the classes under test; the background takes part in the softmax and is left out.
+
+    A masked-out snippet has cosine 0 with every class, so the softmax alone gives it the same probability for each,
+    which can be more than a true foreground snippet has: ``foreground_weight`` multiplies L in [ours].
+    """
+    scores = outputs.class_logits.float().softmax(1)[:, :-1]
+    if options.foreground_weight and outputs.foreground is not None:
+        return scores * outputs.foreground.float().unsqueeze(1)
+    return scores
+
+
+def video_scores(outputs: Outputs, options: DetectionConfig) -> Tensor | None:
+    """Video-level scores (B, K): probabilities of the classes in the whole video; None where they are off [ours]."""
+    if not options.video_score or outputs.video_cosine is None:
+        return None
+    return (outputs.video_cosine / options.video_temperature).softmax(1)
+
+
+def classify_proposals(outputs: Outputs, segments: Tensor, scores: Tensor, options: DetectionConfig) -> Proposals:
+    """Give every class to every segment: the segment's score times the probability of the class.
+
+    The probability is that of the features pooled over the segment (``classify_by=proposals``), or the mean over its
+    snippets.
+
+    Args:
+        segments: (B, M, 2) in snippets.
+        scores: (B, M); 0 stands for padding.
+    """
+    inside = inside_segments(segments, outputs.num_snippets).float()  # B × M × T
+    if options.classify_by == "proposals":
+        assert outputs.classifier_features is not None and outputs.language is not None
+        pooled = inside @ outputs.classifier_features.float()  # B × M × C; the cosine needs no mean
+        classes = classify_pooled(pooled, outputs.language[:, :-1], outputs.temperature).softmax(2)  # B × M × K
+    else:
+        classes = inside @ class_scores(outputs, options).transpose(1, 2) / inside.sum(2, keepdim=True)
+    video = video_scores(outputs, options)
+    classes = classes if video is None else classes * video.unsqueeze(1)
+    pairs = (scores.unsqueeze(2) * classes).flatten(1)  # B × M·K
+    best, index = pairs.topk(min(options.max_proposals, pairs.shape[1]), dim=1)
+    segment = (index // classes.shape[2]).unsqueeze(2).expand(-1, -1, 2)
+    return Proposals(segments.gather(1, segment), best, index % classes.shape[2], outputs.num_snippets)
+
+
+def min_max_normalize(curves: Tensor) -> Tensor:
+    """Scale curves (..., T) to 0 at their lowest value and 1 at their highest; a flat one becomes 0."""
     low, high = curves.amin(-1, keepdim=True), curves.amax(-1, keepdim=True)
     return (curves - low) / (high - low).clamp(min=1e-6)
 
 
-def _regions(curves: Tensor, thresholds: Sequence[float], fill_holes: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Connected regions of ``curves > threshold`` (rows, T), of every threshold, holes between them filled or not.
+# Connected regions, of all masks at once
+
+
+def _find_regions(masks: Tensor, thresholds: Sequence[float], fill_holes: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the connected regions of ``masks > threshold`` (rows, T) for every threshold.
+
+    Args:
+        fill_holes: one region for each mask and threshold, from the first snippet above it to the last [C].
 
     Returns:
-        For R regions: their row, first place, place after the last.
+        Row, first snippet, and snippet after the last of each region, (R,) each.
     """
-    length = curves.shape[1] + 2
-    padded = F.pad(curves, (1, 1), value=-torch.inf).flatten()  # no region goes on in the next row
-    found = [_steps(padded, threshold).view(-1, 2) for threshold in thresholds]  # up and down by turns
-    if fill_holes:
-        found = [_outermost(regions, length) for regions in found]
+    length = masks.shape[1] + 2
+    padded = F.pad(masks, (1, 1), value=-torch.inf).flatten()  # no region continues in the next row
+    found = []
+    for threshold in thresholds:
+        if padded.is_cpu:  # numpy compares eight times and searches four times faster than torch
+            above = padded.numpy() > threshold
+            crossings = torch.from_numpy(np.flatnonzero(above[1:] != above[:-1]))
+        else:
+            crossings = (padded > threshold).diff().nonzero().squeeze(1)
+        regions = crossings.view(-1, 2)  # up and down alternate
+        if fill_holes:
+            row = regions[:, 0] // length
+            first = row.diff(prepend=row.new_full((1,), -1)) > 0
+            last = first.roll(-1)  # before the first region of the next row
+            regions = torch.stack([regions[first, 0], regions[last, 1]], 1)
+        found.append(regions)
     begin, end = torch.cat(found).unbind(1)
     row = begin // length
     return row, begin - row * length, end - row * length
 
 
-def _steps(values: Tensor, threshold: float) -> Tensor:
-    """The places of ``values`` (n,) after which they step over ``threshold``, up or down."""
-    if values.is_cpu:  # numpy compares eight times and searches four times faster than torch
-        above = values.numpy() > threshold
-        return torch.from_numpy(np.flatnonzero(above[1:] != above[:-1]))
-    above = values > threshold
-    return (above[1:] != above[:-1]).nonzero().squeeze(1)
-
-
-def _outermost(regions: Tensor, length: int) -> Tensor:
-    """One region for those (R, 2) in each row of ``length`` places: from where the first begins to the last's end."""
-    row = regions[:, 0] // length
-    first = row.diff(prepend=row.new_full((1,), -1)) > 0
-    last = first.roll(-1)  # before the first of the next row
-    return torch.stack([regions[first, 0], regions[last, 1]], 1)
-
-
-def _order(keys: Tensor) -> Tensor:
-    """What sorts ``keys`` (n,), equal ones in any order; on the CPU by numpy, five times faster than torch."""
-    return torch.from_numpy(np.argsort(keys.numpy())) if keys.is_cpu else keys.argsort()
-
-
-def _largest(values: Tensor, row: Tensor, start: Tensor, end: Tensor) -> Tensor:
+def _max(values: Tensor, row: Tensor, start: Tensor, end: Tensor) -> Tensor:
     """Maxima (R,) of ``values[row, start:end]``: two windows as long as a power of two cover any range."""
     T = values.shape[1]
-    windows = values.new_empty(T.bit_length(), *values.shape)  # [n, :, t]: over the 2^n places from t on
+    windows = values.new_empty(T.bit_length(), *values.shape)  # [n, :, t]: over the 2^n snippets from t on
     windows[0] = values
     for n in range(1, len(windows)):
         half = 2 ** (n - 1)
@@ -145,50 +185,49 @@ def _largest(values: Tensor, row: Tensor, start: Tensor, end: Tensor) -> Tensor:
 
 def _mean(values: Tensor, row: Tensor, start: Tensor, end: Tensor) -> Tensor:
     """Means (R,) of ``values[row, start:end]``."""
-    sums = _sums(values)
+    sums = _cumulative_sums(values)
     return ((sums[row, end] - sums[row, start]) / (end - start)).to(values.dtype)
 
 
 def _contrast(values: Tensor, row: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Means (R,) of ``values[row, start:end]`` less those of what lies around, 0 where there is nothing around."""
-    sums, reach = _sums(values), ((end - start) // 4).clamp(min=1)
+    """Means (R,) of ``values[row, start:end]`` minus those of the surroundings, 0 where there are none."""
+    sums, reach = _cumulative_sums(values), ((end - start) // 4).clamp(min=1)
     first, last = (start - reach).clamp(min=0), (end + reach).clamp(max=values.shape[1])
     inner, length = sums[row, end] - sums[row, start], end - start
     outer, around = sums[row, last] - sums[row, first] - inner, last - first - length
     return (inner / length - outer / around.clamp(min=1)).to(values.dtype)
 
 
-def _sums(values: Tensor) -> Tensor:
-    """Sums (rows, T + 1) of ``values`` (rows, T) from the left, in double, so that a difference of two is one."""
+_MASK_SCORES = {"max": _max, "mean": _mean, "contrast": _contrast}
+
+
+def _cumulative_sums(values: Tensor) -> Tensor:
+    """Sums (rows, T + 1) of ``values`` (rows, T) from the left, in double precision, to take differences of."""
     T = values.shape[1]
-    until = torch.ones(T, T, dtype=torch.double, device=values.device).triu()  # a product repeats itself, on GPUs too
+    until = torch.ones(T, T, dtype=torch.double, device=values.device).triu()  # deterministic on GPUs, unlike cumsum
     return F.pad(values.double() @ until, (1, 0))
 
 
-def _best_of_equals(
-    video: Tensor, label: Tensor, start: Tensor, end: Tensor, score: Tensor, T: int
-) -> tuple[Tensor, ...]:
-    """Of candidates with the same video, class and segment, the one with the highest score; in that order."""
-    K = label.max() + 1 if len(label) else 1
+def _best_of_equals(regions: Tensor, score: Tensor, shape: tuple[int, int, int], limit: int) -> Proposals:
+    """Keep the best of equal regions (R, 4): video, class, start, end; at most ``limit`` a video, by falling score.
+
+    Args:
+        shape: B, K, T.
+    """
+    (B, K, T), (video, label, start, end) = shape, regions.unbind(1)
     key = ((video * K + label) * (T + 1) + start) * (T + 1) + end
-    order = _order(key)
+    # Equal keys in any order; numpy sorts five times faster than torch.
+    order = torch.from_numpy(np.argsort(key.numpy())) if key.is_cpu else key.argsort()
     new = key[order].diff(prepend=key.new_full((1,), -1)) > 0
-    first = order[new]
-    best = score.new_zeros(len(first)).scatter_reduce(0, new.cumsum(0) - 1, score[order], "amax")
-    return video[first], label[first], start[first], end[first], best
+    regions, video = regions[order[new]], video[order[new]]  # by rising video
+    score = score.new_zeros(len(video)).scatter_reduce(0, new.cumsum(0) - 1, score[order], "amax")
 
-
-def _pad(
-    video: Tensor, label: Tensor, start: Tensor, end: Tensor, score: Tensor, B: int, max_candidates: int
-) -> Candidates:
-    """A flat list by rising video → (B, M) by falling score within each."""
     count = torch.bincount(video, minlength=B)
     first = count.cumsum(0) - count  # B, of each video in the list
     table = score.new_zeros(B, max(1, int(count.max())))
     table[video, torch.arange(len(video), device=video.device) - first[video]] = score
-    scores, order = table.sort(dim=1, descending=True, stable=True)
-    M = max(1, min(max_candidates, table.shape[1]))
-    scores, place = scores[:, :M], first.unsqueeze(1) + order[:, :M]
-    place = torch.where(scores > 0, place, len(video))  # padding reads the row of zeros at the end
-    segment, label = F.pad(torch.stack([start, end], 1), (0, 0, 0, 1)), F.pad(label, (0, 1))
-    return Candidates(segment[place].to(score.dtype), scores, label[place])
+    scores, ranks = table.sort(dim=1, descending=True, stable=True)
+    scores, index = scores[:, :limit], first.unsqueeze(1) + ranks[:, :limit]  # B × M
+    index = torch.where(scores > 0, index, len(video))  # padding takes the row of zeros at the end
+    padded = F.pad(regions, (0, 0, 0, 1))[index]  # B × M × 4
+    return Proposals(padded[..., 2:].to(score.dtype), scores, padded[..., 1], T)

@@ -1,9 +1,10 @@
-"""Results over runs: mean, standard deviation, confidence interval and paired differences, one protocol only."""
+"""Results over runs of one protocol: mean, standard deviation, confidence interval, paired differences."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -12,40 +13,31 @@ from typing import Any
 import numpy as np
 
 from stale.errors import StaleError, name_some
-from stale.evaluation.assess import ROW_NAMES
-from stale.evaluation.report import text_table
-from stale.files import read_json
+from stale.evaluation.tables import ROW_NAMES, format_tious, percent, protocol_lines, shown_thresholds, text_table
+from stale.io import read_json
 
-SYSTEM, OTHER = "detections", "versus"
-# What must be the same for two numbers to be comparable at all, and what one system keeps over its runs.
+SYSTEM, OTHER, AVERAGE = "detections", "versus", "average"
+# Two numbers are comparable only where these are the same; the second list may differ between two systems.
 SHARED = [
     *("dataset", "setting", "split_source", "subset", "vocabulary"),
     *("tious", "duplicates", "external_scores", "checkpoint_chosen_on", "ground_truth"),
 ]
 OWN = ["oracle", "checkpoint", "features"]
-USUAL = {"oracle": "none", "ground_truth": "all"}  # not worth a word
+USUAL = {"oracle": "none", "ground_truth": "all"}  # not mentioned
 
-# Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom.
-_STUDENT = (
-    (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
-    + (2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860)
-    + (2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423)
-)
+# Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom.
+STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 
 
 def read_runs(folders: Sequence[str | Path], name: str = "metrics.json") -> dict[str, dict[str, Any]]:
-    """The metrics file ``name`` of each run folder, by folder.
-
-    Raises:
-        StaleError: one is missing or is not of this project.
-    """
+    """The metrics file ``name`` of each run folder, by folder; a StaleError if one is missing or of another kind."""
     runs: dict[str, dict[str, Any]] = {}
     for folder in folders:
         path = Path(folder) / name
         if not path.is_file():
             raise StaleError(f"{path} is missing; evaluate the run first: python eval.py --run {folder}")
         content = read_json(path, "metrics file")
-        wanted = ("protocol", "mAP", "average_mAP", "untrained")
+        wanted = ("protocol", "mAP", "average_mAP", "baselines")
         if not isinstance(content, dict) or not all(key in content for key in wanted):
             raise StaleError(f"metrics file {path} lacks one of {', '.join(wanted)}; evaluate the run again")
         if str(folder) in runs:
@@ -57,171 +49,129 @@ def read_runs(folders: Sequence[str | Path], name: str = "metrics.json") -> dict
 def aggregate(
     runs: Mapping[str, Mapping[str, Any]], versus: Mapping[str, Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
-    """Statistics of every column of every row, and paired differences to the first row.
+    """Compute statistics of every column of every row, and paired differences of the detections to the other rows.
 
-    Args:
-        runs: metrics files (as :func:`read_runs` gives) of one system, one run a split.
-        versus: those of a second system over the same splits.
+    ``runs`` are metrics files (as :func:`read_runs` gives) of one system, and ``versus`` those of a second one.
 
     Returns:
-        ``protocol`` (what all runs share), ``splits``, ``rows`` (row → column → statistics) and ``paired`` (row →
-        column → statistics of detections minus row). Fractions.
-
-    Raises:
-        StaleError: protocols differ, or the splits of two systems are not the same.
+        ``protocol`` (what all runs share), ``runs``, ``splits``, ``rows`` (row → column → statistics) and ``paired``
+        (row → column → statistics of detections minus row). Fractions.
     """
     runs, versus = _by_split(runs), _by_split(versus or {})
-    _refuse_mixture(runs, SHARED + OWN)
-    _refuse_mixture({**runs, **versus}, SHARED)
-    _refuse_mixture(versus, OWN)
-    splits = [run["protocol"]["split"] for run in runs.values()]
+    for mixed, keys in ((runs, SHARED + OWN), ({**runs, **versus}, SHARED), (versus, OWN)):
+        _refuse_mixture(mixed, keys)
+    protocols = [run["protocol"] for run in runs.values()]
+    mine, theirs = ([run["protocol"].get("split") for run in each.values()] for each in (runs, versus))
+    if versus and mine != theirs:
+        raise StaleError(f"paired differences need the same splits: {mine} against {theirs}")
+    for one, other in zip(runs.items(), versus.items(), strict=bool(versus)):
+        for key in ("num_videos", "num_instances", "num_classes"):
+            counts = [run["protocol"].get(key) for _, run in (one, other)]
+            if counts[0] != counts[1]:
+                difference = f"{key} is {counts[0]} and {counts[1]}"
+                raise StaleError(f"{one[0]} and {other[0]} were not tested on the same: {difference}")
     rows = {SYSTEM: _columns(list(runs.values()))}
     if versus:
-        _check_pairs(runs, versus)
         rows[OTHER] = _columns(list(versus.values()))
-    rows |= _common_rows(runs, "untrained")
-    ours, groups = rows[SYSTEM], _common_rows(runs, "groups")
+    rows |= _common_rows(runs, "baselines")
     paired = {
-        name: {column: statistics(ours[column] - row[column]) for column in row}
+        name: {column: statistics(rows[SYSTEM][column] - row[column]) for column in row}
         for name, row in rows.items()
         if name != SYSTEM
     }
+    rows |= _common_rows(runs, "groups")
     return {
-        "protocol": {key: next(iter(runs.values()))["protocol"].get(key) for key in SHARED + OWN},
+        "protocol": {key: protocols[0].get(key) for key in SHARED + OWN},
         "runs": list(runs),
-        "versus": list(versus),
-        "splits": splits,
-        "rows": {
-            name: {column: statistics(v) for column, v in row.items()} for name, row in {**rows, **groups}.items()
-        },
+        "splits": mine,
+        "rows": {name: {column: statistics(v) for column, v in row.items()} for name, row in rows.items()},
         "paired": paired,
     }
 
 
 def statistics(values: np.ndarray) -> dict[str, Any]:
-    """Mean, standard deviation of the sample, and 95 % confidence interval of the mean (Student's t).
-
-    With one value there is a mean alone.
-    """
+    """Mean, standard deviation of the sample, and 95 % confidence interval of the mean; of one value the mean alone."""
     values = np.asarray(values, dtype=np.float64)
     count, mean = len(values), float(values.mean())
     if count < 2:
         return {"mean": mean, "std": None, "ci95": None, "values": values.tolist()}
-    std = float(values.std(ddof=1))
-    half = student_quantile(count - 1) * std / math.sqrt(count)
+    std, freedom, z = float(values.std(ddof=1)), count - 1, 1.959964
+    # Beyond the table, the expansion about the normal distribution.
+    beyond = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    half = (STUDENT[freedom - 1] if freedom <= len(STUDENT) else beyond) * std / math.sqrt(count)
     return {"mean": mean, "std": std, "ci95": [mean - half, mean + half], "values": values.tolist()}
 
 
-def student_quantile(freedom: int) -> float:
-    """The two-sided 95 % quantile of Student's t; beyond 30 degrees of freedom by expansion about the normal."""
-    if freedom <= len(_STUDENT):
-        return _STUDENT[freedom - 1]
-    z = 1.959964
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-
-
 def aggregate_report(content: Mapping[str, Any]) -> str:
-    """Tables of :func:`aggregate`'s figures, in per cent, headed by the common protocol."""
-    line = protocol_line(content)
-    columns = list(content["rows"][SYSTEM])
-    names = {SYSTEM: "detections", OTHER: "versus", **ROW_NAMES}
-    rows = [
-        [names.get(name, name), *(_spread(row[column]) for column in columns)] for name, row in content["rows"].items()
-    ]
-    parts = [text_table(line, ["mAP, %: mean ± std [95 % interval]", *columns], rows)]
-    if content["paired"] and len(content["runs"]) > 1:
-        differences = [
-            [f"detections − {names.get(name, name)}", *(_spread(row[column]) for column in columns)]
-            for name, row in content["paired"].items()
-        ]
-        parts.append(text_table(line, ["paired differences, points", *columns], differences))
-    return "\n\n".join(parts)
+    """Tables of what :func:`aggregate` returned, in per cent: a line a run, then statistics of the average mAP."""
+    ours, names = content["rows"][SYSTEM], {OTHER: "versus", **ROW_NAMES}
+    columns = [*shown_thresholds({key: None for key in ours if key != AVERAGE}), AVERAGE]
+    rows = [[run, *(percent(ours[key]["values"][i]) for key in columns)] for i, run in enumerate(content["runs"])]
+    rows += [["mean", *(percent(ours[key]["mean"]) for key in columns)]]
+    rows += [["standard deviation", *(percent(ours[key]["std"]) for key in columns)]]
+    statistic_rows = []
+    for name, row in content["rows"].items():
+        difference = content["paired"].get(name, {}).get(AVERAGE)
+        cells = [*_spread(row[AVERAGE]), *(_spread(difference) if difference else ("", ""))]
+        statistic_rows.append([names.get(name, name), *cells])
+    heads = ["average mAP, %", "mean ± std", "95 % interval", "detections − row", "95 % interval"]
+    tables = [text_table(["mAP, %", *columns], rows), text_table(heads, statistic_rows)]
+    return "\n\n".join([protocol_lines(protocol_line(content)), *tables])
 
 
 def protocol_line(content: Mapping[str, Any]) -> str:
     """The protocol that all runs share, in one line."""
     shared = content["protocol"]
-    splits = ", ".join(str(split) for split in content["splits"])
-    words = [
+    stated = [
         f"{key.replace('_', ' ')} {value}"
         for key, value in shared.items()
         if key not in ("dataset", "tious") and value and USUAL.get(key) != value
     ]
-    tious = ", ".join(f"{value:.2f}" for value in shared["tious"])
-    runs = f"{len(content['runs'])} runs, splits {splits}"
-    return "protocol: " + " | ".join([str(shared["dataset"]), runs, f"tIoU {tious}", *words])
+    runs = f"{len(content['runs'])} runs, splits {', '.join(map(str, content['splits']))}"
+    return "protocol: " + " | ".join([str(shared["dataset"]), runs, f"tIoU {format_tious(shared['tious'])}", *stated])
 
 
 def _by_split(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Runs by rising split; a split twice would count as independent what is not.
-
-    Raises:
-        StaleError: some splits occur twice (runs that all have one split, as seeds do, are fine).
-    """
-    order = sorted(runs, key=lambda name: (str(type(runs[name]["protocol"].get("split"))), _split(runs[name])))
-    splits = [_split(runs[name]) for name in order]
-    twice = sorted({split for split in splits if splits.count(split) > 1})
-    if twice and len(set(splits)) > 1:
-        folders = [name for name in order if _split(runs[name]) in twice]
-        raise StaleError(f"split {name_some(twice)} given more than once: {name_some(folders)}")
-    return {name: runs[name] for name in order}
-
-
-def _split(run: Mapping[str, Any]) -> Any:
-    split = run["protocol"].get("split")
-    return -1 if split is None else split
+    """Runs by rising split. A split given twice among others would count as independent; seeds of one are fine."""
+    splits = {name: run["protocol"].get("split") for name, run in runs.items()}
+    counts = Counter(splits.values())
+    twice = [name for name, split in splits.items() if counts[split] > 1]
+    if twice and len(counts) > 1:
+        raise StaleError(f"split {splits[twice[0]]} given more than once: {name_some(twice)}")
+    return {name: runs[name] for name in sorted(runs, key=lambda name: str(splits[name]))}
 
 
 def _refuse_mixture(runs: Mapping[str, Mapping[str, Any]], keys: Sequence[str]) -> None:
+    def comparable(run: Mapping[str, Any], key: str) -> Any:
+        """The entry without what may vary from run to run: counts of duplicates, the chosen epoch."""
+        value = run["protocol"].get(key)
+        if key in ("duplicates", "ground_truth", "oracle"):
+            return str(value or USUAL.get(key)).split(" (")[0]
+        return re.sub(r",? *\(?epoch \d+\)?", "", str(value)) if key == "checkpoint_chosen_on" else value
+
     first_name = next(iter(runs), "")
     for name, key in product(runs, keys):
-        one, other = (_comparable(key, runs[each]["protocol"].get(key)) for each in (first_name, name))
+        one, other = (comparable(runs[each], key) for each in (first_name, name))
         if one != other:
-            raise StaleError(
-                f"protocols differ in {key}: {first_name} has {one!r}, {name} has {other!r}; "
-                "aggregate runs of one protocol only"
-            )
-
-
-def _comparable(key: str, value: Any) -> Any:
-    """A protocol entry without what rightly varies from run to run: counts of duplicates, the epoch chosen."""
-    if key in ("duplicates", "ground_truth", "oracle"):
-        return str(value or USUAL.get(key)).split(" (")[0]
-    if key == "checkpoint_chosen_on":
-        return re.sub(r",? *\(?epoch \d+\)?", "", str(value))
-    return value
-
-
-def _check_pairs(runs: Mapping[str, Mapping[str, Any]], versus: Mapping[str, Mapping[str, Any]]) -> None:
-    mine, theirs = [_split(run) for run in runs.values()], [_split(run) for run in versus.values()]
-    if mine != theirs:
-        raise StaleError(f"paired differences need the same splits: {mine} against {theirs}")
-    for (name, one), (other_name, other) in zip(runs.items(), versus.items(), strict=True):
-        for key in ("num_videos", "num_instances", "num_classes"):
-            if one["protocol"].get(key) != other["protocol"].get(key):
-                raise StaleError(
-                    f"{name} and {other_name} were not tested on the same: {key} is "
-                    f"{one['protocol'].get(key)} and {other['protocol'].get(key)}"
-                )
+            raise StaleError(f"protocols differ in {key}: {first_name} has {one!r}, {name} has {other!r}")
 
 
 def _columns(runs: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """Column → one value a run: mAP by threshold, then the average."""
     table = {key: np.array([run["mAP"][key] for run in runs], dtype=np.float64) for key in runs[0]["mAP"]}
-    table["average"] = np.array([run["average_mAP"] for run in runs], dtype=np.float64)
-    return table
+    return {**table, AVERAGE: np.array([run["average_mAP"] for run in runs], dtype=np.float64)}
 
 
 def _common_rows(runs: Mapping[str, Mapping[str, Any]], part: str) -> dict[str, dict[str, np.ndarray]]:
-    """The columns of those rows of a part of the metrics files (untrained, groups) that every run has."""
+    """The columns of those rows of a part of the metrics files (baselines, groups) that every run has."""
     first, *others = (run.get(part, {}) for run in runs.values())
     names = [name for name in first if all(name in other for other in others)]
     return {name: _columns([run[part][name] for run in runs.values()]) for name in names}
 
 
-def _spread(cell: Mapping[str, Any]) -> str:
-    mean = f"{100 * cell['mean']:.2f}"
+def _spread(cell: Mapping[str, Any]) -> tuple[str, str]:
+    """Mean with standard deviation, and interval."""
     if cell["std"] is None:
-        return mean
-    low, high = (100 * value for value in cell["ci95"])
-    return f"{mean} ± {100 * cell['std']:.2f} [{low:.2f}, {high:.2f}]"
+        return percent(cell["mean"]), ""
+    low, high = map(percent, cell["ci95"])
+    return f"{percent(cell['mean'])} ± {percent(cell['std'])}", f"{low} to {high}"

@@ -1,41 +1,75 @@
-"""Mean average precision over tIoU thresholds, exactly as the official ActivityNet evaluator counts.
+"""Ground truth, detections, and mean average precision over tIoU thresholds, exactly as the official ActivityNet
+evaluator counts.
 
-Of each class, detections go by falling score; each takes, of its own video's instances of its class that are
-still free, the one with the highest tIoU if that reaches the threshold, and is a false positive otherwise. AP is
-the area under the interpolated precision-recall curve; mAP is the mean over the classes with ground truth.
+The detections of a class are visited by falling score. Each takes, of the instances of its video and class that
+are still free, the one with the highest tIoU, if that reaches the threshold; otherwise it is a false positive.
+AP is the area under the interpolated precision-recall curve. mAP is the mean over the classes with ground truth.
 
-Ties, which the official evaluator leaves to an unstable sort, are settled here: of equal scores, and of equal
-tIoUs, the later in its file comes first. That is the official order wherever its sort happens to be stable.
-Where it divides zero by zero (an empty detection against an empty instance) the tIoU is 0 here.
+The official evaluator leaves ties to an unstable sort. Here, of equal scores and of equal tIoUs, the later in its
+file comes first, which is the official order wherever its sort happens to be stable. Two empty segments have
+tIoU 0, where the official evaluator divides zero by zero.
 
-Sizes: G instances, N detections, K classes, R thresholds, P pairs of a detection and an instance.
+Sizes: G instances, N detections, K classes, V videos, R thresholds, P pairs of a detection and an instance. Times are
+seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from stale.data.annotations import Video
-from stale.evaluation.instances import Detections, GroundTruth, detections, ground_truth
+from stale.segments import paired_tiou
 
-BLOCK = 1 << 16  # detections looked at together: few enough for the cache, enough to make calls cheap
+DUPLICATE_TOLERANCE = 1e-3  # seconds; as in ActionFormer and OpenTAD
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The instances to find, in the order of the annotation file."""
+
+    videos: tuple[str, ...]
+    classes: tuple[str, ...]
+    durations: np.ndarray  # (V)
+    video: np.ndarray  # (G) index into ``videos``
+    label: np.ndarray  # (G) index into ``classes``
+    segments: np.ndarray  # (G, 2)
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+    def take(self, keep: np.ndarray) -> GroundTruth:
+        """The instances that the mask or index ``keep`` names; videos and classes stay as they are."""
+        return replace(self, video=self.video[keep], label=self.label[keep], segments=self.segments[keep])
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Scored segments, in the order of their file (equal scores: the later one ranks first)."""
+
+    video: np.ndarray  # (N) index into the ground truth's videos, -1 for a video that has no ground truth
+    label: np.ndarray  # (N) index into its classes
+    segments: np.ndarray  # (N, 2)
+    scores: np.ndarray  # (N)
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+    def take(self, keep: np.ndarray) -> Detections:
+        """The detections that the mask or index ``keep`` names."""
+        return Detections(self.video[keep], self.label[keep], self.segments[keep], self.scores[keep])
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """``ap`` (R, K) of each threshold and class, as fractions; NaN for a class without ground truth.
-
-    ``num_instances`` (K) counts the ground truth of each class.
-    """
+    """AP of each threshold and class, and the means over them, as fractions."""
 
     classes: tuple[str, ...]
-    tious: np.ndarray
-    ap: np.ndarray
-    num_instances: np.ndarray
+    tious: np.ndarray  # (R)
+    ap: np.ndarray  # (R, K), NaN for a class without ground truth
+    num_instances: np.ndarray  # (K) of the ground truth
     num_videos: int
 
     @property
@@ -50,14 +84,50 @@ class Metrics:
         return float(self.mean_ap.mean())
 
 
-def evaluate(truth: GroundTruth, found: Detections, tious: Sequence[float]) -> Metrics:
-    """AP of every class at every threshold.
+def ground_truth(videos: Iterable[Video], classes: Sequence[str] | None = None) -> GroundTruth:
+    """Every instance of ``classes`` (None: all that occur) as annotated, and the videos that have at least one."""
+    videos = list(videos)
+    if classes is None:
+        classes = sorted({instance.label for video in videos for instance in video.instances})
+    class_index = {label: index for index, label in enumerate(classes)}
+    tested = [video for video in videos if any(item.label in class_index for item in video.instances)]
+    rows = [
+        (index, class_index[item.label], item.start, item.end)
+        for index, video in enumerate(tested)
+        for item in video.instances
+        if item.label in class_index
+    ]
+    table = np.array(rows, dtype=np.float64).reshape(-1, 4)
+    return GroundTruth(
+        videos=tuple(video.id for video in tested),
+        classes=tuple(classes),
+        durations=np.array([video.duration for video in tested], dtype=np.float64),
+        video=table[:, 0].astype(np.int64),
+        label=table[:, 1].astype(np.int64),
+        segments=table[:, 2:],
+    )
 
-    Args:
-        truth: from :func:`stale.evaluation.instances.ground_truth`.
-        found: from :func:`stale.evaluation.results.align` or :func:`stale.evaluation.instances.detections`.
-        tious: thresholds (R).
+
+def drop_duplicates(truth: GroundTruth) -> GroundTruth:
+    """Drop empty and repeated instances, as ActionFormer and OpenTAD do; the official evaluator keeps them.
+
+    Instances of one video and class are the same if both ends are within a millisecond; the first one stays.
     """
+    kept: list[int] = []
+    kept_of_group: dict[tuple[int, int], list[int]] = {}
+    for index, group in enumerate(zip(truth.video.tolist(), truth.label.tolist(), strict=True)):
+        if truth.segments[index, 0] >= truth.segments[index, 1]:
+            continue
+        others = kept_of_group.setdefault(group, [])
+        gaps = np.abs(truth.segments[others] - truth.segments[index])
+        if not (gaps <= DUPLICATE_TOLERANCE).all(axis=1).any():
+            others.append(index)
+            kept.append(index)
+    return truth.take(np.array(kept, dtype=np.int64))
+
+
+def evaluate(truth: GroundTruth, found: Detections, tious: Sequence[float]) -> Metrics:
+    """AP of every class at every threshold (R)."""
     order = rank(found)
     thresholds = np.asarray(tious, dtype=np.float64)
     num_instances = np.bincount(truth.label, minlength=len(truth.classes))
@@ -67,62 +137,33 @@ def evaluate(truth: GroundTruth, found: Detections, tious: Sequence[float]) -> M
     for row, (correct, _) in zip(ap, match(truth, found, order, thresholds), strict=True):
         bounds = np.searchsorted(correct, np.append(starts, len(found)))
         for label in np.flatnonzero(num_instances):
-            places = correct[bounds[label] : bounds[label + 1]] - starts[label]
-            row[label] = average_precision(places, num_instances[label])
-    return Metrics(truth.classes, thresholds, ap, num_instances, len(truth.videos))
-
-
-def evaluate_results(
-    videos: Iterable[Video],
-    results: Mapping[str, Collection[Mapping[str, Any]]],
-    classes: Sequence[str] | None,
-    tious: Sequence[float],
-) -> Metrics:
-    """:func:`evaluate` on annotated videos of one subset and a detections file's ``results``.
-
-    Args:
-        videos: annotated videos of the subset; those without an instance of ``classes`` do not count.
-        results: video → [{"segment": [start, end] (seconds), "label": str, "score": float}].
-        classes: the labels under test; None takes every label of ``videos``.
-        tious: thresholds (R).
-    """
-    truth = ground_truth(videos, classes)
-    return evaluate(truth, detections(results, truth), tious)
+            ranks = correct[bounds[label] : bounds[label + 1]] - starts[label]
+            # Recall rises at true positives only, where precision is highest: false positives need no visit.
+            precision = np.arange(1, len(ranks) + 1) / (ranks + 1)
+            row[label] = np.maximum.accumulate(precision[::-1]).sum() / num_instances[label]
+    return Metrics(truth.classes, thresholds, ap, num_instances, num_videos=len(truth.videos))
 
 
 def rank(found: Detections) -> np.ndarray:
-    """The order (N) in which detections are counted: by class, falling score, later in the file first."""
-    if not len(found):
-        return np.empty(0, dtype=np.int64)
-    label = found.label.astype(np.min_scalar_type(found.label.max()))  # small integers sort in linear time
-    order = np.argsort(label, kind="stable")
-    ends = np.cumsum(np.bincount(found.label))
-    for of_class in np.split(order, ends[:-1]):  # views: sorting class by class stays in the cache
-        of_class[:] = of_class[np.argsort(found.scores[of_class], kind="stable")[::-1]]
-    return order
+    """Return the order (N) in which detections are visited: by class, falling score, later in the file first."""
+    return np.lexsort((found.scores, -found.label))[::-1]
 
 
 def match(
     truth: GroundTruth, found: Detections, order: np.ndarray, tious: np.ndarray
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The true positives at each threshold.
+    """For each threshold (R), rising positions of the true positives in ``order``, and the instance that each took.
 
-    Args:
-        order: detections in the order in which they choose (N), as :func:`rank` gives it.
-        tious: thresholds (R).
-
-    Returns:
-        For each threshold the true positives as places in ``order``, rising, and the instance that each took.
+    Detections choose in ``order`` (N), as :func:`rank` gives it.
     """
     detection, instance, tiou = overlapping_pairs(truth, found, min(tious))
-    index_type = np.min_scalar_type(len(found))  # half the memory to walk at random
-    place = np.empty(len(found), dtype=index_type)
-    place[order] = np.arange(len(found), dtype=index_type)
-    chooser = place[detection].astype(np.int64)
+    position = np.empty(len(found), dtype=np.int64)
+    position[order] = np.arange(len(found))
+    chooser = position[detection]
     by_turn = np.argsort(chooser, kind="stable")  # keeps each detection's pairs in its order of preference
     chooser, instance, tiou = chooser[by_turn], instance[by_turn], tiou[by_turn]
     taken = {}
-    for threshold in np.argsort(tious):  # rising, so that ever fewer pairs are left to look at
+    for threshold in np.argsort(tious):  # rising, so that ever fewer pairs are left
         enough = tiou >= tious[threshold]
         chooser, instance, tiou = chooser[enough], instance[enough], tiou[enough]
         taken[threshold] = _assign(chooser, instance, len(truth))
@@ -132,86 +173,36 @@ def match(
 def overlapping_pairs(
     truth: GroundTruth, found: Detections, lowest: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of a detection and an instance of its video and class with a tIoU of at least ``lowest``.
+    """Detection, instance and tIoU (P) of the pairs of one video and class with a tIoU of at least ``lowest``.
 
-    Returns:
-        Detection index (P), instance index (P) and tIoU (P), sorted by detection, then falling tIoU (of equal
-        tIoUs the later instance first).
+    They are sorted by detection, then falling tIoU, of equal tIoUs the later instance first.
     """
     num_classes = len(truth.classes)
     truth_group = truth.video * num_classes + truth.label
     by_group = np.argsort(truth_group, kind="stable")
-    groups = _Groups(*np.unique(truth_group[by_group], return_index=True, return_counts=True))
-    blocks = []
-    for start in range(0, len(found), BLOCK):
-        video, label = found.video[start : start + BLOCK], found.label[start : start + BLOCK]
-        detection, position = groups.members(np.where(video >= 0, video * num_classes + label, -1))
-        detection, instance = detection + start, by_group[position]
-        tiou = paired_tiou(found.segments[detection], truth.segments[instance])
-        enough = np.flatnonzero(tiou >= lowest)
-        enough = enough[np.lexsort((-instance[enough], -tiou[enough], detection[enough]))]
-        blocks.append((detection[enough], instance[enough], tiou[enough]))
-    if not blocks:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0)
-    detection, instance, tiou = (np.concatenate(columns) for columns in zip(*blocks, strict=True))
-    return detection, instance, tiou
-
-
-def paired_tiou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """tIoU of each row of ``first`` (P, 2) with the same row of ``second`` (P, 2); 0 where both are empty."""
-    start = np.maximum(first[:, 0], second[:, 0])
-    end = np.minimum(first[:, 1], second[:, 1])
-    intersection = np.clip(end - start, 0.0, None)
-    # The official evaluator's order of operations: a tIoU on a threshold must fall on the same side of it.
-    union = (second[:, 1] - second[:, 0]) + (first[:, 1] - first[:, 0]) - intersection
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
-
-
-def average_precision(places: np.ndarray, num_instances: int) -> float:
-    """Area under the interpolated precision-recall curve of one class, as in PASCAL VOC 2010.
-
-    Recall rises, by 1 / ``num_instances``, at true positives only, and precision is highest there, so the false
-    positives need not be visited.
-
-    Args:
-        places: rising ranks of the true positives among all detections of the class, 0 for the best.
-        num_instances: how much ground truth the class has.
-    """
-    precision = np.arange(1, len(places) + 1) / (places + 1)
-    return float(np.maximum.accumulate(precision[::-1]).sum() / num_instances)
-
-
-@dataclass(frozen=True)
-class _Groups:
-    """Sorted ``keys`` of groups, and where each group ``starts`` and how many it ``holds`` in a sorted list."""
-
-    keys: np.ndarray
-    starts: np.ndarray
-    holds: np.ndarray
-
-    def members(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All members of the wanted groups: index into ``wanted`` (P) and position in the sorted list (P)."""
-        group = np.searchsorted(self.keys, wanted)
-        present = np.flatnonzero(np.append(self.keys, -2)[group] == wanted)
-        group = group[present]
-        count = self.holds[group]
-        offset = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-        return np.repeat(present, count), np.repeat(self.starts[group], count) + offset
+    groups, starts, sizes = np.unique(truth_group[by_group], return_index=True, return_counts=True)
+    wanted = np.where(found.video >= 0, found.video * num_classes + found.label, -1)
+    group = np.searchsorted(groups, wanted)
+    present = np.flatnonzero(np.append(groups, -2)[group] == wanted)
+    group = group[present]
+    size = sizes[group]  # each detection meets all instances of its group
+    offset = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
+    detection = np.repeat(present, size)
+    instance = by_group[np.repeat(starts[group], size) + offset]
+    tiou = paired_tiou(found.segments[detection], truth.segments[instance])
+    enough = np.flatnonzero(tiou >= lowest)
+    enough = enough[np.lexsort((-instance[enough], -tiou[enough], detection[enough]))]
+    return detection[enough], instance[enough], tiou[enough]
 
 
 def _assign(detection: np.ndarray, instance: np.ndarray, num_instances: int) -> tuple[np.ndarray, np.ndarray]:
-    """Detections choose in turn, each its first free instance, but all at once: deferred acceptance.
+    """Let each detection of the pairs (P), sorted by detection, then preference, take its first free instance.
 
-    Every detection claims the first instance on its list and every instance stays with its earliest claimant;
-    an instance so held is struck from the lists of all later detections, until nothing is left to strike.
-    Holders only ever get earlier, so a struck instance could never have been had: the outcome is that of
-    the detections choosing one after another, in a few rounds instead of one step for each.
+    All do so at once (deferred acceptance): every detection claims the first instance on its list, and every instance
+    stays with its earliest claimant. An instance so held is struck from the lists of all later detections, until
+    nothing is left to strike. Holders only get earlier: the outcome is that of detections choosing one after another.
 
-    Args:
-        detection, instance: pairs (P), sorted by detection, then by preference.
-
-    Returns:
-        The detections that got an instance, and which.
+    Returns the detections that got an instance, and which.
     """
     while True:
         is_first = np.diff(detection, prepend=-1) != 0

@@ -1,7 +1,4 @@
-"""Measures beside mAP: recall, top-1 accuracy, localization alone, and where the error sits.
-
-Sizes: G instances, N detections, V videos. All values are fractions.
-"""
+"""Measures beside mAP: recall, top-1 accuracy, localization alone, classification alone. All are fractions."""
 
 from __future__ import annotations
 
@@ -10,113 +7,131 @@ from dataclasses import replace
 
 import numpy as np
 
-from stale.evaluation.instances import Detections, GroundTruth
-from stale.evaluation.mean_ap import Metrics, evaluate, overlapping_pairs
+from stale.evaluation.mean_ap import Detections, GroundTruth, Metrics, evaluate, overlapping_pairs
 
 RECALL_AT = (1, 5, 10, 50, 100)
 
 
 def average_recall(
     truth: GroundTruth, found: Detections, tious: Sequence[float], at: Sequence[int] = RECALL_AT
-) -> dict[int, float]:
+) -> dict[str, float]:
     """Share of instances that one of the ``k`` best detections of their video covers, whatever the labels.
 
-    An instance is covered at a threshold if some detection's tIoU reaches it; the mean over the thresholds is
-    taken, as for temporal proposals (ActivityNet's AR@AN, with exactly ``k`` a video). One segment that bears
-    several labels counts once.
+    The mean over the thresholds (ActivityNet's AR@AN, with exactly ``k`` a video). One segment with several labels
+    counts once.
     """
-    truth, found = any_class(truth, found)
-    place = _rank_in_video(found)
+    truth, found = without_classes(truth, best_of_equal_segments(found))
+    rank = _rank_in_video(found)
     detection, instance, tiou = overlapping_pairs(truth, found, min(tious))
-    thresholds = np.asarray(tious, dtype=np.float64)
     result = {}
     for k in at:
-        among = place[detection] < k
+        among = rank[detection] < k
         best = np.zeros(len(truth))
         np.maximum.at(best, instance[among], tiou[among])
-        result[k] = float((best[:, None] >= thresholds).mean()) if len(truth) else float("nan")
+        covered = best[:, None] >= np.asarray(tious, dtype=np.float64)
+        result[str(k)] = float(covered.mean())
     return result
 
 
 def top1_accuracy(truth: GroundTruth, found: Detections) -> float:
-    """Share of videos whose best-scored detection bears a label of the video; one without detections is wrong."""
-    best = np.flatnonzero((_rank_in_video(found) == 0) & (found.video >= 0))
-    num_classes = len(truth.classes)
-    right = np.isin(found.video[best] * num_classes + found.label[best], truth.video * num_classes + truth.label)
-    return float(right.sum() / len(truth.videos)) if truth.videos else float("nan")
+    """Share of videos whose best-scored detection has a label of the video; one without detections is wrong."""
+    best, num_classes = top1_whole_video(truth, found), len(truth.classes)
+    right = np.isin(best.video * num_classes + best.label, truth.video * num_classes + truth.label)
+    return float(right.sum() / len(truth.videos))
 
 
 def class_agnostic(truth: GroundTruth, found: Detections, tious: Sequence[float]) -> Metrics:
-    """mAP with all labels taken off: how good the segments and their ranking are.
+    """mAP of the segments without their labels.
 
-    A segment that bears several labels counts once: a detected one with its best score, a true one (as THUMOS14's
+    A segment with several labels counts once: a detected one with its best score, a true one (as THUMOS14's
     CliffDiving, which is Diving as well) as one instance.
     """
-    truth, found = any_class(truth, found)
-    table = np.column_stack([truth.video, truth.segments])
-    _, distinct = np.unique(table, axis=0, return_index=True)
-    return evaluate(truth.take(np.sort(distinct)), found, tious)
+    truth, found = without_classes(truth, best_of_equal_segments(found))
+    return evaluate(truth.take(np.unique(_same_segment(truth))), found, tious)
 
 
 def with_true_labels(truth: GroundTruth, found: Detections, tious: Sequence[float]) -> Metrics:
-    """mAP of the detected segments when naming is perfect.
+    """mAP of the detected segments under perfect classification.
 
-    Each takes the label of the instance that it overlaps most; one that overlaps none takes the video's most
-    frequent label. A segment given several labels counts once.
+    Each takes the label of the instance that it overlaps most, or the labels of all instances with that segment; one
+    that overlaps none takes the most frequent label of the video. A segment detected with several labels counts once.
     """
-    _, segments = any_class(truth, found)
+    segments = best_of_equal_segments(found)
     segments = segments.take(segments.video >= 0)
     counts = np.zeros((len(truth.videos), len(truth.classes)), dtype=np.int64)
     np.add.at(counts, (truth.video, truth.label), 1)
-    label = counts.argmax(axis=1)[segments.video] if len(segments) else segments.label
-    detection, instance, _ = overlapping_pairs(*any_class(truth, segments), np.nextafter(0, 1))
-    first = np.diff(detection, prepend=-1) != 0  # pairs are sorted by falling tIoU
-    label[detection[first]] = truth.label[instance[first]]
-    return evaluate(truth, replace(segments, label=label), tious)
+    detection, instance, _ = overlapping_pairs(*without_classes(truth, segments), np.nextafter(0, 1))
+    same, is_first = _same_segment(truth), np.diff(detection, prepend=-1) != 0  # sorted by falling tIoU
+    tied = same[instance] == same[instance[is_first][np.cumsum(is_first) - 1]]
+    alone = np.setdiff1d(np.arange(len(segments)), detection)
+    chosen = np.concatenate([detection[tied], alone])
+    label = np.concatenate([truth.label[instance[tied]], counts.argmax(axis=1)[segments.video[alone]]])
+    order = np.argsort(chosen, kind="stable")
+    return evaluate(truth, replace(segments.take(chosen[order]), label=label[order]), tious)
 
 
 def with_true_segments(truth: GroundTruth, found: Detections, tious: Sequence[float]) -> Metrics:
-    """mAP of the predicted labels when localization is perfect.
+    """mAP of the predicted labels under perfect localization.
 
-    Each true segment takes every label that a detection overlapping it bears, at the best of their scores ×
-    tIoU: the nearer detection speaks louder.
+    Each true segment takes every label of the detections that overlap it, at the highest of their score × tIoU. Of
+    several instances with one segment each takes its own label, and the first takes those of no instance.
     """
-    bare = replace(truth, classes=("any",), label=np.zeros_like(truth.label))
-    detection, instance, tiou = overlapping_pairs(
-        bare, replace(found, label=np.zeros_like(found.label)), np.nextafter(0, 1)
-    )
-    weighted = found.scores[detection] * tiou
-    named = instance * len(truth.classes) + found.label[detection]
+    detection, instance, tiou = overlapping_pairs(*without_classes(truth, found), np.nextafter(0, 1))
+    weighted, num_classes = found.scores[detection] * tiou, len(truth.classes)
+    named = instance * num_classes + found.label[detection]
     order = np.lexsort((-weighted, named))
-    chosen = order[np.diff(named[order], prepend=-1) != 0]
-    segment = instance[chosen]
-    labelled = Detections(
-        truth.video[segment], found.label[detection[chosen]], truth.segments[segment], weighted[chosen]
-    )
-    return evaluate(truth, labelled, tious)
+    best = order[np.diff(named[order], prepend=-1) != 0]
+    segment, label, same = instance[best], found.label[detection[best]], _same_segment(truth)
+    of_none = ~np.isin(same[segment] * num_classes + label, same * num_classes + truth.label)
+    keep = (label == truth.label[segment]) | (of_none & (same[segment] == segment))
+    segment, label, scores = segment[keep], label[keep], weighted[best][keep]
+    return evaluate(truth, Detections(truth.video[segment], label, truth.segments[segment], scores), tious)
 
 
-def any_class(truth: GroundTruth, found: Detections) -> tuple[GroundTruth, Detections]:
-    """Both with one class only; of equal segments in one video the best-scored stays."""
-    found = best_of_equals(replace(found, label=np.zeros_like(found.label)))
-    return replace(truth, classes=("any",), label=np.zeros_like(truth.label)), found
+def random_whole_video(truth: GroundTruth, seed: int = 0) -> Detections:
+    """Every class on the whole of every video, with random scores: the baseline that knows nothing."""
+    video, label = np.divmod(np.arange(len(truth.videos) * len(truth.classes)), max(len(truth.classes), 1))
+    return Detections(video, label, whole_videos(truth, video), np.random.default_rng(seed).random(len(video)))
 
 
-def best_of_equals(found: Detections) -> Detections:
-    """Of detections equal in video, label and segment the best-scored, in the order they came in."""
-    keys = (-found.scores, found.segments[:, 1], found.segments[:, 0], found.label, found.video)
-    order = np.lexsort(keys)
-    table = np.column_stack([found.video, found.label, found.segments])[order]
-    is_new = np.ones(len(found), dtype=bool)
-    is_new[1:] = (table[1:] != table[:-1]).any(axis=1)
+def top1_whole_video(truth: GroundTruth, found: Detections) -> Detections:
+    """The best-scored label of each video on the whole of it: what the detections are worth without segments."""
+    best = np.flatnonzero((_rank_in_video(found) == 0) & (found.video >= 0))
+    video = found.video[best]
+    return Detections(video, found.label[best], whole_videos(truth, video), found.scores[best])
+
+
+def whole_videos(truth: GroundTruth, video: np.ndarray) -> np.ndarray:
+    """Segments (N, 2) from 0 to the duration of each of ``video`` (N)."""
+    return np.stack([np.zeros(len(video)), truth.durations[video]], axis=1)
+
+
+def without_classes(truth: GroundTruth, found: Detections) -> tuple[GroundTruth, Detections]:
+    """Both with one class only."""
+    bare = replace(truth, classes=("any",), label=np.zeros_like(truth.label))
+    return bare, replace(found, label=np.zeros_like(found.label))
+
+
+def best_of_equal_segments(found: Detections) -> Detections:
+    """Of detections with the same video and segment the best-scored, in file order."""
+    order = np.lexsort((-found.scores, found.segments[:, 1], found.segments[:, 0], found.video))
+    table = np.column_stack([found.video, found.segments])[order]
+    is_new = np.append(True, (table[1:] != table[:-1]).any(axis=1))[: len(found)]
     return found.take(np.sort(order[is_new]))
 
 
+def _same_segment(truth: GroundTruth) -> np.ndarray:
+    """The first instance (G) that has the video and segment of each."""
+    table = np.column_stack([truth.video, truth.segments])
+    _, first, group = np.unique(table, axis=0, return_index=True, return_inverse=True)
+    return first[group.reshape(-1)]
+
+
 def _rank_in_video(found: Detections) -> np.ndarray:
-    """Place of each detection among those of its video (N), 0 for the best; of ties the later comes first."""
+    """Rank of each detection among those of its video (N), 0 for the best; of ties the later comes first."""
     by_score = np.argsort(found.scores, kind="stable")[::-1]
     order = by_score[np.argsort(found.video[by_score], kind="stable")]
     video = found.video[order]
-    place = np.empty(len(found), dtype=np.int64)
-    place[order] = np.arange(len(found)) - np.searchsorted(video, video)
-    return place
+    rank = np.empty(len(found), dtype=np.int64)
+    rank[order] = np.arange(len(found)) - np.searchsorted(video, video)
+    return rank

@@ -1,39 +1,40 @@
-"""Reading anyone's detections, and fitting them to the ground truth with every oddity reported by name.
+"""Load anyone's detections, fit them to the ground truth with every irregularity named, and apply external scores.
 
-Understood, plain or gzipped:
+Detections are ActivityNet's results JSON, plain or gzipped: ``{"results": {video: [{"segment": [start, end] (seconds),
+"label": "Ballet", "score": 0.9}]}}``; the inner object alone will do. Pickles are refused: opening one runs whatever
+code its author put there.
 
-* ActivityNet's results JSON, which OpenTAD writes as well: ``{"results": {video: [{"segment": [start, end]
-  (seconds), "label": "Ballet", "score": 0.9}]}}``; the inner object alone will do;
-* ActionFormer's dictionary of columns, as JSON: ``{"video-id": [...], "t-start": [...], "t-end": [...],
-  "label": [...], "score": [...]}``, labels being names or the ``label_id`` of the annotations.
-
-Pickles are refused: opening one runs whatever code its author put there.
+External video-level scores (opt-in) are ``{"class": [K names], "results": {video: [K scores]}}``, as the classifiers'
+files that ActivityNet methods share; each video's best class counts. Such a classifier is usually trained on all
+classes, the unseen ones included: a result with it is no zero-shot result, is named *external scores*, and tells how
+many classes beyond the vocabulary the file has (they are left out).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stale.data.annotations import match_video_id
+from stale.data.annotations import Video, match_video_id
 from stale.errors import StaleError, name_some
-from stale.evaluation.instances import Detections, GroundTruth
-from stale.files import read_json
+from stale.evaluation.mean_ap import Detections, GroundTruth, Metrics, evaluate, ground_truth
+from stale.evaluation.measures import best_of_equal_segments, whole_videos
+from stale.io import read_json
 
-COLUMNS = ("video-id", "t-start", "t-end", "label", "score")
+COLUMNS = ("video-id", "t-start", "t-end", "label", "score")  # of ActionFormer's detections
+ALLOW_UNSEEN = "--allow-unseen-supervision"
 
 
 @dataclass(frozen=True)
 class Results:
-    """A detections file as columns, in its order, nothing left out and nothing checked.
+    """A detections file as columns, in its order, nothing left out and nothing checked; what is no number is NaN.
 
     ``video`` (N) and ``label`` (N) index the distinct names in ``videos`` and ``labels``; ``segments`` (N, 2)
-    are seconds; ``scores`` (N). What is not a number is NaN. ``protocol`` and ``external_data`` are the
-    file's own words, if it has any.
+    are seconds. ``protocol`` and ``external_data`` are what the file states, if anything.
     """
 
     videos: tuple[str, ...]
@@ -52,113 +53,29 @@ class Results:
 
 @dataclass(frozen=True)
 class Problem:
-    """One kind of odd detection: how many there are, the names concerned, and what was done with them."""
+    """One kind of irregular detection: how many there are, the names concerned, and what was done with them."""
 
     kind: str
     count: int
     names: tuple[str, ...]
     treatment: str
 
-    def __str__(self) -> str:
-        plural = "" if self.count == 1 else "s"
-        return f"{self.count} detection{plural} with {self.kind}: {name_some(self.names)}; {self.treatment}"
 
+def read_results(path: str | Path) -> Results:
+    """Load a detections file: ActivityNet's results JSON, the inner object alone, or ActionFormer's columns as JSON.
 
-def read_results(path: str | Path, label_ids: Callable[[], Mapping[int, str]] = dict) -> Results:
-    """Read a detections file of any of the forms above.
-
-    Args:
-        label_ids: gives the class of each integer label; called only for files that number their classes.
-
-    Raises:
-        StaleError: the file is missing, a pickle, not JSON, or of none of these forms.
+    A file that is missing, a pickle, not JSON, or of another form is a StaleError.
     """
-    _refuse_pickle(path)
-    content = read_json(path, "detections file", pairs_hook=_unique_keys(path))
-    if not isinstance(content, dict):
-        raise StaleError(f"detections file {path}: an object with 'results' is expected, as ActivityNet's")
-    if all(isinstance(content.get(name), list) for name in COLUMNS):
-        return _from_columns(content, path, label_ids)
-    entries = content.get("results", content)
-    if not isinstance(entries, dict) or not all(isinstance(items, list) for items in entries.values()):
-        raise StaleError(
-            f"detections file {path}: 'results' must map each video to a list of detections "
-            f"(or the file hold the columns {', '.join(COLUMNS)})"
-        )
-    return _from_entries(entries, content if "results" in content else {}, path)
+    path = Path(path)
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(1) == b"\x80":
+                raise StaleError(
+                    f"detections file {path} is a pickle, which is not opened because it can run any code; "
+                    "write it as ActivityNet's results JSON"
+                )
 
-
-def results_from_dict(results: Mapping[str, Collection[Mapping[str, Any]]]) -> Results:
-    """:class:`Results` from video → [{"segment": [start, end] (seconds), "label": str, "score": float}].
-
-    Raises:
-        StaleError: a detection lacks one of these.
-    """
-    return _from_entries({video: list(items) for video, items in results.items()}, {}, "detections")
-
-
-def align(results: Results, truth: GroundTruth, known_videos: Collection[str] = ()) -> tuple[Detections, list[Problem]]:
-    """Detections to count, with videos and labels as indices into ``truth``, and all that was odd.
-
-    Left out are those that are not numbers, which cannot be ranked or placed, and those of labels outside the
-    vocabulary. The rest counts as in the official evaluator: segments of negative length and detections in
-    unknown videos are false positives. Ids may have or lack the prefix ``v_``.
-
-    Args:
-        known_videos: ids that may occur without ground truth (videos of the subset without tested classes);
-            their detections are false positives too, but no cause for complaint.
-    """
-    video = _video_indices(results.videos, truth.videos)[results.video]
-    label = _label_indices(results.labels, truth.classes)[results.label]
-    is_known = np.array([match_video_id(name, known_videos) is not None for name in results.videos], dtype=bool)
-    unknown_video = (video < 0) & ~is_known[results.video]
-    unknown_label = label < 0
-    bad_number = ~(np.isfinite(results.segments).all(axis=1) & np.isfinite(results.scores))
-    backwards = ~bad_number & (results.segments[:, 1] < results.segments[:, 0])
-    in_videos = np.array(results.videos, dtype=object)[results.video]
-    with_labels = np.array(results.labels, dtype=object)[results.label]
-    found = [
-        ("a segment or score that is not a number", bad_number, in_videos, "left out"),
-        ("a segment of negative length", backwards, in_videos, "counted as false positives"),
-        ("an unknown video", unknown_video, in_videos, "counted as false positives"),
-        ("a label outside the vocabulary", unknown_label, with_labels, "left out"),
-    ]
-    problems = [
-        Problem(kind, int(mask.sum()), tuple(dict.fromkeys(names[mask])), treatment)
-        for kind, mask, names, treatment in found
-        if mask.any()
-    ]
-    keep = ~bad_number & ~unknown_label
-    return Detections(video[keep], label[keep], results.segments[keep], results.scores[keep]), problems
-
-
-def refuse(problems: Iterable[Problem], path: str | Path) -> None:
-    """What ``--strict`` does: any problem is an error.
-
-    Raises:
-        StaleError: there is one; all are named.
-    """
-    problems = list(problems)
-    if problems:
-        faults = "; ".join(f"{one.count} with {one.kind} ({name_some(one.names)})" for one in problems)
-        raise StaleError(f"detections file {path}: detections {faults}; mend the file or leave out --strict")
-
-
-def _refuse_pickle(path: str | Path) -> None:
-    try:
-        with open(path, "rb") as file:
-            is_pickle = file.read(1) == b"\x80"
-    except OSError:
-        return  # read_json says what is wrong
-    if is_pickle:
-        raise StaleError(
-            f"detections file {path} is a pickle, which is not opened because it can run any code; "
-            f"write its columns ({', '.join(COLUMNS)}) as lists in a JSON file"
-        )
-
-
-def _unique_keys(path: str | Path) -> Any:
-    def hook(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) < len(pairs):
             keys = [key for key, _ in pairs]
@@ -166,105 +83,167 @@ def _unique_keys(path: str | Path) -> Any:
             raise StaleError(f"detections file {path}: listed twice: {name_some(twice)}")
         return result
 
-    return hook
+    content = read_json(path, "detections file", pairs_hook=unique)
+    if not isinstance(content, dict):
+        raise StaleError(f"detections file {path}: an object with 'results' is expected, as ActivityNet's")
+    if all(isinstance(content.get(name), list) for name in COLUMNS):
+        columns: dict[str, list[dict[str, Any]]] = {}
+        if len({len(content[name]) for name in COLUMNS}) > 1:
+            raise StaleError(f"detections file {path}: the columns {', '.join(COLUMNS)} differ in length")
+        for video, start, end, label, score in zip(*(content[name] for name in COLUMNS), strict=True):
+            columns.setdefault(str(video), []).append({"segment": [start, end], "label": label, "score": score})
+        return results_from_dict(columns, path=path)
+    entries = content.get("results", content)
+    if not isinstance(entries, dict) or not all(isinstance(items, list) for items in entries.values()):
+        raise StaleError(f"detections file {path}: 'results' must map each video to a list of detections")
+    return results_from_dict(entries, content if "results" in content else {}, path)
 
 
-def _from_entries(entries: dict[str, list[Any]], content: dict[str, Any], path: str | Path) -> Results:
-    items = [item for listed in entries.values() for item in listed]
-    try:
-        segments = [item["segment"] for item in items]
-        names = [item["label"] for item in items]
-        scores = [item["score"] for item in items]
-    except (KeyError, TypeError):
-        raise _first_fault(entries, path) from None
-    if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in segments):
-        raise _first_fault(entries, path)
-    if not all(isinstance(name, str) for name in names):
-        raise _first_fault(entries, path)
-    labels, label = _distinct(names)
-    counts = np.array([len(listed) for listed in entries.values()], dtype=np.int64)
+def results_from_dict(
+    results: Mapping[str, Collection[Any]], content: Mapping[str, Any] | None = None, path: str | Path = "detections"
+) -> Results:
+    """Convert video → [{"segment": [start, end] (seconds), "label": str, "score": float}] to :class:`Results`.
+
+    ``protocol`` and ``external_data`` of the file's whole ``content`` are kept; ``path`` names it in errors.
+    """
+    items = [(video, item) for video, listed in results.items() for item in listed]
+    for video, item in items:
+        segment = item.get("segment") if isinstance(item, Mapping) else None
+        well_formed = isinstance(segment, (list, tuple)) and len(segment) == 2 and "score" in item
+        if not well_formed or not isinstance(item.get("label"), str):
+            raise StaleError(
+                f"detections file {path}: video '{video}': a detection needs 'segment' (two numbers), "
+                f"'label' (text) and 'score', not {str(item)[:120]}"
+            )
+    labels = list(dict.fromkeys(item["label"] for _, item in items))
+    index = {label: position for position, label in enumerate(labels)}
+    protocol, external = ((content or {}).get(key) for key in ("protocol", "external_data"))
     return Results(
-        videos=tuple(entries),
-        labels=labels,
-        video=np.repeat(np.arange(len(entries)), counts),
-        label=label,
-        segments=_numbers([value for pair in segments for value in pair]).reshape(-1, 2),
-        scores=_numbers(scores),
-        protocol=_object(content, "protocol"),
-        external_data=_object(content, "external_data"),
+        videos=tuple(results),
+        labels=tuple(labels),
+        video=np.repeat(
+            np.arange(len(results)), np.array([len(listed) for listed in results.values()], dtype=np.int64)
+        ),
+        label=np.array([index[item["label"]] for _, item in items], dtype=np.int64),
+        segments=_numbers([value for _, item in items for value in item["segment"]]).reshape(-1, 2),
+        scores=_numbers([item["score"] for _, item in items]),
+        protocol=protocol if isinstance(protocol, dict) else {},
+        external_data=external if isinstance(external, dict) else {},
         path=str(path),
     )
 
 
-def _from_columns(content: dict[str, Any], path: str | Path, label_ids: Callable[[], Mapping[int, str]]) -> Results:
-    lengths = {name: len(content[name]) for name in COLUMNS}
-    if len(set(lengths.values())) > 1:
-        raise StaleError(f"detections file {path}: columns differ in length: {lengths}")
-    videos, video = _distinct([str(name) for name in content["video-id"]])
-    names = content["label"]
-    known = {} if all(isinstance(name, str) for name in names) else label_ids()
-    labels, label = _distinct([_label_name(name, known, path) for name in names])
-    segments = np.stack([_numbers(content["t-start"]), _numbers(content["t-end"])], axis=1)
-    return Results(videos, labels, video, label, segments, _numbers(content["score"]), path=str(path))
+def detections(results: Mapping[str, Collection[Mapping[str, Any]]], truth: GroundTruth) -> Detections:
+    """Fit dictionaries as in a detections file to ``truth``, without a report of irregularities."""
+    return align(results_from_dict(results), truth)[0]
 
 
-def _label_name(label: Any, label_ids: Mapping[int, str], path: str | Path) -> str:
-    if isinstance(label, str):
-        return label
-    if not isinstance(label, (int, float)) or label not in label_ids:
+def align(results: Results, truth: GroundTruth, known_videos: Collection[str] = ()) -> tuple[Detections, list[Problem]]:
+    """Fit detections to ``truth``: videos and labels become its indices, and every irregularity is reported.
+
+    Left out are those that are not numbers, which cannot be ranked, and those of labels outside the vocabulary.
+    The rest counts as in the official evaluator: segments of negative length and detections in unknown videos are
+    false positives, those in ``known_videos`` (of the subset, without tested classes) without a report. Ids may have
+    or lack the prefix ``v_``.
+    """
+    video_index = {name: position for position, name in enumerate(truth.videos)}
+    label_index = {name: position for position, name in enumerate(truth.classes)}
+    matches = [match_video_id(name, video_index) for name in results.videos]
+    indices = [-1 if name is None else video_index[name] for name in matches]
+    video = np.array(indices, dtype=np.int64)[results.video]
+    label = np.array([label_index.get(name.strip(), -1) for name in results.labels], dtype=np.int64)[results.label]
+    is_known = np.array([match_video_id(name, known_videos) is not None for name in results.videos], dtype=bool)
+    not_a_number = ~(np.isfinite(results.segments).all(axis=1) & np.isfinite(results.scores))
+    backwards = ~not_a_number & (results.segments[:, 1] < results.segments[:, 0])
+    of_videos, of_labels = (results.videos, results.video), (results.labels, results.label)
+    problems = []
+    for kind, mask, (names, index), treatment in (
+        ("a segment or score that is not a number", not_a_number, of_videos, "left out"),
+        ("a segment of negative length", backwards, of_videos, "counted as false positives"),
+        ("an unknown video", (video < 0) & ~is_known[results.video], of_videos, "counted as false positives"),
+        ("a label outside the vocabulary", label < 0, of_labels, "left out"),
+    ):
+        if mask.any():
+            concerned = tuple(dict.fromkeys(names[each] for each in index[mask].tolist()))
+            problems.append(Problem(kind, int(mask.sum()), concerned, treatment))
+    keep = ~not_a_number & (label >= 0)
+    return Detections(video[keep], label[keep], results.segments[keep], results.scores[keep]), problems
+
+
+def evaluate_results(
+    videos: Iterable[Video],
+    results: Mapping[str, Collection[Mapping[str, Any]]],
+    classes: Sequence[str] | None,
+    tious: Sequence[float],
+) -> Metrics:
+    """Evaluate the ``results`` of a detections file on videos of one subset that have an instance of ``classes``."""
+    truth = ground_truth(videos, classes)
+    return evaluate(truth, detections(results, truth), tious)
+
+
+@dataclass(frozen=True)
+class VideoScores:
+    """One class and score for each video under test: ``label`` (V; -1 where the file has none), ``score`` (V)."""
+
+    label: np.ndarray
+    score: np.ndarray
+    source: str
+
+    def apply(self, found: Detections) -> Detections:
+        """Overwrite labels by the video's class and multiply scores by its score; videos without one lose all."""
+        found = found.take(found.video >= 0)
+        label = self.label[found.video]
+        scores = found.scores * self.score[found.video]
+        return best_of_equal_segments(replace(found, label=label, scores=scores).take(label >= 0))
+
+    def whole_videos(self, truth: GroundTruth) -> Detections:
+        """The trivial row: the file's class on the whole of each video."""
+        video = np.flatnonzero(self.label >= 0)
+        return Detections(video, self.label[video], whole_videos(truth, video), self.score[video])
+
+
+def read_video_scores(path: str | Path, truth: GroundTruth, allow_unseen: bool = False) -> VideoScores:
+    """Load external video-level scores for the videos and classes under test.
+
+    A StaleError for another form, and for classes beyond those under test unless ``allow_unseen`` leaves them out.
+    """
+    content = read_json(path, "video scores")
+    classes, table = (content.get(key) if isinstance(content, dict) else None for key in ("class", "results"))
+    if not isinstance(classes, list) or not classes or not isinstance(table, dict):
+        raise StaleError(f"video scores {path}: expected are 'class' (K names) and 'results' (video → K scores)")
+    position = {name: index for index, name in enumerate(truth.classes)}
+    column = np.array([position.get(str(name), -1) for name in classes])
+    beyond = [str(name) for name in classes if str(name) not in position]
+    if beyond and not allow_unseen:
         raise StaleError(
-            f"detections file {path}: label {label!r} is not a class name, and the annotations give no "
-            f"'label_id' {label!r}; write class names"
+            f"video scores {path}: {len(beyond)} classes beyond those under test ({name_some(beyond)}): their "
+            f"classifier knows more than this test allows; {ALLOW_UNSEEN} accepts that, and is named in the table"
         )
-    return label_ids[label]
-
-
-def _first_fault(entries: dict[str, list[Any]], path: str | Path) -> StaleError:
-    for video, items in entries.items():
-        for item in items:
-            segment = item.get("segment") if isinstance(item, dict) else None
-            sound = isinstance(segment, (list, tuple)) and len(segment) == 2 and "score" in item
-            if not sound or not isinstance(item.get("label"), str):
-                return StaleError(
-                    f"detections file {path}: video '{video}': a detection needs 'segment' (two numbers), "
-                    f"'label' (text) and 'score', not {str(item)[:120]}"
-                )
-    raise AssertionError("called without a fault")
+    label, score = np.full(len(truth.videos), -1), np.zeros(len(truth.videos))
+    known = {video: index for index, video in enumerate(truth.videos)}
+    for name, listed in table.items():
+        scores = _numbers(listed) if isinstance(listed, list) else np.empty(0)
+        if len(scores) != len(classes) or not np.isfinite(scores).all():
+            raise StaleError(f"video scores {path}: video '{name}': {len(classes)} numbers are expected")
+        video, best = match_video_id(name, known), int(np.where(column >= 0, scores, -np.inf).argmax())
+        if video is not None and column[best] >= 0:
+            label[known[video]], score[known[video]] = column[best], scores[best]
+    missing = int((label < 0).sum())
+    source = Path(path).name + (f" with {ALLOW_UNSEEN}" if allow_unseen else "")
+    source += f", nothing for {missing} of {len(label)} videos" if missing else ""
+    return VideoScores(label, score, source)
 
 
 def _numbers(values: list[Any]) -> np.ndarray:
     """Floats (n); whatever is not a number becomes NaN."""
+
+    def number(value: Any) -> float:
+        try:
+            return float(value)
+        except (TypeError, ValueError, OverflowError):  # a whole number can be too long for a float
+            return float("nan")
+
     try:
         return np.array(values, dtype=np.float64).reshape(len(values))
-    except (TypeError, ValueError, OverflowError):  # a whole number can be too long for a float
-        return np.array([_number(value) for value in values])
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value)
     except (TypeError, ValueError, OverflowError):
-        return float("nan")
-
-
-def _distinct(names: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """The distinct names in order of appearance, and the index of each (n)."""
-    index: dict[str, int] = {}
-    indices = np.array([index.setdefault(name, len(index)) for name in names], dtype=np.int64)
-    return tuple(index), indices
-
-
-def _object(content: dict[str, Any], key: str) -> dict[str, Any]:
-    value = content.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-def _video_indices(names: Iterable[str], known: Iterable[str]) -> np.ndarray:
-    index = {name: position for position, name in enumerate(known)}
-    matches = (match_video_id(name, index) for name in names)
-    return np.array([-1 if name is None else index[name] for name in matches], dtype=np.int64)
-
-
-def _label_indices(names: Iterable[str], known: Iterable[str]) -> np.ndarray:
-    index = {name: position for position, name in enumerate(known)}
-    return np.array([index.get(name.strip(), -1) for name in names], dtype=np.int64)
+        return np.array([number(value) for value in values])

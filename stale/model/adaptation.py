@@ -1,4 +1,4 @@
-"""Vision-language cross-adaptation (section 4): text features that differ for every video.
+"""Vision-language cross-adaptation: the foreground of each video adapts the text features to it.
 
 B videos, T snippets, K + 1 classes with the background, C joint width.
 """
@@ -8,14 +8,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from stale.config import AdaptationConfig
+
 
 class CrossAdaptation(nn.Module):
-    """``F_lan + α · T_c(F_lan, F_fg, F_fg)``; α starts small, so that the language prior survives."""
+    """F_lan' = F_lan + α · T_c(F_lan, F_fg, F_fg) [P]; α starts small, so that the text features survive [U]."""
 
-    def __init__(self, width: int, heads: int, dropout: float, initial_alpha: float) -> None:
+    def __init__(self, width: int, config: AdaptationConfig) -> None:
         super().__init__()
-        self.decoder = nn.TransformerDecoderLayer(width, heads, 4 * width, dropout, batch_first=True)
-        self.alpha = nn.Parameter(torch.full((width,), initial_alpha))
+        self.decoder = nn.TransformerDecoderLayer(width, config.heads, 4 * width, config.dropout, batch_first=True)
+        self.alpha = nn.Parameter(torch.full((width,), config.alpha))
 
     def forward(self, language: Tensor, foreground: Tensor) -> Tensor:
         """F_lan (K+1, C) and F_fg (B, T, C) → F_lan' (B, K+1, C)."""

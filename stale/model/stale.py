@@ -1,50 +1,42 @@
-"""STALE assembled: snippets and class phrases in, class scores and instance masks a snippet out.
+"""STALE: from snippet features and class phrases to class scores and an instance mask for every snippet.
 
 B videos, T snippets, D feature width, C joint width, K classes in the current vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stale import distributed
+from stale.config import Config, ModelConfig
 from stale.errors import StaleError
 from stale.model.adaptation import CrossAdaptation
+from stale.model.clip import load_text_weights
 from stale.model.localizer import MaskLocalizer
-from stale.model.masking import apply_threshold
-from stale.model.text import TextEncoder
+from stale.model.masking import apply_threshold, build_masking
+from stale.model.temporal import build_temporal_model
+from stale.model.text import ClassEmbeddings, ClassEncoder, TextEncoder, TextTransformer
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What STALE says of a batch.
+    """The model's outputs for a batch."""
 
-    Attributes:
-        visual: F_vis (B, T, C).
-        class_logits: (B, K+1, T); a softmax over dimension 1 gives P. The background comes last.
-        mask_logits: (B, T, T); the sigmoid of column t is the mask over the video that snippet t predicts.
-        foreground_logits: (B, T), whose sigmoid is L; None without a learned representation mask.
-        given_mask: (B, T), the ground truth's foreground where it was given in place of L.
-        evidence: (B, T, C), the features that the classifier compares: F_vis, or a baseline's own.
-        language: (B, K+1, C), what it compares them with: F_lan'.
-        temperature: τ of the comparison.
-        text: (K, C), as it came in.
-        video_cosine: (B, K) of :meth:`Stale.compare_video`, where detection asks for it.
-    """
-
-    visual: Tensor
-    class_logits: Tensor
-    mask_logits: Tensor
-    foreground_logits: Tensor | None
-    given_mask: Tensor | None = None
-    evidence: Tensor | None = None
-    language: Tensor | None = None
-    temperature: float = 0.01
-    text: Tensor | None = None
-    video_cosine: Tensor | None = None
+    visual: Tensor  # F_vis: B × T × C
+    class_logits: Tensor  # B × K+1 × T, the background last; a softmax over dimension 1 gives P
+    mask_logits: Tensor  # B × T × T; the sigmoid gives M, whose column t is the mask that snippet t predicts
+    foreground_logits: Tensor | None  # B × T, whose sigmoid is L; None without a learned representation mask
+    given_mask: Tensor | None = None  # B × T: the ground truth's foreground, where it is given in place of L
+    classifier_features: Tensor | None = None  # B × T × C, which are classified: F_vis, or a baseline's own
+    language: Tensor | None = None  # F_lan': B × K+1 × C, with which they are compared
+    temperature: float = 0.01  # τ of the comparison
+    video_cosine: Tensor | None = None  # B × K, of Stale.video_cosine, where detection asks for it
 
     @property
     def num_snippets(self) -> int:
@@ -60,137 +52,164 @@ class Outputs:
 
 
 class Stale(nn.Module):
-    """The model of the paper (sections 1 to 5); every component can be exchanged by the switches of its module."""
+    """The model of the paper; ``stale/README.md`` describes every component under the heading that its file names."""
 
-    def __init__(
-        self,
-        text: TextEncoder,
-        temporal: nn.Module,
-        masking: nn.Module | None,
-        adaptation: CrossAdaptation | None,
-        localizer: MaskLocalizer,
-        feature_width: int,
-        visual_projection: bool = False,
-        temperature: float = 0.01,
-        mask_threshold: float = 0.5,
-        mask_gradient: str = "hard",
-        mask_applied: bool = True,
-        mask_given: bool = False,
-        classifier: nn.Module | None = None,
-        raw_similarity: float = 0.0,
-    ) -> None:
-        """Args:
-        feature_width: D; must equal the text features' width C unless ``visual_projection`` learns D → C.
-        temperature: τ of the classifier.
-        mask_threshold, mask_gradient: see :func:`stale.model.masking.apply_threshold`.
-        mask_applied: False learns the mask and leaves the features whole (released code).
-        mask_given: the ground truth's foreground stands in for the mask, in training and at test time (an oracle).
-        classifier: context for the features that are classified, in place of F_vis (two-stage baselines).
-        raw_similarity: share of the class logits that compares features as extracted with unadapted text (ours).
-
-        Raises:
-            StaleError: the features' width is not the text tower's and there is no projection.
-        """
+    def __init__(self, text: ClassEncoder, feature_width: int, num_snippets: int, config: ModelConfig) -> None:
+        """Build the components for features of width D and T snippets, around the text encoder, which sets C."""
         super().__init__()
         width = text.output_width
-        if feature_width != width and not visual_projection:
+        if feature_width != width and not config.visual_projection:
             raise StaleError(
-                f"the features are {feature_width} wide but the text tower's embedding is {width}: use features and "
+                f"the features are {feature_width} wide but the text encoder's embedding is {width}: use features and "
                 "text weights of the same CLIP model, or learn a projection by model.visual_projection=true"
             )
-        self.text = text
-        self.projection = nn.Linear(feature_width, width) if visual_projection else nn.Identity()
-        self.temporal, self.masking = temporal, masking
-        self.adaptation, self.localizer = adaptation, localizer
-        self.background = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.temperature, self.mask_threshold, self.mask_gradient = temperature, mask_threshold, mask_gradient
-        self.mask_applied, self.mask_given = mask_applied, mask_given
-        self.classifier, self.raw_similarity = classifier, raw_similarity
+        for name in ("temporal", "masking", "adaptation"):
+            heads = getattr(config, name).heads
+            if width % heads:
+                raise StaleError(f"model.{name}.heads is {heads}, which does not divide the embedding width {width}")
+        self.config, self.text = config, text
+        self.projection = nn.Linear(feature_width, width) if config.visual_projection else nn.Identity()
+        self.temporal = build_temporal_model(width, config.temporal)
+        self.masking = build_masking(width, config.masking)
+        self.adaptation = CrossAdaptation(width, config.adaptation) if config.adaptation.enabled else None
+        self.localizer = MaskLocalizer(width, num_snippets, config.localizer)
+        self.background = nn.Parameter(torch.randn(width) * width**-0.5)  # learned, the last of the classes
+        self.classifier: nn.Module | None = None  # context for the classified features alone (two-stage baselines)
+        if config.classifier_features == "own":
+            self.classifier = build_temporal_model(width, config.temporal)
+        elif config.classifier_features == "raw":
+            self.classifier = nn.Identity()
+
+    @property
+    def mask_given(self) -> bool:
+        """Whether the ground truth's foreground replaces L, in training and at test time (an oracle)."""
+        return self.config.masking.kind == "gt"
 
     def forward(self, features: Tensor, text: Tensor, given_mask: Tensor | None = None) -> Outputs:
         """Features (B, T, D) and text features (K, C), from ``self.text``, → :class:`Outputs`.
 
         Args:
             given_mask: (B, T) of 0 and 1, the ground truth's foreground in place of L: an oracle.
-
-        Raises:
-            StaleError: the model was trained with ground-truth masks and is given none.
         """
         if self.mask_given and given_mask is None:
             raise StaleError("model.masking.kind=gt needs the ground truth of every video; these have none")
-        visual = self.embed_visual(features)  # B × T × C
-        language = unadapted = self.embed_language(text)  # K+1 × C
+        x = self.normalize_features(features)  # B × T × C
+        visual = self.temporal(x)  # F_vis: B × T × C
+        language = F.normalize(torch.cat([text, self.background[None]]), dim=-1)  # F_lan: K+1 × C
 
         foreground_logits = None if self.masking is None else self.masking(visual)  # B × T
-        mask = self._mask(visual, foreground_logits, given_mask)  # B × T
+        mask = torch.ones_like(visual[..., 0])  # L_bin: B × T, the factor on the features
+        if self.config.masking.applied and given_mask is not None:
+            mask = given_mask.to(visual.dtype)
+        elif self.config.masking.applied and foreground_logits is not None:
+            mask = apply_threshold(foreground_logits.sigmoid(), self.config.masking)
 
         if self.adaptation is None:
             language = language.expand(len(visual), -1, -1)
         else:
-            language = self.adaptation(language, visual * mask.unsqueeze(-1))  # B × K+1 × C
-        evidence = visual if self.classifier is None else self.classifier(self._prepare(features))
-        class_logits = self.classify(evidence, mask, language)
-        if self.raw_similarity:
-            raw = self.classify(self._prepare(features), mask, unadapted)
-            class_logits = torch.lerp(class_logits, raw, self.raw_similarity)
-        masks = self.localizer(visual)
+            language = self.adaptation(language, visual * mask.unsqueeze(-1))  # F_lan': B × K+1 × C
+
+        classified = visual if self.classifier is None else self.classifier(x)  # B × T × C
         return Outputs(
-            visual, class_logits, masks, foreground_logits, given_mask, evidence, language, self.temperature, text
+            visual=visual,
+            class_logits=self.classify(classified, mask, language),  # B × K+1 × T
+            mask_logits=self.localizer(visual),  # B × T × T
+            foreground_logits=foreground_logits,
+            given_mask=given_mask,
+            classifier_features=classified,
+            language=language,
+            temperature=self.config.temperature,
         )
 
+    def normalize_features(self, features: Tensor) -> Tensor:
+        """(B, T, D) → (B, T, C): projected, on the unit sphere as CLIP compares them, scaled to unit variance."""
+        x = self.projection(features)
+        return F.normalize(x, dim=-1) * x.shape[-1] ** 0.5
+
+    def classify(self, visual: Tensor, mask: Tensor, language: Tensor) -> Tensor:
+        """Logits (B, K+1, T): cosine of F_fg = F_vis · mask and F_lan' over the temperature τ.
+
+        The mask multiplies the cosine instead of the features. For a binary mask that is the same, because a
+        masked snippet has cosine 0; a soft mask on the features would be undone by their normalization.
+        """
+        with torch.autocast(visual.device.type, enabled=False):  # bfloat16 would round logits near 1 / τ to 0.5
+            cosine = F.normalize(language.float(), dim=-1) @ F.normalize(visual.float(), dim=-1).transpose(1, 2)
+            return cosine * mask.float().unsqueeze(1) / self.config.temperature
+
     def coarsen(self, features: Tensor) -> Tensor:
-        """(B, n·T, D) → (B, T, D), the means of n snippets each; what has T snippets already stays as it is."""
+        """(B, n·T, D) → (B, T, D), the means of n snippets each; features of T snippets are returned as they are."""
         B, length, D = features.shape
         T = self.localizer.num_snippets
         return features if length == T else features.reshape(B, T, length // T, D).mean(2)
 
-    def read_foreground(self, features: Tensor) -> Tensor:
+    def predict_foreground(self, features: Tensor) -> Tensor:
         """L (B, T') of features (B, T', D) at any number of snippets T'; the masking must not be ``none`` or ``gt``."""
-        return self.masking(self.embed_visual(features)).float().sigmoid()
+        assert self.masking is not None
+        return self.masking(self.temporal(self.normalize_features(features))).float().sigmoid()
 
-    def compare_video(self, features: Tensor, text: Tensor) -> Tensor:
-        """Cosine (B, K) of a video's mean feature, before any context, and each class's text features.
+    def video_cosine(self, features: Tensor, text: Tensor) -> Tensor:
+        """Cosine (B, K) of a video's mean feature, before the temporal model, and each class's text features [ours].
 
-        What is trained on snippets pulls features and text towards the seen classes; this comparison stays as open
-        as CLIP's (ours).
+        Training on snippets moves features and text towards the seen classes; this comparison stays as open as CLIP's.
         """
         with torch.autocast(features.device.type, enabled=False):
             video = F.normalize(self.projection(features.float()), dim=-1).mean(1)
             return F.normalize(video, dim=-1) @ F.normalize(text.float(), dim=-1).T
 
-    def _mask(self, visual: Tensor, foreground_logits: Tensor | None, given_mask: Tensor | None) -> Tensor:
-        """The factor on the features (B, T)."""
-        if not self.mask_applied or (foreground_logits is None and given_mask is None):
-            return torch.ones_like(visual[..., 0])
-        if given_mask is not None:
-            return given_mask.to(visual.dtype)
-        return apply_threshold(foreground_logits.sigmoid(), self.mask_threshold, self.mask_gradient)
 
-    def embed_visual(self, features: Tensor) -> Tensor:
-        """F_vis (B, T, C): features on the unit sphere, as CLIP compares them, scaled to unit variance, in context."""
-        return self.temporal(self._prepare(features))
-
-    def _prepare(self, features: Tensor) -> Tensor:
-        x = self.projection(features)
-        return F.normalize(x, dim=-1) * x.shape[-1] ** 0.5
-
-    def embed_language(self, text: Tensor) -> Tensor:
-        """F_lan (K+1, C): unit-length text features with the background embedding put last."""
-        return F.normalize(torch.cat([text, self.background[None]]), dim=-1)
-
-    def classify(self, visual: Tensor, mask: Tensor, language: Tensor) -> Tensor:
-        """Logits (B, K+1, T): cosine of F_fg = F_vis · mask and F_lan' over the temperature.
-
-        The mask multiplies the cosine instead of the features: the same for a binary mask, whose masked snippets
-        have cosine 0, and the one place where a soft mask is not undone by the normalisation.
-        """
-        with torch.autocast(visual.device.type, enabled=False):  # bfloat16 would round logits near 1 / τ to 0.5
-            cosine = F.normalize(language.float(), dim=-1) @ F.normalize(visual.float(), dim=-1).transpose(1, 2)
-            return cosine * mask.float().unsqueeze(1) / self.temperature
-
-
-def name_pooled(pooled: Tensor, language: Tensor, temperature: float) -> Tensor:
-    """Logits (B, M, K) of M pooled features a video (B, M, C), whatever their length, and language (B, K, C)."""
+def classify_pooled(pooled: Tensor, language: Tensor, temperature: float) -> Tensor:
+    """Logits (B, M, K) of M pooled features of a video (B, M, C), of any length, and text features (B, K, C)."""
     with torch.autocast(pooled.device.type, enabled=False):  # as in Stale.classify
         cosine = F.normalize(pooled.float(), dim=-1) @ F.normalize(language.float(), dim=-1).transpose(1, 2)
         return cosine / temperature
+
+
+# Building
+
+
+def load_text_transformer(config: ModelConfig) -> TextTransformer:
+    """Load CLIP's text transformer with its original weights."""
+    return TextTransformer.from_weights(load_text_weights(config.text.weights))
+
+
+def build_model(
+    config: ModelConfig,
+    num_snippets: int,
+    feature_width: int,
+    text_transformer: TextTransformer,
+    seen: Sequence[str] = (),
+) -> Stale:
+    """Build STALE with the configured components; without a text encoder, for the phrases of the ``seen`` classes."""
+    text: ClassEncoder
+    if config.text.encoder == "none":
+        text = ClassEmbeddings(ClassEmbeddings.names_of(seen), text_transformer.output_width)
+    else:
+        text = TextEncoder(text_transformer, config.text)
+    return Stale(text, feature_width, num_snippets, config)
+
+
+def restore_model(config: Config, checkpoint: Mapping[str, Any], path: object = "checkpoint") -> Stale:
+    """Rebuild the trained model of a checkpoint; a StaleError if its tensors do not fit the configuration."""
+    prefix = "text.transformer."
+    try:
+        state = checkpoint["model"]
+        text: ClassEncoder
+        if config.model.text.encoder == "none":
+            text = ClassEmbeddings(torch.empty_like(state["text.names"]), state["text.embedding"].shape[1])
+        else:
+            inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+            text = TextEncoder(TextTransformer(inner), config.model.text)
+        model = Stale(text, checkpoint["feature_width"], config.data.num_snippets, config.model)
+        model.load_state_dict(state)
+    except (RuntimeError, KeyError, IndexError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise StaleError(f"{path} does not fit this run's configuration: {reason}") from None
+    return model
+
+
+@torch.no_grad()  # not inference_mode, because trained features may be compared with these
+def training_free_text(config: ModelConfig, phrases: Sequence[str]) -> Tensor:
+    """Text features (K, C) of ``phrases`` in the configured template, by CLIP's original text transformer."""
+    transformer = distributed.main_process_first(lambda: load_text_transformer(config))
+    encoder = TextEncoder(transformer, config.text.model_copy(update={"prompt": "template"}))
+    return encoder(encoder.tokenize(phrases))

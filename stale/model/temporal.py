@@ -1,4 +1,4 @@
-"""Visual embedding (section 1): context over time for the snippets' features.
+"""Visual embedding: a temporal model adds context to the snippets' features.
 
 B videos, T snippets, C joint width.
 """
@@ -7,41 +7,44 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from stale.config import TemporalConfig
+
 
 class AttentionBlock(nn.Module):
-    """Self-attention over time, residual and LayerNorm: the released code's block."""
+    """Self-attention over time without positional encoding, residual and LayerNorm: the released code's block [C]."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, config: TemporalConfig) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
-        self.dropout = nn.Dropout(dropout)
+        self.attention = nn.MultiheadAttention(width, config.heads, dropout=config.dropout, batch_first=True)
+        self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(width)
-        # Start from the features as CLIP made them: a random projection would pull them off the text space at once.
+        # Start as the identity [ours]: a random projection would move the features away from CLIP's text at once.
         nn.init.zeros_(self.attention.out_proj.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) → (B, T, C)."""
-        return self.norm(x + self.dropout(self.attention(x, x, x, need_weights=False)[0]))
+        attended, _ = self.attention(x, x, x, need_weights=False)
+        return self.norm(x + self.dropout(attended))
 
 
 class TemporalConv(nn.Module):
-    """The ablation's stand-in for attention: a convolution over time, residual and LayerNorm."""
+    """Convolution over time, residual and LayerNorm: a row of the ablation."""
 
-    def __init__(self, width: int, dropout: float) -> None:
+    def __init__(self, width: int, config: TemporalConfig) -> None:
         super().__init__()
         self.conv = nn.Conv1d(width, width, kernel_size=3, padding=1)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) → (B, T, C)."""
-        return self.norm(x + self.dropout(self.conv(x.transpose(1, 2)).transpose(1, 2).relu()))
+        convolved = self.conv(x.transpose(1, 2)).transpose(1, 2)
+        return self.norm(x + self.dropout(convolved.relu()))
 
 
-def build_temporal_model(kind: str, width: int, layers: int, heads: int, dropout: float) -> nn.Module:
-    """``transformer`` (paper, no positional encoding), ``conv`` or ``none``: (B, T, C) → (B, T, C)."""
-    if kind == "none":
+def build_temporal_model(width: int, config: TemporalConfig) -> nn.Module:
+    """Build the temporal model ``config.kind``: (B, T, C) → (B, T, C)."""
+    if config.kind == "none":
         return nn.Identity()
-    if kind == "conv":
-        return nn.Sequential(*(TemporalConv(width, dropout) for _ in range(layers)))
-    return nn.Sequential(*(AttentionBlock(width, heads, dropout) for _ in range(layers)))
+    block = TemporalConv if config.kind == "conv" else AttentionBlock
+    return nn.Sequential(*(block(width, config) for _ in range(config.layers)))

@@ -1,6 +1,7 @@
-"""Language embedding (section 2): CLIP's text transformer, its weights, and learnable prompts.
+"""Language embedding: CLIP's text transformer and learned prompts turn class phrases into text features.
 
-K classes, L tokens of the longest prompt, N context tokens, W width of the tower, C joint embedding width.
+K classes, L tokens of the longest prompt, N context tokens, P tokens of a shared prefix, W width of the text
+transformer, C joint width.
 """
 
 from __future__ import annotations
@@ -8,43 +9,29 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stale.config import TextConfig
 from stale.errors import StaleError
-from stale.model import tokenizer
-from stale.model.weights import read_clip_weights
+from stale.model import clip
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Tokenised class phrases, padded to the longest.
+    """Tokenized class phrases, padded to the longest."""
 
-    Attributes:
-        tokens: (K, L) ids; where prompts are learned, the context tokens are not among them.
-        end: (K,) position of each end-of-text token in ``tokens``.
-    """
-
-    tokens: Tensor
-    end: Tensor
+    tokens: Tensor  # (K, L) ids; learned context tokens are not among them
+    end: Tensor  # (K,) position of each end-of-text token in ``tokens``
 
     def to(self, device: torch.device) -> Prompts:
-        """The same prompts on ``device``."""
         return Prompts(self.tokens.to(device), self.end.to(device))
 
 
-class QuickGELU(nn.Module):
-    """CLIP's approximation of GELU."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
-
-
 class CausalAttention(nn.Module):
-    """Multi-head self-attention under a causal mask, with nn.MultiheadAttention's parameter names."""
+    """Multi-head self-attention to a token itself and those before it, with nn.MultiheadAttention's names."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -53,25 +40,76 @@ class CausalAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, shared: int, length: int) -> Tensor:
-        """Tokens (``shared`` + K · ``length``, W): those that all K prompts begin with, then the rest of each."""
+    def forward(self, x: Tensor, prefix: SharedPrefix | None = None) -> Tensor:
+        """Tokens (K, L, W) → (K, L, W); with a ``prefix``, tokens as it packs them → the same."""
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        query, key, value = self._heads(qkv[shared:], length)  # each K × heads × length × W/heads
-        if not shared:
-            out = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-            return self.out_proj(out.transpose(1, 2).flatten(2).flatten(0, 1))
-        first = self._heads(qkv[:shared], shared)
-        begin = F.scaled_dot_product_attention(*first, is_causal=True)
-        key, value = (
-            torch.cat([its.expand(len(x), -1, -1, -1), x], 2) for its, x in zip(first[1:], (key, value), strict=True)
-        )
-        seen = torch.ones(length, shared + length, dtype=torch.bool, device=x.device).tril(shared)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
-        return self.out_proj(torch.cat([part.transpose(1, 2).flatten(2).flatten(0, 1) for part in (begin, out)]))
+        if prefix is not None:
+            return self.out_proj(prefix.attend(qkv, self.heads))
+        query, key, value = _split_heads(qkv, self.heads)  # each K × heads × L × W/heads
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self.out_proj(_merge_heads(attended))  # K × L × W
 
-    def _heads(self, qkv: Tensor, length: int) -> Tensor:
-        """(K · length, 3 · W) → (3, K, heads, length, W/heads)."""
-        return qkv.view(-1, length, 3, self.heads, qkv.shape[1] // (3 * self.heads)).permute(2, 0, 3, 1, 4)
+
+@dataclass(frozen=True)
+class SharedPrefix:
+    """K prompts that begin with the same P tokens, which are computed once.
+
+    No token depends on a later one, so that the P tokens have the same values in every prompt. They are packed once,
+    before the K rests of R = L - P tokens: P + K · R rows in place of K · L. A rest attends to the prefix and itself::
+
+        keys:    SOT p1 p2 | diving .  EOT | skating .  EOT
+        SOT       ×        |               |
+        p1        ×  ×     |               |                   prefix: causal, P × P
+        p2        ×  ×  ×  |               |
+        diving    ×  ×  ×  |   ×           |
+        .         ×  ×  ×  |   ×    ×      |                   rest: causal behind the whole prefix, R × (P + R)
+        EOT       ×  ×  ×  |   ×    ×   ×  |
+        skating   ×  ×  ×  |               |   ×
+        .         ×  ×  ×  |               |   ×     ×
+        EOT       ×  ×  ×  |               |   ×     ×   ×
+    """
+
+    length: int  # P, less than the position of any end token
+    rest: int  # R
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(K, L, W) → (P + K · R, W)."""
+        return torch.cat([x[0, : self.length], x[:, self.length :].flatten(0, 1)])
+
+    def unpack(self, packed: Tensor, position: Tensor) -> Tensor:
+        """Of packed tokens (P + K · R, W), the one at ``position`` (K,) of each prompt's L: (K, W)."""
+        first = self.length + self.rest * torch.arange(len(position), device=packed.device)  # of each rest
+        return packed[first + position - self.length]
+
+    def attend(self, qkv: Tensor, heads: int) -> Tensor:
+        """Causal attention of packed queries, keys and values (P + K · R, 3 · W) → (P + K · R, W)."""
+        P, R = self.length, self.rest
+        shared_query, shared_key, shared_value = _split_heads(qkv[None, :P], heads)  # each 1 × heads × P × W/heads
+        prefix = F.scaled_dot_product_attention(shared_query, shared_key, shared_value, is_causal=True)
+
+        query, key, value = _split_heads(qkv[P:].unflatten(0, (-1, R)), heads)  # each K × heads × R × W/heads
+        key = torch.cat([shared_key.expand(len(key), -1, -1, -1), key], 2)  # K × heads × P + R × W/heads
+        value = torch.cat([shared_value.expand(len(value), -1, -1, -1), value], 2)
+        visible = torch.ones(R, P + R, dtype=torch.bool, device=qkv.device).tril(P)
+        rests = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+        return torch.cat([_merge_heads(prefix).flatten(0, 1), _merge_heads(rests).flatten(0, 1)])
+
+
+def _split_heads(qkv: Tensor, heads: int) -> Tensor:
+    """(K, L, 3 · W) → query, key and value (3, K, heads, L, W/heads)."""
+    return qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+def _merge_heads(x: Tensor) -> Tensor:
+    """(K, heads, L, W/heads) → (K, L, W)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+class QuickGELU(nn.Module):
+    """CLIP's approximation of GELU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
 
 
 class ResidualBlock(nn.Module):
@@ -82,122 +120,79 @@ class ResidualBlock(nn.Module):
         self.ln_1 = nn.LayerNorm(width)
         self.attn = CausalAttention(width, heads)
         self.ln_2 = nn.LayerNorm(width)
-        layers = [
-            ("c_fc", nn.Linear(width, 4 * width)),
-            ("gelu", QuickGELU()),
-            ("c_proj", nn.Linear(4 * width, width)),
-        ]
+        layers = [("c_fc", nn.Linear(width, 4 * width)), ("gelu", QuickGELU()), ("c_proj", nn.Linear(4 * width, width))]
         self.mlp = nn.Sequential(OrderedDict(layers))
 
-    def forward(self, x: Tensor, shared: int, length: int) -> Tensor:
-        """As :meth:`CausalAttention.forward`."""
-        x = x + self.attn(self.ln_1(x), shared, length)
+    def forward(self, x: Tensor, prefix: SharedPrefix | None = None) -> Tensor:
+        """Tokens → tokens, as in :meth:`CausalAttention.forward`."""
+        x = x + self.attn(self.ln_1(x), prefix)
         return x + self.mlp(self.ln_2(x))
 
 
-class TextTower(nn.Module):
+class TextTransformer(nn.Module):
     """CLIP's text transformer, with the state-dict names of OpenAI's checkpoints.
 
-    The token embedding is kept fixed, so that the words of unseen names keep their place among the others,
-    and in the precision it was stored in: it is most of the tower's size.
+    The token embedding is not trained, so that the words of unseen names keep their position among the others. It is
+    kept in the precision it was stored in, because it is most of the transformer's size.
     """
 
-    def __init__(self, width: int, layers: int, output_width: int, context_length: int, num_tokens: int) -> None:
+    token_embedding: Tensor
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        """Build an empty transformer with the sizes of the state dict of another."""
         super().__init__()
-        self.width, self.output_width, self.context_length = width, output_width, context_length
-        self.register_buffer("token_embedding", torch.zeros(num_tokens, width))
-        self.positional_embedding = nn.Parameter(torch.zeros(context_length, width))
+        num_tokens, width = state["token_embedding"].shape
+        layers = len({name.split(".")[2] for name in state if name.startswith("transformer.resblocks.")})
+        if not layers or not width or width % 64:
+            raise ValueError(f"{layers} layers, {width} wide; CLIP has at least one and a multiple of 64")
+        self.width, self.output_width = width, state["text_projection"].shape[1]
+        self.context_length = state["positional_embedding"].shape[0]
+        self.register_buffer("token_embedding", torch.empty_like(state["token_embedding"]))
+        self.positional_embedding = nn.Parameter(torch.zeros(self.context_length, width))
         blocks = [ResidualBlock(width, heads=width // 64) for _ in range(layers)]
         self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(blocks)})
         self.ln_final = nn.LayerNorm(width)
-        self.text_projection = nn.Parameter(torch.zeros(width, output_width))
+        self.text_projection = nn.Parameter(torch.zeros(width, self.output_width))
 
     @classmethod
-    def like(cls, shapes: Mapping[str, Sequence[int]]) -> TextTower:
-        """A tower of zeros with the sizes that ``shapes`` (name in its state dict → shape) implies."""
-        num_tokens, width = shapes["token_embedding"]
-        layers = len({name.split(".")[2] for name in shapes if name.startswith("transformer.resblocks.")})
-        context_length, output_width = shapes["positional_embedding"][0], shapes["text_projection"][1]
-        if not layers or not width or width % 64:
-            raise ValueError(f"{layers} layers, {width} wide; CLIP has at least one and a multiple of 64")
-        return cls(width, layers, output_width, context_length, num_tokens)
-
-    @classmethod
-    def from_weights(cls, weights: Mapping[str, Tensor]) -> TextTower:
-        """A tower with ``weights`` as :func:`load_text_weights` gives them.
-
-        Raises:
-            StaleError: the tensors do not form CLIP's text transformer.
-        """
+    def from_weights(cls, weights: Mapping[str, Tensor]) -> TextTransformer:
+        """Build a transformer of what ``load_text_weights`` returns; a StaleError if it forms none."""
         state = dict(weights)
         state["token_embedding"] = state.pop("token_embedding.weight")
         try:
-            tower = cls.like({name: tuple(tensor.shape) for name, tensor in state.items()})
-            tower.token_embedding = torch.empty_like(state["token_embedding"])  # keeps the stored precision
-            tower.load_state_dict(state)
+            transformer = cls(state)
+            transformer.load_state_dict(state)
         except (RuntimeError, ValueError, IndexError) as error:
             reason = " ".join(str(error).split())[:300]
             raise StaleError(f"text weights do not form CLIP's text transformer: {reason}") from None
-        return tower
+        return transformer
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids (K, L) → token embeddings (K, L, W)."""
         return F.embedding(tokens, self.token_embedding).to(self.positional_embedding.dtype)
 
     def forward(self, embedded: Tensor, end: Tensor, shared: int = 0) -> Tensor:
-        """Token embeddings (K, L, W), L at most the context length → text features (K, C), read at ``end`` (K,).
+        """Token embeddings (K, L, W) → text features (K, C), those of the end tokens at ``end`` (K,).
 
-        Under the causal mask what follows the end token cannot matter, so L is only as long as it must be, and no
-        token knows of those after it, so what all prompts begin with is computed once.
+        Under the causal mask what follows the end token has no effect, so that L need not be the context length.
 
         Args:
-            shared: so many tokens at the begin are the same in all prompts; less than any of ``end``.
+            shared: P, the number of tokens that all prompts begin with, see :class:`SharedPrefix`.
         """
         K, L, _ = embedded.shape
-        x = embedded + self.positional_embedding[:L]
-        x = torch.cat([x[0, :shared], x[:, shared:].flatten(0, 1)])  # shared + K · (L - shared) tokens
-        for block in self.transformer["resblocks"]:
-            x = block(x, shared, L - shared)
-        last = shared + torch.arange(K, device=x.device) * (L - shared) + end - shared
-        return self.ln_final(x[last]) @ self.text_projection
+        x = embedded + self.positional_embedding[:L]  # K × L × W
+        prefix = SharedPrefix(shared, L - shared) if shared else None
+        x = x if prefix is None else prefix.pack(x)  # P + K · R × W
+        for block in self.transformer["resblocks"].children():
+            x = block(x, prefix)
+        x = x[torch.arange(K, device=x.device), end] if prefix is None else prefix.unpack(x, end)  # K × W
+        return self.ln_final(x) @ self.text_projection
 
 
-class TextEncoder(nn.Module):
-    """Class phrases → text features (K, C), by learned prompts or a fixed template (section 2).
+class ClassEncoder(nn.Module):
+    """Class phrases → text features (K, C). The vocabulary is no state: a checkpoint encodes any other classes."""
 
-    The vocabulary is an argument, not state: a checkpoint trained on seen names works with any other names.
-    """
-
-    def __init__(
-        self,
-        tower: TextTower,
-        prompt: str = "learned",
-        num_context_tokens: int = 16,
-        context_init: str | None = None,
-        template: str = "a video of action {}",
-        finetune: bool = True,
-    ) -> None:
-        """Args:
-        prompt: ``learned`` (CoOp's context tokens, the paper) or ``template`` (fixed text, released code).
-        num_context_tokens: N, not published; random at the start, as CoOp's. Ignored with a template.
-        context_init: words that the context tokens start as (their number replaces N), CoOp's other way.
-        template: fixed prompt with ``{}`` for the phrase.
-        finetune: train the tower too (the paper's main model) or keep it frozen.
-        """
-        super().__init__()
-        self.tower = tower.requires_grad_(finetune)
-        self.template = "{}." if prompt == "learned" else template
-        self.context = None
-        if prompt == "learned":
-            context = torch.randn(num_context_tokens, tower.width) * 0.02  # CoOp's initialisation
-            if context_init:
-                context = tower.embed(torch.tensor(tokenizer.encode(context_init))).float()
-            self.context = nn.Parameter(context)
-
-    @property
-    def output_width(self) -> int:
-        """C."""
-        return self.tower.output_width
+    output_width: int  # C
 
     @property
     def fixed(self) -> bool:
@@ -205,60 +200,68 @@ class TextEncoder(nn.Module):
         return not any(parameter.requires_grad for parameter in self.parameters())
 
     def tokenize(self, phrases: Sequence[str], template: str | None = None) -> Prompts:
-        """Tokenise ``phrases`` on the CPU, as long as the longest needs.
-
-        Args:
-            template: in place of the encoder's own text around a phrase; context tokens stay before it.
-
-        Raises:
-            StaleError: no phrase, or one that does not fit the tower's context.
-        """
-        if not phrases:
-            raise StaleError("the vocabulary is empty: name at least one class")
-        room = self.tower.context_length - (0 if self.context is None else len(self.context))
-        rows = []
-        for phrase in phrases:
-            text = (template or self.template).replace("{}", phrase)
-            row = [tokenizer.start_token(), *tokenizer.encode(text), tokenizer.end_token()]
-            if len(row) > room:
-                raise StaleError(f"class name '{phrase}' needs {len(row)} tokens; the text tower has room for {room}")
-            rows.append(row)
-        end = torch.tensor([len(row) - 1 for row in rows])
-        tokens = torch.zeros(len(rows), int(end.max()) + 1, dtype=torch.long)
-        for number, row in enumerate(rows):
-            tokens[number, : len(row)] = torch.tensor(row)
-        return Prompts(tokens, end)
-
-    def forward(self, prompts: Prompts) -> Tensor:
-        """Text features (K, C), not normalised."""
-        embedded, end = self.tower.embed(prompts.tokens), prompts.end  # K × L × W
-        if self.context is None:
-            return self.tower(embedded, end)
-        context = self.context.expand(len(embedded), -1, -1)
-        embedded = torch.cat([embedded[:, :1], context, embedded[:, 1:]], dim=1)  # K × (N + L) × W
-        return self.tower(embedded, end + len(self.context), shared=1 + len(self.context))
+        """Tokenize ``phrases`` on the CPU."""
+        raise NotImplementedError
 
     def describe(self, groups: Sequence[Sequence[str]], template: str | None = None) -> Tensor:
         """Classes of several phrases each → (K, C): the mean of a class's phrases, each of unit length."""
         prompts = self.tokenize([phrase for group in groups for phrase in group], template)
-        features = F.normalize(self(prompts.to(self.tower.text_projection.device)), dim=-1)
+        features = F.normalize(self(prompts.to(next(self.parameters()).device)), dim=-1)
         return torch.stack([part.mean(0) for part in features.split([len(group) for group in groups])])
 
 
-class ClassEmbeddings(nn.Module):
-    """No text encoder (a row of the published ablation): an embedding is learned for each seen class.
+class TextEncoder(ClassEncoder):
+    """CLIP's text transformer on learned prompts or on a fixed template.
 
-    It knows its classes by their tokenised names and has nothing to tell others by: every other name gets the mean
-    of the embeddings, so that unseen classes are all alike to it. Its names are a buffer of the checkpoint.
+    * ``learned`` [P]: ``[SOT] p_1 … p_N  phrase . [EOT]``; p is trained in the space of token embeddings (CoOp).
+    * ``template`` [C]: ``[SOT] a video of action phrase [EOT]``.
     """
 
-    fixed = False  # as TextEncoder.fixed
+    def __init__(self, transformer: TextTransformer, config: TextConfig) -> None:
+        super().__init__()
+        self.transformer = transformer.requires_grad_(config.encoder == "finetune")
+        self.output_width = transformer.output_width
+        self.template = "{}." if config.prompt == "learned" else config.template
+        self.context: nn.Parameter | None = None
+        if config.prompt == "learned":
+            context = torch.randn(config.context_tokens, transformer.width) * 0.02  # CoOp's initialization
+            if config.context_init:
+                context = transformer.embed(torch.tensor(clip.encode(config.context_init))).float()
+            self.context = nn.Parameter(context)  # N × W
+
+    def tokenize(self, phrases: Sequence[str], template: str | None = None) -> Prompts:
+        """Tokenize ``phrases`` on the CPU; ``template`` replaces the text around a phrase, not the context tokens."""
+        if not phrases:
+            raise StaleError("the vocabulary is empty: name at least one class")
+        room = self.transformer.context_length - (0 if self.context is None else len(self.context))
+        rows = [clip.tokenize((template or self.template).replace("{}", phrase)) for phrase in phrases]
+        for phrase, row in zip(phrases, rows, strict=True):
+            if len(row) > room:
+                raise StaleError(f"class name '{phrase}' needs {len(row)} tokens; the text encoder has room for {room}")
+        tokens = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+        return Prompts(tokens, torch.tensor([len(row) - 1 for row in rows]))
+
+    def forward(self, prompts: Prompts) -> Tensor:
+        """Text features (K, C), not normalized."""
+        embedded = self.transformer.embed(prompts.tokens)  # K × L × W
+        if self.context is None:
+            return self.transformer(embedded, prompts.end)
+        N = len(self.context)
+        context = self.context.expand(len(embedded), -1, -1)  # K × N × W
+        embedded = torch.cat([embedded[:, :1], context, embedded[:, 1:]], dim=1)  # K × (N + L) × W
+        return self.transformer(embedded, prompts.end + N, shared=1 + N)
+
+
+class ClassEmbeddings(ClassEncoder):
+    """No text encoder (a row of the published ablation [P]): an embedding is learned for each seen class.
+
+    It recognizes the seen classes by their tokenized names, which are a buffer of the checkpoint. Every other name gets
+    the mean of the embeddings, so that it cannot tell unseen classes apart.
+    """
+
+    names: Tensor
 
     def __init__(self, names: Tensor, width: int) -> None:
-        """Args:
-        names: (K, L) of :meth:`names_of` the seen classes.
-        width: C.
-        """
         super().__init__()
         self.register_buffer("names", names)
         self.embedding = nn.Parameter(torch.randn(len(names), width) * width**-0.5)
@@ -266,18 +269,13 @@ class ClassEmbeddings(nn.Module):
 
     @staticmethod
     def names_of(phrases: Sequence[str]) -> Tensor:
-        """Phrases as rows of token ids (K, L), padded with 0.
-
-        Raises:
-            StaleError: no phrase.
-        """
-        rows = [torch.tensor(tokenizer.encode(phrase)) for phrase in phrases]
-        if not rows:
+        """Phrases as rows of token ids (K, L), padded with 0."""
+        if not phrases:
             raise StaleError("the vocabulary is empty: name at least one class")
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return nn.utils.rnn.pad_sequence([torch.tensor(clip.encode(phrase)) for phrase in phrases], batch_first=True)
 
     def tokenize(self, phrases: Sequence[str], template: str | None = None) -> Prompts:
-        """Tokenise ``phrases``; there is no prompt, so a ``template`` changes nothing."""
+        """Tokenize ``phrases``; there is no prompt, so that ``template`` has no effect."""
         names = self.names_of(phrases)
         return Prompts(names, (names > 0).sum(1))
 
@@ -285,32 +283,6 @@ class ClassEmbeddings(nn.Module):
         """Embeddings (K, C): a seen class's own, any other's the mean."""
         length = max(prompts.tokens.shape[1], self.names.shape[1])
         asked, known = (F.pad(names, (0, length - names.shape[1])) for names in (prompts.tokens, self.names))
-        same = (asked.unsqueeze(1) == known).all(2).to(self.embedding.dtype)  # K asked × K seen
-        unknown = same.sum(1, keepdim=True) == 0
+        same = (asked.unsqueeze(1) == known).all(2).to(self.embedding.dtype)  # K × seen classes
+        unknown = same.sum(1, keepdim=True) == 0  # K × 1
         return torch.where(unknown, torch.full_like(same, 1 / len(known)), same) @ self.embedding
-
-    def describe(self, groups: Sequence[Sequence[str]], template: str | None = None) -> Tensor:
-        """As :meth:`TextEncoder.describe`."""
-        prompts = self.tokenize([phrase for group in groups for phrase in group])
-        features = F.normalize(self(prompts.to(self.embedding.device)), dim=-1)
-        return torch.stack([part.mean(0) for part in features.split([len(group) for group in groups])])
-
-
-def load_text_weights(source: str | Path) -> dict[str, Tensor]:
-    """The text half of CLIP weights: a file (OpenAI's TorchScript archive or a state dict) or a model's name.
-
-    A name such as ``ViT-B/16`` is downloaded by openai-clip with its checksum, which needs torchvision.
-
-    Returns:
-        OpenAI's state-dict names → tensors; the token embedding as stored, everything else in float32.
-
-    Raises:
-        StaleError: no such file or model, or no text transformer in it.
-    """
-    state = read_clip_weights(source, "text weights")
-    keep = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
-    weights = {name: tensor for name, tensor in state.items() if name.startswith(keep)}
-    for required in ("token_embedding.weight", "positional_embedding", "text_projection"):
-        if required not in weights:
-            raise StaleError(f"text weights {source}: no '{required}'; OpenAI's CLIP state-dict names are expected")
-    return {name: t if name == "token_embedding.weight" else t.float() for name, t in weights.items()}

@@ -1,1 +1,1 @@
-"""From nothing to data that training can read: downloads, archives, other layouts, checks, simulated features."""
+"""From nothing to data that training can load: downloads, layouts of other projects, checks."""

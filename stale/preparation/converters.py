@@ -1,247 +1,243 @@
-"""The layouts that annotations come in, read and written: ActivityNet, ActionFormer, OpenTAD, T3AL, CSV.
+"""Load annotations in the layouts of other projects, told by their content, and write the common ones.
 
 * ``activitynet``: ``{"database": {video: {"subset", "duration", "annotations": [{"segment": [start, end],
   "label"}]}}}``;
 * ``actionformer``: the same with ``fps`` a video and ``label_id`` an instance;
 * ``opentad``: the same with ``frame``, the number of frames, and the classes in ``category_idx.txt`` beside it;
-* ``t3al``: ``{video: {"duration_second", "duration_frame", "feature_frame", "annotations": [...]}}`` with the times as
-  text and the subsets in ``video_info_new.csv`` beside it (STALE's released code and BSN's share this layout; of
-  THUMOS14 the subset is in the video's name);
-* ``csv``: a row an instance, ``video,subset,duration,fps,start,end,label``; a video without any has one row with the
-  last three empty. The column ``fps`` may be missing.
+* ``t3al``: ``{video: {"duration_second", "duration_frame", "feature_frame", "annotations": [...]}}``, times as text,
+  and the subsets in ``video_info_new.csv`` beside it, or in the names of THUMOS14's videos (STALE's released code and
+  BSN share this layout);
+* ``csv``: a row an instance, ``video,subset,duration,fps,start,end,label``. A video without instances has one row with
+  the last three empty. The column ``fps`` may be missing.
 
-Times are seconds everywhere. The layout of a file is told by its content.
+Times are seconds everywhere.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, ValidationError
 
 from stale.data.annotations import Instance, Video, all_labels, read_annotations
 from stale.errors import StaleError, name_some
-from stale.files import read_json, read_text, write_json, write_text
-from stale.preparation.archives import refuse_gzip_bomb
+from stale.io import read_json, read_text, write_json, write_text
 
 LAYOUTS = ("activitynet", "actionformer", "opentad", "t3al", "csv")
-T3AL_SUBSETS = "video_info_new.csv"
 OPENTAD_CLASSES = "category_idx.txt"
+T3AL_SUBSETS = "video_info_new.csv"
 
 _COLUMNS = ("video", "subset", "duration", "fps", "start", "end", "label")
-_T3AL_COLUMNS = ("video", "numFrame", "seconds", "fps", "rfps", "subset", "featureFrame")
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """Videos by id, and frames a second of those of which it is known."""
+    """Videos by id, and the frames a second of those for which they are known."""
 
     videos: dict[str, Video]
     fps: dict[str, float] = field(default_factory=dict)
 
 
-def read_any(path: str | Path) -> Annotations:
-    """Read an annotation file of any layout, plain or gzipped.
-
-    Raises:
-        StaleError: the file is missing, unreadable, of no known layout, or an id could not name a file.
-    """
+def load_any_layout(path: str | Path) -> Annotations:
+    """Load an annotation file of any layout, plain or gzipped; a StaleError if it is missing or unusable."""
     path = Path(path)
-    if path.is_file():
-        refuse_gzip_bomb(path)
-    found = _read_csv(path) if ".csv" in path.suffixes else _read_json_layout(path)
+    if ".csv" in path.suffixes:
+        found = _load_csv(path)
+    else:
+        content = read_json(path, "annotation file")
+        entries = list(content.values()) if isinstance(content, dict) else []
+        if isinstance(content, dict) and "database" in content:
+            found = _load_database(path, content)
+        elif entries and all(isinstance(entry, dict) and "duration_second" in entry for entry in entries):
+            found = _load_t3al(path, content)
+        else:
+            raise StaleError(f"annotation file {path}: of no known layout ({', '.join(LAYOUTS)})")
     check_ids(found.videos, f"annotation file {path}")
     return found
 
 
-def write_as(layout: str, annotations: Annotations, path: str | Path) -> list[Path]:
+def write_as(layout: str, annotations: Annotations, path: str | Path) -> None:
     """Write ``annotations`` in one of :data:`LAYOUTS`.
 
-    Returns:
-        The files written: ``path``, and for some layouts a second one beside it.
-
-    Raises:
-        StaleError: the layout is unknown, or needs frame rates that are not known.
+    It is a StaleError if there is no such layout, or if it counts frames and the rate of a video is not known.
     """
-    path = Path(path)
     if layout not in LAYOUTS:
         raise StaleError(f"layout '{layout}' is unknown; use one of {', '.join(LAYOUTS)}")
-    if layout == "csv":
-        write_text(path, _csv_text(annotations))
-        return [path]
+    if layout in ("opentad", "t3al") and (
+        unknown := [name for name in annotations.videos if name not in annotations.fps]
+    ):
+        raise StaleError(f"layout {layout} counts frames, but no fps is known of {name_some(unknown)}; give --fps")
     if layout == "t3al":
-        write_json(path, _t3al(annotations), indent=1)
-        write_text(path.with_name(T3AL_SUBSETS), _t3al_subsets(annotations))
-        return [path, path.with_name(T3AL_SUBSETS)]
-    write_json(path, _database(annotations, layout), indent=1)
-    if layout != "opentad":
-        return [path]
-    write_text(path.with_name(OPENTAD_CLASSES), "".join(f"{label}\n" for label in _labels(annotations)))
-    return [path, path.with_name(OPENTAD_CLASSES)]
+        _write_t3al(annotations, Path(path))
+        return
+    if layout == "csv":
+        rows: list[Sequence[Any]] = [_COLUMNS]
+        for name, video in annotations.videos.items():
+            times: list[Sequence[Any]] = [(item.start, item.end, item.label) for item in video.instances]
+            head = (name, video.subset, video.duration, annotations.fps.get(name, ""))
+            rows += [(*head, *item) for item in times or [("", "", "")]]
+        _write_rows(rows, path)
+        return
+    index = {label: number for number, label in enumerate(all_labels(annotations.videos.values()))}
+    database: dict[str, dict[str, Any]] = {}
+    for name, video in annotations.videos.items():
+        database[name] = {"subset": video.subset, "duration": video.duration}
+        if name in annotations.fps:
+            database[name]["fps"] = annotations.fps[name]
+        if layout == "opentad":
+            database[name]["frame"] = round(video.duration * annotations.fps[name])
+        database[name]["annotations"] = [
+            {"segment": [item.start, item.end], "label": item.label}
+            | ({"label_id": index[item.label]} if layout == "actionformer" else {})
+            for item in video.instances
+        ]
+    write_json(path, {"version": "stale", "database": database}, indent=1)
+    if layout == "opentad":
+        write_text(Path(path).with_name(OPENTAD_CLASSES), "".join(f"{label}\n" for label in index))
 
 
-def normalise(annotations: Annotations) -> Annotations:
-    """One order whatever the source: videos by id, instances by time, then label. Nothing is left out."""
+def _write_t3al(annotations: Annotations, path: Path) -> None:
+    content: dict[str, Any] = {}
+    rows: list[Sequence[Any]] = [("video", "numFrame", "seconds", "fps", "rfps", "subset", "featureFrame")]
+    for name, video in annotations.videos.items():
+        fps, frames = annotations.fps[name], round(video.duration * annotations.fps[name])
+        instances = [{"segment": [str(item.start), str(item.end)], "label": item.label} for item in video.instances]
+        times = {"duration_second": video.duration, "duration_frame": frames, "feature_frame": frames}
+        content[name] = {**times, "annotations": instances}
+        rows.append((name, frames, video.duration, fps, fps, video.subset, frames))
+    write_json(path, content, indent=1)
+    _write_rows(rows, path.with_name(T3AL_SUBSETS))
 
-    def order(instance: Instance) -> tuple[float, float, str]:
-        return instance.start, instance.end, instance.label
 
-    videos = {
-        name: Video(name, video.subset, video.duration, tuple(sorted(video.instances, key=order)))
-        for name, video in sorted(annotations.videos.items())
-    }
-    return Annotations(videos, dict(sorted(annotations.fps.items())))
+def _write_rows(rows: Iterable[Sequence[Any]], path: str | Path) -> None:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    write_text(path, buffer.getvalue())
+
+
+def normalise(annotations: Annotations, ignored_labels: Iterable[str] = ()) -> Annotations:
+    """Sort videos by id and instances by time and label, so that equal content gives equal files.
+
+    Instances of ``ignored_labels`` are left out, and videos that have no other.
+    """
+    ignored, videos = set(ignored_labels), {}
+    for name, video in sorted(annotations.videos.items()):
+        kept = [instance for instance in video.instances if instance.label not in ignored]
+        if kept or not video.instances:
+            kept.sort(key=lambda instance: (instance.start, instance.end, instance.label))
+            videos[name] = Video(name, video.subset, video.duration, tuple(kept))
+    return Annotations(videos, {name: fps for name, fps in sorted(annotations.fps.items()) if name in videos})
 
 
 def check_ids(ids: Iterable[str], where: str) -> None:
-    """Ids name files of features: none may lead out of a folder.
-
-    Raises:
-        StaleError: an id is empty, begins with a dot, or has a slash, a backslash or a control character.
-    """
+    """Raise a StaleError if an id cannot name a file of features inside its folder."""
     bad = [name for name in ids if not name or name[0] == "." or any(c in "/\\" or ord(c) < 32 for c in name)]
     if bad:
         raise StaleError(f"{where}: ids that cannot name a file: {name_some(map(repr, bad))}; rename these videos")
 
 
-def _labels(annotations: Annotations) -> list[str]:
-    return all_labels(annotations.videos.values())
+# Loading
 
 
-def _read_json_layout(path: Path) -> Annotations:
-    content = read_json(path, "annotation file")
-    if isinstance(content, dict) and "database" in content:
-        videos = read_annotations(path)
-        rates = {name: content["database"][name].get("fps") for name in videos}
-        return Annotations(videos, {name: float(fps) for name, fps in rates.items() if _is_rate(fps)})
-    entries = list(content.values()) if isinstance(content, dict) else []
-    if entries and all(isinstance(entry, dict) and "duration_second" in entry for entry in entries):
-        return _read_t3al(path, content)
-    raise StaleError(f"annotation file {path}: of no known layout ({', '.join(LAYOUTS)})")
+def _in_order(segment: tuple[float, float]) -> tuple[float, float]:
+    if segment[0] > segment[1]:
+        raise ValueError("the segment ends before it starts")
+    return segment
 
 
-def _is_rate(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e6
+class _Annotation(BaseModel):
+    segment: Annotated[tuple[FiniteFloat, FiniteFloat], AfterValidator(_in_order)]
+    label: str = Field(pattern=r"\S")
 
 
-def _database(annotations: Annotations, layout: str) -> dict[str, Any]:
-    index = {label: number for number, label in enumerate(_labels(annotations))}
-    database = {}
-    for name, video in annotations.videos.items():
-        entry: dict[str, Any] = {"subset": video.subset, "duration": video.duration}
-        fps = annotations.fps.get(name)
-        if fps is not None:
-            entry["fps"] = fps
-        if layout == "opentad" and fps is not None:
-            entry["frame"] = round(video.duration * fps)
-        entry["annotations"] = [_instance(item, index, layout) for item in video.instances]
-        database[name] = entry
-    return {"version": "stale", "database": database}
+class _Entry(BaseModel):
+    """One video as T3AL's layout and CSV give it; numbers may be written as text."""
+
+    subset: str = Field(pattern=r"\S")
+    duration: FiniteFloat = Field(gt=0)
+    fps: FiniteFloat | None = Field(None, gt=0)
+    annotations: list[_Annotation]
+
+    @classmethod
+    def parse(cls, where: str, **values: Any) -> _Entry:
+        """Validate ``values``; the first fault becomes one line that begins with ``where``."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            key = ".".join(str(part) for part in fault["loc"])
+            raise StaleError(f"{where}: {key}: {fault['msg']}, not {fault['input']!r}") from None
+
+    def video(self, name: str) -> Video:
+        instances = tuple(Instance(*item.segment, item.label) for item in self.annotations)
+        return Video(name, self.subset.lower(), self.duration, instances)
 
 
-def _instance(instance: Instance, index: dict[str, int], layout: str) -> dict[str, Any]:
-    item: dict[str, Any] = {"segment": [instance.start, instance.end], "label": instance.label}
-    if layout == "actionformer":
-        item["label_id"] = index[instance.label]
-    return item
+def _load_database(path: Path, content: dict[str, Any]) -> Annotations:
+    videos = read_annotations(path)
+    rates = {name: content["database"][name].get("fps") for name in videos}
+    known = {name: float(fps) for name, fps in rates.items() if isinstance(fps, (int, float)) and 0 < fps < 1e6}
+    return Annotations(videos, known)
 
 
-def _t3al(annotations: Annotations) -> dict[str, Any]:
-    without = [name for name in annotations.videos if name not in annotations.fps]
-    if without:
-        raise StaleError(f"t3al's layout counts frames, but no fps is known of {name_some(without)}; give --fps")
-    content = {}
-    for name, video in annotations.videos.items():
-        frames = round(video.duration * annotations.fps[name])
-        content[name] = {
-            "duration_second": video.duration,
-            "duration_frame": frames,
-            "feature_frame": frames,
-            "annotations": [
-                {"segment": [str(item.start), str(item.end)], "label": item.label} for item in video.instances
-            ],
-        }
-    return content
-
-
-def _t3al_subsets(annotations: Annotations) -> str:
-    rows = []
-    for name, video in annotations.videos.items():
-        fps = annotations.fps[name]
-        frames = round(video.duration * fps)
-        rows.append((name, frames, video.duration, fps, fps, video.subset, frames))
-    return _rows_text(_T3AL_COLUMNS, rows)
-
-
-def _read_t3al(path: Path, content: dict[str, Any]) -> Annotations:
+def _load_t3al(path: Path, content: dict[str, Any]) -> Annotations:
     table = path.with_name(T3AL_SUBSETS)
-    rows = _read_rows(table, ("video", "subset")) if table.is_file() else []
-    subsets = {row["video"]: row["subset"].lower() for row in rows}
-    known_rates = {row["video"]: row.get("fps") for row in rows}
+    rows = {row["video"]: row for row in _load_rows(table, ("video", "subset"))} if table.is_file() else {}
     videos, rates = {}, {}
     for name, entry in content.items():
         where = f"annotation file {path}: video '{name}'"
-        duration = _number(entry["duration_second"], f"{where}: duration_second")
-        subset = subsets.get(name) or _subset_in_name(name, f"{where}: no subset; {table} must give it")
-        items = entry.get("annotations")
-        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-            raise StaleError(f"{where}: 'annotations' must be a list of objects")
-        instances = tuple(_checked(item.get("segment"), item.get("label"), where) for item in items)
-        videos[name] = Video(name, subset, _positive(duration, where), instances)
-        if known_rates.get(name):
-            rates[name] = _positive(_number(known_rates[name], f"{where}: fps in {table}"), where)
-        elif _is_rate(entry.get("duration_frame")):
-            rates[name] = round(entry["duration_frame"] / duration, 2)
+        in_name = re.fullmatch(r"video_(validation|test)_\d+", name)  # THUMOS14
+        if name not in rows and not in_name:
+            raise StaleError(f"{where}: no subset; {table} must give it")
+        parsed = _Entry.parse(
+            where,
+            subset=rows[name]["subset"] if name in rows else in_name and in_name[1],
+            duration=entry["duration_second"],
+            fps=rows.get(name, {}).get("fps") or None,
+            annotations=entry.get("annotations"),
+        )
+        videos[name] = parsed.video(name)
+        frames = entry.get("duration_frame")
+        if parsed.fps:
+            rates[name] = parsed.fps
+        elif isinstance(frames, (int, float)) and frames > 0:
+            rates[name] = round(frames / parsed.duration, 2)
     return Annotations(videos, rates)
 
 
-def _subset_in_name(name: str, fault: str) -> str:
-    parts = name.split("_")
-    if len(parts) == 3 and parts[0] == "video" and parts[1] in ("validation", "test"):
-        return parts[1]
-    raise StaleError(fault)
-
-
-def _csv_text(annotations: Annotations) -> str:
-    rows: list[tuple[Any, ...]] = []
-    for name, video in annotations.videos.items():
-        head = (name, video.subset, video.duration, annotations.fps.get(name, ""))
-        rows += [(*head, item.start, item.end, item.label) for item in video.instances] or [(*head, "", "", "")]
-    return _rows_text(_COLUMNS, rows)
-
-
-def _rows_text(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return buffer.getvalue()
-
-
-def _read_csv(path: Path) -> Annotations:
-    heads: dict[str, tuple[str, float]] = {}
-    instances: dict[str, list[Instance]] = {}
+def _load_csv(path: Path) -> Annotations:
+    first: dict[str, _Entry] = {}
+    instances: dict[str, tuple[Instance, ...]] = {}
     rates: dict[str, float] = {}
-    rows = _read_rows(path, [column for column in _COLUMNS if column != "fps"])
+    rows = _load_rows(path, [column for column in _COLUMNS if column != "fps"])
     for number, row in enumerate(rows, start=2):
-        where = f"annotation file {path}, line {number}"
-        name, duration = row["video"], _positive(_number(row["duration"], f"{where}: duration"), where)
-        head = (row["subset"].lower(), duration)
-        if not head[0] or heads.setdefault(name, head) != head:
-            raise StaleError(f"{where}: video '{name}' has no subset, or another subset or duration than further up")
-        found = instances.setdefault(name, [])
-        if row["start"] or row["end"] or row["label"]:
-            found.append(_checked([row["start"], row["end"]], row["label"], where))
-        if row.get("fps"):
-            rates[name] = _positive(_number(row["fps"], f"{where}: fps"), where)
-    return Annotations({name: Video(name, *head, tuple(instances[name])) for name, head in heads.items()}, rates)
+        name, where = row["video"], f"annotation file {path}, line {number}"
+        has_instance = row["start"] or row["end"] or row["label"]
+        parsed = _Entry.parse(
+            where,
+            subset=row["subset"],
+            duration=row["duration"],
+            fps=row.get("fps") or None,
+            annotations=[{"segment": (row["start"], row["end"]), "label": row["label"]}] if has_instance else [],
+        )
+        head = first.setdefault(name, parsed)
+        if (head.subset, head.duration) != (parsed.subset, parsed.duration):
+            raise StaleError(f"{where}: video '{name}' has another subset or duration than in an earlier line")
+        instances[name] = instances.get(name, ()) + parsed.video(name).instances
+        if parsed.fps:
+            rates[name] = parsed.fps
+    videos = {name: Video(name, head.subset.lower(), head.duration, instances[name]) for name, head in first.items()}
+    return Annotations(videos, rates)
 
 
-def _read_rows(path: Path, needed: Iterable[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file, every value stripped."""
+def _load_rows(path: Path, needed: Iterable[str]) -> list[dict[str, str]]:
+    """The rows of a CSV file by column, every value stripped."""
     reader = csv.DictReader(io.StringIO(read_text(path, "table")))
     missing = [column for column in needed if column not in (reader.fieldnames or [])]
     if missing:
@@ -251,31 +247,3 @@ def _read_rows(path: Path, needed: Iterable[str]) -> list[dict[str, str]]:
     if uneven:
         raise StaleError(f"{path}: line {name_some(uneven)}: more or fewer values than columns")
     return [{key: value.strip() for key, value in row.items()} for row in rows]
-
-
-def _checked(segment: Any, label: Any, where: str) -> Instance:
-    if not isinstance(segment, list) or len(segment) != 2:
-        raise StaleError(f"{where}: 'segment' must be start and end, not {segment!r}")
-    if not isinstance(label, str) or not label.strip():
-        raise StaleError(f"{where}: each instance needs a label, not {label!r}")
-    start, end = (_number(value, f"{where}: segment") for value in segment)
-    if start > end:
-        raise StaleError(f"{where}: segment {segment} ends before it starts")
-    return Instance(start, end, label)
-
-
-def _number(value: Any, where: str) -> float:
-    """A finite number, also one that is written as text."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise StaleError(f"{where}: a number is expected, not {value!r}") from None
-    if not abs(number) < 1e12 or isinstance(value, bool):
-        raise StaleError(f"{where}: a number of seconds is expected, not {value!r}")
-    return number
-
-
-def _positive(value: float, where: str) -> float:
-    if value <= 0:
-        raise StaleError(f"{where}: {value} is not above 0")
-    return value

@@ -1,255 +1,185 @@
-"""Making a public data set ready: annotations and split lists from wherever they are, checked, normalised, recorded.
-
-Below the root: ``<data set>/<annotations>.json``, ``splits/``, ``downloads/`` (as fetched) and ``manifest.json``.
-"""
+"""Prepare a public data set: fetch its annotations or take a copy, check them, write one normalised file."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import NamedTuple
 
-from stale.data.annotations import all_labels
-from stale.errors import StaleError
-from stale.preparation import thumos14
-from stale.preparation.catalog import SPLITS, DataSet, Source, count_faults
-from stale.preparation.checks import find_features
-from stale.preparation.converters import Annotations, normalise, read_any, write_as
-from stale.preparation.downloads import PATIENCE, Patience, fetch, is_safe_address, sha256_of
-from stale.preparation.manifest import Manifest
-from stale.preparation.splits import (
-    Lists,
-    find_lists,
-    fingerprint,
-    is_complete,
-    judge_splits,
-    read_lists,
-    read_zipped_lists,
-    write_lists,
-)
-
-Content = TypeVar("Content")
-
-_PLACES = ("", "annotations", "data/annotations", "downloads")  # below a folder of local copies
+from stale.data.annotations import Video, all_labels
+from stale.data.datasets import DATASETS, DatasetFacts
+from stale.errors import StaleError, name_some
+from stale.preparation.converters import Annotations, load_any_layout, normalise, write_as
 
 
 @dataclass(frozen=True)
-class Step:
-    """What became of one thing: ``state`` is made, kept or missing."""
+class Source:
+    """The annotations of a public data set; ``name`` is also its folder below the data root."""
+
+    name: str
+    facts: DatasetFacts
+    annotations: str  # name of the normalised file
+    file_names: tuple[str, ...]  # names under which a folder of copies is searched, in this order
+    reference: str  # SHA-256 of the normalised file made from the copy that this project was tested with
+    url: str | None = None  # None where a person must fetch it
+    sha256: str | None = None  # of the file at the address, where it is published
+    by_hand: str = ""  # where a person gets it
+    ignored_labels: tuple[str, ...] = ()  # which the data set's own evaluation leaves out
+
+
+ACTIVITYNET = Source(
+    name="activitynet",
+    facts=DATASETS["activitynet"],
+    annotations="activity_net.v1-3.json",
+    file_names=("activity_net.v1-3.min.json", "activity_net.v1-3.json"),
+    reference="90d59a4179a6bb67af46db7a9faf14e3aa06f705c9149e928dc7e7cd439792e5",
+    url="https://raw.githubusercontent.com/activitynet/ActivityNet/master/Evaluation/data/activity_net.v1-3.min.json",
+)
+
+THUMOS14 = Source(
+    name="thumos14",
+    facts=DATASETS["thumos14"],
+    annotations="thumos14.json",
+    file_names=("thumos14.json", "thumos_14_anno.json"),
+    reference="7b59478a842430c6781ecf1fae557e8e0f608f6a778102e87bb41dc12b839754",
+    by_hand=(
+        "thumos14.json of https://github.com/happyharrycn/actionformer_release or thumos_14_anno.json of "
+        "https://github.com/sming256/OpenTAD"
+    ),
+    ignored_labels=("Ambiguous",),
+)
+
+SOURCES = {source.name: source for source in (ACTIVITYNET, THUMOS14)}
+
+# Below the data set's folder.
+FEATURES = ("features.h5", "features.hdf5", "features", "features_simulated", "features_simulated.h5")
+
+_FEATURES_BY_HAND = """\
+Features must be fetched by hand; cloud folders forbid anything else. Their links are on these pages:
+  https://github.com/sauradip/STALE            (the authors; they took the features from EffPrompt's authors)
+  https://github.com/ju-chen/Efficient-Prompt  (EffPrompt's)
+Put them, or features of your own, into
+  {folder}/features/<video>.npy     one array a video, snippets x width, float16 or float32, or
+  {folder}/features.h5              the same in one HDF5 file
+An id may have or lack the prefix v_. All must have one width, that of the text encoder in model.text.weights
+(512 for CLIP's ViT-B/16). Then run this command again with --check."""
+
+
+class Step(NamedTuple):
+    """What became of the ``annotations`` or ``features``; ``state`` is made, kept or missing."""
 
     name: str
     state: str
     detail: str
 
 
-@dataclass
-class Origin:
-    """Where files come from: the catalog's addresses, a mirror, or a folder of copies.
+def prepare(source: Source, root: str | Path, copy: Path | None = None) -> list[Step]:
+    """Prepare ``source`` below ``root``; what is there already stays as it is.
 
-    Attributes:
-        root: the data root; downloads go to its folder ``downloads``.
-        place: None, a mirror's address, or a folder.
+    ``copy`` is an annotation file of any layout, or a folder to search for one; default: download it. Annotations that
+    cannot be had, or are not those of the data set, are a StaleError.
     """
-
-    root: Path
-    place: str | None = None
-    patience: Patience = PATIENCE
-    used: list[dict[str, Any]] = field(default_factory=list)  # name, from, sha256 of what was read
-
-    @property
-    def folder(self) -> Path | None:
-        """The folder of copies, if that is what ``place`` is.
-
-        Raises:
-            StaleError: it does not exist.
-        """
-        if self.place is None or "://" in self.place:
-            return None
-        if not Path(self.place).is_dir():
-            raise StaleError(f"--from {self.place}: no such folder; give one, or a mirror's https address")
-        return Path(self.place)
-
-    def find(self, *names: str) -> Path | None:
-        """The first of ``names`` (plain or gzipped) that the folder of copies has."""
-        if self.folder is None:
-            return None
-        candidates = (
-            self.folder / place / f"{name}{ending}" for name in names for place in _PLACES for ending in ("", ".gz")
-        )
-        found = next((path for path in candidates if path.is_file()), None)
-        if found is not None:
-            self.used.append({"name": found.name, "from": str(found), "sha256": sha256_of(found)})
-        return found
-
-    def get(self, source: Source, manifest: Manifest) -> Path:
-        """The file of ``source``: a copy, an earlier download, or downloaded now.
-
-        Raises:
-            StaleError: it cannot be had, or is not what was recorded.
-        """
-        if self.folder is not None:
-            found = self.find(source.name)
-            if found is None:
-                raise StaleError(f"--from {self.place}: no {source.name} there, nor in its {', '.join(_PLACES[1:])}")
-            return found
-        path = self.root / "downloads" / source.name
-        address = str(path)
-        if not manifest.holds(f"downloads/{source.name}") and not path.exists():
-            address = fetch(self._addresses(source), path, source.limit, self.patience)
-        self.used.append({"name": source.name, "from": address, "sha256": sha256_of(path)})
-        return path
-
-    def _addresses(self, source: Source) -> tuple[str, ...]:
-        if self.place is None:
-            return source.urls
-        if not is_safe_address(self.place):
-            raise StaleError(f"--from {self.place}: only HTTPS mirrors are used")
-        return (f"{self.place.rstrip('/')}/{source.name}",)
+    folder = Path(root) / source.name
+    path = folder / source.annotations
+    if path.exists():
+        content = _checked(source, load_any_layout(path), path)
+        annotations = Step("annotations", "kept", f"{path} ({_summary(content)})")
+    else:
+        content = _obtain(source, Path(root) / "downloads", copy)
+        write_as("activitynet", content, path)
+        digest, tested = sha256(path.read_bytes()).hexdigest(), "the copy this project was tested with"
+        compared = f"content equal to {tested}"
+        if digest != source.reference:
+            hashes = f"(SHA-256 {digest[:12]}…, tested with {source.reference[:12]}…)"
+            compared = f"the counts are right, but the content differs from {tested} {hashes}"
+        annotations = Step("annotations", "made", f"{path} ({_summary(content)}); {compared}")
+    found = find_features(folder)
+    if found is None:
+        return [annotations, Step("features", "missing", _FEATURES_BY_HAND.format(folder=folder))]
+    return [annotations, Step("features", "kept", f"{found}; --check looks into them")]
 
 
-def prepare(data_set: DataSet, root: str | Path, place: str | None = None, patience: Patience = PATIENCE) -> list[Step]:
-    """Make ``data_set`` ready below ``root``; what is there already stays as it is.
+def find_features(folder: str | Path) -> Path | None:
+    """The first of :data:`FEATURES` in a data set's folder: simulated ones come last."""
+    return next((path for name in FEATURES if (path := Path(folder) / name).exists()), None)
 
-    Args:
-        place: None for the public addresses, a mirror's address, or a folder of copies.
 
-    Raises:
-        StaleError: something cannot be had, is not the data set, or is not what was recorded earlier.
+def fetch(url: str, folder: str | Path, known_hash: str | None = None) -> Path:
+    """Download ``url`` into ``folder``, with three retries; a file that is there already is kept.
+
+    It is a StaleError that says what to do by hand if the network fails, or SHA-256 is not ``known_hash``.
     """
-    manifest = Manifest(root)
-    annotations = _prepare_annotations(data_set, manifest, Origin(Path(root), place, patience))
-    splits = _prepare_splits(data_set, manifest, Origin(Path(root), place, patience))
-    return [annotations, splits, _look_for_features(data_set, Path(root))]
+    import pooch  # here, because it imports requests, which takes long
 
-
-def _prepare_annotations(data_set: DataSet, manifest: Manifest, origin: Origin) -> Step:
-    name = f"{data_set.name}/{data_set.annotations}"
-    path = manifest.root / name
-    if manifest.holds(name):
-        return Step("annotations", "kept", f"{path}, as recorded")
-    if path.exists():  # put there by hand: never written over
-        _sound(data_set, read_any(path), str(path))
-        manifest.record(name, sha256_of(path), made_from="found here")
-        return Step("annotations", "kept", f"{path}, found there and recorded now")
-    content, remark = _obtain(lambda: _read_annotations(data_set, manifest, origin), origin)
-    _record_downloads(manifest, origin)
-    write_as("activitynet", normalise(content), path)
-    digest = sha256_of(path)
-    manifest.record(name, digest, made_from=origin.used)
-    return Step("annotations", "made", f"{path} ({_numbers(content)}{remark}); {_compared(digest, data_set.reference)}")
-
-
-def _obtain(read: Callable[[], Content], origin: Origin) -> Content:
-    """``read``; a download that it chokes on is removed, lest the next run takes it for good."""
+    folder, name = Path(folder), url.rpartition("/")[2]
+    downloads = pooch.create(folder, base_url="", registry={name: known_hash}, urls={name: url}, retry_if_failed=3)
     try:
-        return read()
+        return Path(downloads.fetch(name, downloader=pooch.HTTPDownloader(progressbar=False, timeout=30)))
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError is a wrong hash
+        reason = " ".join(str(error).split())
+        raise StaleError(
+            f"{url} could not be downloaded ({reason}); download it yourself to {folder / name} and run again"
+        ) from None
+
+
+def _obtain(source: Source, downloads: Path, copy: Path | None) -> Annotations:
+    if copy is not None:
+        path = _find_copy(source, copy)
+        return _checked(source, normalise(load_any_layout(path), source.ignored_labels), path)
+    if source.url is None:
+        raise StaleError(
+            f"the annotations of {source.facts.title} must be fetched by hand: download {source.by_hand} and run "
+            "again with --from FILE"
+        )
+    path = fetch(source.url, downloads, source.sha256)
+    try:
+        return _checked(source, normalise(load_any_layout(path), source.ignored_labels), path)
     except StaleError:
-        for item in origin.used:
-            if "://" in item["from"]:
-                (origin.root / "downloads" / item["name"]).unlink(missing_ok=True)
+        path.unlink()  # or the next run would take it for a finished download
         raise
 
 
-def _read_annotations(data_set: DataSet, manifest: Manifest, origin: Origin) -> tuple[Annotations, str]:
-    """Checked annotations, and a remark on how they were read."""
-    archives = data_set.name == thumos14.NAME and (
-        origin.folder is None or all(_has(origin, source) for source in data_set.sources)
-    )
-    if archives:
-        parsed = thumos14.read_archives(*(origin.get(source, manifest) for source in data_set.sources))
-        content, remark = Annotations(parsed.videos, parsed.fps), f", {parsed.ambiguous} ambiguous segments left out"
-    else:
-        content, remark = read_any(_local_or_download(data_set, manifest, origin)), ""
-    return _sound(data_set, content, " and ".join(item["from"] for item in origin.used)), remark
+def _find_copy(source: Source, copy: Path) -> Path:
+    if copy.is_file():
+        return copy
+    if not copy.is_dir():
+        raise StaleError(f"--from {copy}: no such file or folder")
+    for name in source.file_names:
+        for path in (copy / name, copy / "annotations" / name):
+            for candidate in (path, path.with_name(f"{name}.gz")):
+                if candidate.is_file():
+                    return candidate
+    raise StaleError(f"--from {copy}: none of {', '.join(source.file_names)} there, nor in its folder annotations")
 
 
-def _has(origin: Origin, source: Source) -> bool:
-    return Origin(origin.root, origin.place).find(source.name) is not None
-
-
-def _local_or_download(data_set: DataSet, manifest: Manifest, origin: Origin) -> Path:
-    found = origin.find(*data_set.local_names)
-    if found is not None:
-        return found
-    if origin.folder is None:
-        return origin.get(data_set.sources[0], manifest)
-    names = dict.fromkeys((*data_set.local_names, *(source.name for source in data_set.sources)))
-    raise StaleError(f"--from {origin.place}: none of {', '.join(names)} there, nor in its {', '.join(_PLACES[1:])}")
-
-
-def _sound(data_set: DataSet, content: Annotations, where: str) -> Annotations:
-    faults = count_faults(data_set, content.videos)
+def _checked(source: Source, content: Annotations, path: Path) -> Annotations:
+    """Return ``content`` if it has the public counts."""
+    faults = count_faults(source, content.videos)
     if faults:
-        raise StaleError(f"{where}: not the annotations of {data_set.title}: {'; '.join(faults)}")
+        raise StaleError(f"{path}: not the annotations of {source.facts.title}: {'; '.join(faults)}")
     return content
 
 
-def _prepare_splits(data_set: DataSet, manifest: Manifest, origin: Origin) -> Step:
-    name, folder, title = f"splits/{data_set.title}", manifest.root / "splits", data_set.title
-    known = name in manifest.entries
-    if known or is_complete(folder, title):
-        notes = _notes(manifest.entries[name]) if known else {"made_from": "found here"}
-        manifest.record(name, fingerprint(read_lists(folder, title)), **notes)
-        return Step("splits", "kept", f"{folder}, {'as recorded' if known else 'found there and recorded now'}")
-    lists = _obtain(lambda: _read_splits(data_set, manifest, origin), origin)
-    _check_lists(lists, data_set, manifest)
-    _record_downloads(manifest, origin)
-    write_lists(lists, folder, title)
-    digest = fingerprint(lists)
-    manifest.record(name, digest, made_from=origin.used)
-    return Step("splits", "made", f"{folder} ({len(lists)} lists); {_compared(digest, data_set.splits_reference)}")
-
-
-def _check_lists(lists: Lists, data_set: DataSet, manifest: Manifest) -> None:
-    videos = read_any(manifest.root / data_set.name / data_set.annotations).videos
-    with tempfile.TemporaryDirectory() as folder:
-        write_lists(lists, folder, data_set.title)
-        verdicts = judge_splits(folder, data_set.title, all_labels(videos.values()))
-        faults = [fault.replace(f"{folder}/", "") for fault in verdicts.values() if fault]
-    if faults:
-        raise StaleError(f"{len(faults)} splits do not fit the annotations: {faults[0]}")
-
-
-def _read_splits(data_set: DataSet, manifest: Manifest, origin: Origin) -> Lists:
-    if origin.folder is not None:
-        base = find_lists(origin.folder, data_set.title)
-        if base is not None:
-            origin.used.append({"name": "split lists", "from": str(base)})
-            return read_lists(base, data_set.title)
-    return read_zipped_lists(origin.get(SPLITS, manifest), data_set.title)
-
-
-def _notes(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key != "sha256"}
-
-
-def _record_downloads(manifest: Manifest, origin: Origin) -> None:
-    """Before anything is made of them: what came today must be what came the first time."""
-    for item in origin.used:
-        if origin.folder is None and "://" in item["from"]:
-            manifest.record(f"downloads/{item['name']}", item["sha256"], address=item["from"])
-
-
-def _numbers(content: Annotations) -> str:
+def _summary(content: Annotations) -> str:
     segments = sum(len(video.instances) for video in content.videos.values())
-    classes = len({item.label for video in content.videos.values() for item in video.instances})
-    return f"{len(content.videos):,} videos, {segments:,} segments, {classes} classes"
+    return f"{len(content.videos):,} videos, {segments:,} segments, {len(all_labels(content.videos.values()))} classes"
 
 
-def _compared(digest: str, reference: str) -> str:
-    if digest == reference:
-        return "content equal to the copy this project was tested with"
-    return (
-        "the counts are right, but the content differs from the copy this project was tested with "
-        f"(SHA-256 {digest[:12]}…, tested with {reference[:12]}…)"
-    )
-
-
-def _look_for_features(data_set: DataSet, root: Path) -> Step:
-    folder = root / data_set.name
-    found = find_features(folder)
-    if found is None:
-        return Step("features", "missing", data_set.features.format(folder=folder))
-    return Step("features", "kept", f"{found}; not looked into here, --check does")
+def count_faults(source: Source, videos: dict[str, Video]) -> list[str]:
+    """Name each number of videos, segments or classes that is not the public one; empty for a sound copy."""
+    expected, faults = source.facts, []
+    labels = all_labels(videos.values())
+    if len(labels) != expected.num_classes:
+        faults.append(f"{len(labels)} classes, not {expected.num_classes}")
+    unknown = sorted({video.subset for video in videos.values()} - expected.counts.keys())
+    if unknown:
+        faults.append(f"unknown subset {name_some(unknown)}")
+    for name, counts in expected.counts.items():
+        chosen = [video for video in videos.values() if video.subset == name]
+        segments = sum(len(video.instances) for video in chosen)
+        if len(chosen) not in counts.videos:
+            faults.append(f"{len(chosen):,} {name} videos, not {' or '.join(f'{n:,}' for n in counts.videos)}")
+        if segments != counts.segments:
+            faults.append(f"{segments:,} {name} segments, not {counts.segments:,}")
+    return faults

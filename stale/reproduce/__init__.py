@@ -1,1 +1,1 @@
-"""The paper's tables: which runs they need, running them, and our figures beside the published ones."""
+"""The paper's tables: which runs they need, running them, and our results beside the published ones."""

@@ -1,29 +1,39 @@
-"""From a table to independent jobs: one training, and every test of it that the table wants."""
+"""Turn a table into independent jobs, one training each with all its tests, and run them on several devices."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from functools import reduce
+from itertools import product
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from threading import Event
+from typing import IO
+
+from tqdm import tqdm
 
 from stale.config import Config, differing_keys, load_config
 from stale.errors import StaleError
 from stale.reproduce.catalog import Row, Table
-from stale.run import RunFolder
+from stale.run_folder import RunFolder
 
+LOG = "reproduce.log"
 _MODEL_NAME = re.compile(r"(RN|ViT-)\w+(/\w+)?(@\w+)?$")
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What every run of a plan is made from: the project's folder, configuration files and settings over them."""
+    """What all runs of a plan share: the project's folder, configuration files, and settings applied after them."""
 
     root: Path
     configs: tuple[Path, ...]
@@ -32,13 +42,13 @@ class Sources:
 
 @dataclass(frozen=True)
 class Test:
-    """How a trained run is tested."""
+    """How a trained run is tested; see :class:`stale.reproduce.catalog.Row`."""
 
     oracle: str | None = None
     ground_truth: str = "all"
     vocabulary: str = "unseen"
 
-    __test__ = False  # not one of pytest's
+    __test__ = False  # tells pytest that this is not a test case
 
     @property
     def metrics(self) -> str:
@@ -51,7 +61,7 @@ class Test:
 
 @dataclass
 class Job:
-    """One training with its tests; nothing else writes into its folder."""
+    """One training and its tests, in a run folder of its own."""
 
     folder: Path
     config: Config
@@ -61,11 +71,11 @@ class Job:
 
     @property
     def name(self) -> str:
-        """``stale-0123abcd/75_25_0``."""
+        """The last two parts of the folder, such as ``stale-0123abcd/75_25_0``."""
         return "/".join(self.folder.parts[-2:])
 
     def unfinished(self) -> list[Test]:
-        """The tests without metrics; all of them where the folder holds no run of this configuration."""
+        """The tests without metrics; all tests if the folder holds no run of this configuration."""
         run = RunFolder(self.folder)
         try:
             same = run.config.is_file() and run.load_config() == self.config
@@ -74,37 +84,30 @@ class Job:
         return [test for test in self.tests if not same or not (self.folder / test.metrics).is_file()]
 
     def commands(self, root: Path) -> list[list[str]]:
-        """The commands that are left to do, without the interpreter; run again they go on where they stopped."""
-        tests = self.unfinished()
+        """The commands still to run, without the interpreter; a command that was killed resumes."""
+        tests, path = self.unfinished(), os.path.relpath
         if not tests:
             return []
-        files = [_relative(file) for file in self.files]
-        folder = _relative(self.folder)
-        train = [_relative(root / "train.py"), "--config", *files, "--set", *self.settings]
-        lines = [[*train, "--output", folder, "--resume"]]
+        names = ("train.py", "inference.py", "eval.py")
+        run, train, inference, evaluation = map(path, (self.folder, *(root / name for name in names)))
+        lines = [[train, "--config", *map(path, self.files), "--set", *self.settings, "--output", run, "--resume"]]
         for vocabulary, oracle in dict.fromkeys((test.vocabulary, test.oracle) for test in tests):
-            asked = [] if vocabulary == "unseen" else ["--vocabulary", vocabulary]
-            asked += ["--oracle", oracle] if oracle else []
-            lines.append([_relative(root / "inference.py"), "--run", folder, *asked])
-        return lines + [self._evaluation(test, root) for test in tests]
-
-    def _evaluation(self, test: Test, root: Path) -> list[str]:
-        line = [_relative(root / "eval.py")]
-        if test.oracle:
-            predictions = RunFolder(self.folder).detections(test.vocabulary, test.oracle)
-            line += ["--predictions", _relative(predictions), "--annotations", self.config.data.annotations]
-        else:
-            line += ["--run", _relative(self.folder)]
-            line += [] if test.vocabulary == "unseen" else ["--vocabulary", test.vocabulary]
-        if test.ground_truth != "all":
-            line += ["--ground-truth", test.ground_truth]
-        own_file = not test.oracle and test.ground_truth == "all"  # eval.py --run writes it by itself
-        return line if own_file else [*line, "--json", _relative(self.folder / test.metrics)]
+            options = ["--oracle", oracle] if oracle else []
+            lines.append([inference, "--run", run, "--vocabulary", vocabulary, *options])
+        for test in tests:
+            line = [evaluation, "--run", run, "--vocabulary", test.vocabulary]
+            if test.oracle:
+                detections = path(RunFolder(self.folder).detections(test.vocabulary, test.oracle))
+                line = [evaluation, "--predictions", detections, "--annotations", self.config.data.annotations]
+            if test.oracle or test.ground_truth != "all":  # else eval.py --run writes the file by itself
+                line += ["--ground-truth", test.ground_truth, "--json", path(self.folder / test.metrics)]
+            lines.append(line)
+        return lines
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of a table under one setting of classes: its jobs, a split each, and the test that counts."""
+    """One row of a table under one setting of classes: one job a split, and the test whose metrics count."""
 
     row: Row
     setting: str
@@ -113,87 +116,138 @@ class Cell:
 
 
 def make_plan(
-    table: Table, rows: Sequence[Row], settings: Sequence[str], splits: Sequence[int], output: Path, sources: Sources
+    table: Table, rows: Sequence[Row], settings: Sequence[str], *, splits: Sequence[int], output: Path, sources: Sources
 ) -> list[Cell]:
-    """The cells of a table; rows that train the same share their jobs.
-
-    Raises:
-        StaleError: a configuration is not sound.
-    """
+    """Plan the cells of a table; rows with the same training share their jobs."""
     jobs: dict[Path, Job] = {}
     cells = []
-    for setting in settings:
-        for row in rows:
-            test = Test(row.oracle, row.ground_truth, row.vocabulary)
-            made = [_job(row, setting, split, output, sources) for split in _splits_of(setting, splits, sources)]
-            shared = tuple(jobs.setdefault(job.folder, job) for job in made)
-            for job in shared:
-                job.tests.extend([test] if test not in job.tests else [])
-            cells.append(Cell(row, setting, test, shared))
+    folds = load_config(sources.configs, sources.assignments).data.folds
+    for setting, row in product(settings, rows):
+        test = Test(row.oracle, row.ground_truth, row.vocabulary)
+        overlays = (*row.overlays, *(row.overlays_50_50 if setting == "50_50" else ()))
+        files = (*sources.configs, *(sources.root / "configs" / name for name in overlays))
+        method = "stale" if row.method == "released code" else row.method.lower()
+        kind = "fold" if setting == "seen_cv" else "split"
+        numbers = {"closed": [0], "seen_cv": [split for split in splits if split < folds]}.get(setting, splits)
+        shared = []
+        for number in numbers:
+            changes = (*row.settings, *sources.assignments, f"data.setting={setting}", f"data.{kind}={number}")
+            config = load_config(files, changes)
+            folder = output / "runs" / f"{method}-{_digest(config)}" / f"{setting}_{number}"
+            job = jobs.setdefault(folder, Job(folder, config, files, changes))
+            job.tests.extend([test] if test not in job.tests else [])
+            shared.append(job)
+        cells.append(Cell(row, setting, test, tuple(shared)))
     return cells
 
 
+def _digest(config: Config) -> str:
+    """Hash the settings of a training other than its classes; they name its folder.
+
+    Only departures from the defaults count, so that a setting added later leaves finished runs in place.
+    """
+    values = config.model_dump()
+    keys = set(differing_keys(config, Config())) - {"data.setting", "data.split", "data.fold"}
+    changed = {key: reduce(lambda section, name: section[name], key.split("."), values) for key in keys}
+    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def jobs_of(cells: Sequence[Cell]) -> list[Job]:
-    """Every job once, in the order of the table."""
+    """Return each job once, in the order of the table."""
     return list({job.folder: job for cell in cells for job in cell.jobs}.values())
 
 
 def missing_inputs(jobs: Sequence[Job]) -> list[str]:
-    """What the jobs need and is not there, a line each, with what to do."""
+    """Name each input of the jobs that does not exist, with the fix."""
     found: dict[str, None] = {}
-    for data, text in {id(job): (job.config.data, job.config.model.text) for job in jobs}.values():
+    for job in jobs:
+        data, weights = job.config.data, job.config.model.text.weights
         features = [data.features] if isinstance(data.features, str) else data.features
-        needed = [("annotations", "data.annotations", data.annotations)]
-        needed += [("features", "data.features", path) for path in features]
-        needed += [("class splits", "data.splits", data.splits)] if data.splits else []
-        if not _MODEL_NAME.match(text.weights):  # a model's name is downloaded with its checksum
-            needed.append(("text weights", "model.text.weights", text.weights))
-        for what, key, path in needed:
-            if not path:
-                found[f"{what}: not set; give them by --set {key}=…"] = None
-            elif not Path(path).exists():
-                found[f"{what}: {path} is not there"] = None
+        needed = [("data.annotations", data.annotations), *(("data.features", path) for path in features)]
+        needed += [("data.splits", data.splits)] if data.splits else []
+        # The weights of a named model are downloaded.
+        needed += [] if _MODEL_NAME.match(weights) else [("model.text.weights", weights)]
+        missing = [(key, path) for key, path in needed if not path or not Path(path).exists()]
+        found |= {f"{key}: {path} does not exist" if path else f"{key}: not set": None for key, path in missing}
     return list(found)
 
 
-def shell_line(commands: Sequence[Sequence[str]], interpreter: str = "python") -> str:
-    """The commands as one line of a shell script: each only if the one before it succeeded."""
-    return " && ".join(shlex.join([interpreter, *command]) for command in commands)
+def shell_line(commands: Sequence[Sequence[str]]) -> str:
+    """Join commands to one shell line, which stops at the first that fails."""
+    return " && ".join(shlex.join(["python", *command]) for command in commands)
 
 
-def _job(row: Row, setting: str, split: int, output: Path, sources: Sources) -> Job:
-    overlays = (*row.overlays, *(row.overlays_50_50 if setting == "50_50" else ()))
-    files = (*sources.configs, *(sources.root / "configs" / name for name in overlays))
-    number = f"data.fold={split}" if setting == "seen_cv" else f"data.split={split}"
-    settings = (*row.settings, *sources.assignments, f"data.setting={setting}", number)
-    config = load_config(files, settings)
-    folder = output / "runs" / f"{_slug(row.method)}-{_digest(config)}" / f"{setting}_{split}"
-    return Job(folder, config, files, settings)
+def run_jobs(jobs: Sequence[Job], root: Path, devices: Sequence[str] = ("",)) -> dict[str, str]:
+    """Run the unfinished ones of ``jobs``, one at a time on each device (a GPU's number, ``cpu``, or empty for any).
 
-
-def _splits_of(setting: str, splits: Sequence[int], sources: Sources) -> Sequence[int]:
-    if setting == "seen_cv":
-        folds = load_config(sources.configs, sources.assignments).data.folds
-        return [split for split in splits if split < folds]
-    return [0] if setting == "closed" else splits  # there is nothing to split
-
-
-def _slug(method: str) -> str:
-    return {"released code": "stale"}.get(method, method.lower())
-
-
-def _digest(config: Config) -> str:
-    """What tells trainings apart, apart from the classes: another configuration gets another folder.
-
-    Only what departs from the defaults counts, so that a setting added later leaves finished runs where they are.
+    A job that was killed at any point resumes when it is run again. Returns the error of each job that failed, by name.
     """
-    values = asdict(config)
-    apart: dict[str, Any] = {}
-    for key in differing_keys(config, Config()):
-        if key not in ("data.setting", "data.split", "data.fold"):
-            apart[key] = reduce(lambda section, name: section[name], key.split("."), values)
-    return hashlib.sha256(json.dumps(apart, sort_keys=True).encode()).hexdigest()[:8]
+    left = [job for job in jobs if job.unfinished()]
+    free: SimpleQueue[str] = SimpleQueue()
+    for device in devices:
+        free.put(device)
+    processes: set[subprocess.Popen[bytes]] = set()
+    failures: dict[str, str] = {}
+    bar = tqdm(total=len(jobs), initial=len(jobs) - len(left), desc="runs", unit="run", dynamic_ncols=True)
+    pool = ThreadPoolExecutor(len(devices))
+    stopped = Event()
+
+    def run_job(job: Job) -> str:
+        """Run the job's commands one after another; return the error, empty on success."""
+        device, log_path = free.get(), job.folder / LOG
+        job.folder.mkdir(parents=True, exist_ok=True)
+        lock = (job.folder / ".lock").open("w")  # inherited by the commands, which may outlive a killed parent
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for command in job.commands(root):
+                with log_path.open("ab") as log:
+                    code = (
+                        1
+                        if stopped.is_set()
+                        else run_process([sys.executable, *command], device, (log, lock), processes)
+                    )
+                if code:
+                    last = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+                    return f"{Path(command[0]).name} failed ({code}): {''.join(last)[:300]}; see {log_path}"
+            return ""
+        except BlockingIOError:
+            return f"another process is working in {job.folder}"
+        finally:
+            lock.close()
+            free.put(device)
+
+    try:
+        futures = {pool.submit(run_job, job): job for job in left}
+        for future in as_completed(futures):
+            name, error = futures[future].name, future.result()
+            failures |= {name: error} if error else {}
+            bar.update()
+            bar.write(f"{name}: {error or 'finished'}", file=sys.stderr)
+    finally:  # Ctrl-C and SIGTERM arrive here as exceptions: the commands must not outlive the pool
+        stopped.set()
+        for process in list(processes):
+            process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+        bar.close()
+    return failures
 
 
-def _relative(path: Path) -> str:
-    return os.path.relpath(path)
+def run_process(
+    command: Sequence[str], device: str, files: tuple[IO[bytes], IO[str]], processes: set[subprocess.Popen[bytes]]
+) -> int:
+    """Run a command on a device, with its log and lock; ``processes`` holds it meanwhile."""
+    log, lock = files
+    visible = {"CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device} if device else {}
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=os.environ | visible,
+        pass_fds=[lock.fileno()],
+    )
+    processes.add(process)
+    try:
+        return process.wait()
+    finally:
+        processes.discard(process)

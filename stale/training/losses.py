@@ -1,245 +1,199 @@
-"""The four objectives (section 7), each a plain function, and their weighted sum.
+"""The four losses L_c, L_m, L_comp, L_const and their weighted sum (stale/README.md, "Losses").
 
-B videos, T snippets, C joint width, K classes of the (seen) vocabulary.
+B videos, T snippets, C joint width, K seen classes. Every loss takes (outputs, targets, normalizers, config): a new
+option is a field of ``LossConfig`` and its use here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stale import parallel
+from stale import distributed
+from stale.config import LossConfig
 from stale.errors import StaleError
-from stale.model.stale import Outputs, name_pooled
+from stale.model.stale import Outputs, classify_pooled
 from stale.training.targets import Targets
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """How much there is of what the losses are means of: what they divide by, each a tensor of no dimension.
+class LossNormalizers:
+    """Counts by which the means in the losses divide, each a scalar tensor.
 
-    A process that has only a share of a batch divides by the whole batch's sizes: then the processes' losses, and their
-    gradients, add up to those of the batch.
-
-    Attributes:
-        videos: B.
-        valid, answering: snippets; those that answer for an instance.
-        inside, outside: places of masks, valid ones.
-        instances: that have a snippet of their own.
+    A process that has a share of the batch divides by the counts of the whole batch. The processes' losses and
+    gradients then add up to those of the batch.
     """
 
-    videos: Tensor
-    valid: Tensor
-    answering: Tensor
-    inside: Tensor
-    outside: Tensor
-    instances: Tensor
+    videos: Tensor  # B
+    valid: Tensor  # snippets
+    foreground: Tensor  # snippets
+    inside: Tensor  # entries of the masks at valid snippets, inside their instances
+    outside: Tensor  # and outside
+    instances: Tensor  # with at least one snippet of their own
 
     @classmethod
-    def of(cls, targets: Targets) -> Sizes:
-        """The sizes of what is here."""
-        answering, valid, pairs = targets.answering, targets.valid, _valid_pairs(targets)
-        inside = (targets.masks & pairs).sum()
-        sums = valid.sum(), answering.sum(), inside, pairs.sum() - inside, _instance_weight(targets).sum()
-        return cls(valid.new_full((), len(valid), dtype=torch.long), *sums)
+    def of(cls, targets: Targets) -> LossNormalizers:
+        """The counts of ``targets``."""
+        valid, pairs = targets.valid, _valid_pairs(targets)
+        videos = valid.new_full((), len(valid), dtype=torch.long)
+        inside, instances = (targets.masks & pairs).sum(), _instance_weights(targets).sum()
+        outside, foreground = pairs.sum() - inside, targets.foreground.sum()
+        return cls(videos, valid.sum(), foreground, inside, outside=outside, instances=instances)
 
-    def over_processes(self, weight: float = 1.0) -> Sizes:
-        """The sum over all processes, this one's times ``weight``, in one exchange."""
-        if parallel.size() == 1:
+    def over_processes(self, weight: float = 1.0) -> LossNormalizers:
+        """The sum over all processes, in one exchange. This process counts ``weight`` times."""
+        if distributed.world_size() == 1:
             return self
-        counts = torch.stack([value.double() for value in vars(self).values()])  # float32 counts to 16 million only
-        return Sizes(*parallel.total(weight * counts).float().unbind())
+        counts = torch.stack([value.double() for value in vars(self).values()])  # float32 is exact up to 2**24 only
+        return LossNormalizers(*distributed.all_reduce(weight * counts).float().unbind())
 
 
-@dataclass(frozen=True)
 class Criterion:
-    """The losses of a batch.
+    """L = w_c L_c + w_m L_m + w_comp L_comp + w_const L_const, with weights and constants from ``config``."""
 
-    Attributes:
-        weights: loss name → weight in the sum; a weight of 0 leaves the loss out.
-        dice: weight of 1 - Dice inside the localization loss.
-        foreground_form: see :func:`foreground_loss`.
-        consistency_snippets, consistency_threshold, consistency_gradient: see :func:`consistency_loss`.
-        classification_form: ``cross_entropy``, ``focal`` (released code) or ``pooled`` (of whole instances).
-        anchor: text features (K, C) that the classes' must stay near; None: they may go anywhere.
-    """
-
-    weights: Mapping[str, float]
-    dice: float = 0.4
-    foreground_form: str = "dice"
-    consistency_snippets: int = 10
-    consistency_threshold: float = 0.5
-    consistency_gradient: str = "both"
-    classification_form: str = "cross_entropy"
-    anchor: Tensor | None = None
+    def __init__(self, config: LossConfig) -> None:
+        self.config = config
 
     def __call__(
-        self, outputs: Outputs, targets: Targets, sizes: Sizes | None = None
+        self, outputs: Outputs, targets: Targets, normalizers: LossNormalizers | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum, and every loss by name, unweighted.
+        """The weighted sum, and each loss by name, unweighted. Losses of weight 0 are left out, but not all.
 
-        Args:
-            sizes: of the whole batch, where ``targets`` are a share of it.
-
-        Raises:
-            StaleError: no loss with a weight is left.
+        ``normalizers`` are counts of the whole batch if ``targets`` are a share of it; default: counts of ``targets``.
         """
-        sizes = sizes or Sizes.of(targets)
-        losses = {
-            "classification": self._classification(outputs, targets, sizes),
-            "localization": localization_loss(outputs.mask_logits, targets, self.dice, sizes),
-            "consistency": consistency_loss(
-                outputs,
-                targets,
-                self.consistency_snippets,
-                self.consistency_threshold,
-                self.consistency_gradient,
-                sizes,
-            ),
-        }
-        if outputs.foreground_logits is not None:
-            losses["foreground"] = foreground_loss(outputs.foreground_logits, targets, self.foreground_form, sizes)
-        if self.anchor is not None:
-            losses["anchor"] = anchor_loss(outputs.text, self.anchor) * len(targets.valid) / sizes.videos
-        losses = {name: loss for name, loss in losses.items() if self.weights[name] > 0}
+        normalizers, losses = normalizers or LossNormalizers.of(targets), {}
+        if self.config.classification:
+            losses["classification"] = classification_loss(outputs, targets, normalizers, self.config)
+        if self.config.localization:
+            losses["localization"] = localization_loss(outputs, targets, normalizers, self.config)
+        if self.config.consistency:
+            losses["consistency"] = consistency_loss(outputs, targets, normalizers, self.config)
+        if self.config.foreground and outputs.foreground_logits is not None:
+            losses["foreground"] = foreground_loss(outputs, targets, normalizers, self.config)
         if not losses:
             raise StaleError("no loss is left to train with: give one a weight above 0 (loss.classification, ...)")
-        return torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum(), losses
-
-    def _classification(self, outputs: Outputs, targets: Targets, sizes: Sizes) -> Tensor:
-        if self.classification_form == "pooled":
-            return pooled_classification_loss(outputs, targets, sizes)
-        if self.classification_form == "focal":
-            return focal_loss(outputs.class_logits, targets, sizes)
-        return classification_loss(outputs.class_logits, targets, sizes)
+        return torch.stack([getattr(self.config, name) * loss for name, loss in losses.items()]).sum(), losses
 
 
-# Each takes the sizes of the whole batch where its own videos are a share of it; None: they are the batch.
+def classification_loss(outputs: Outputs, targets: Targets, normalizers: LossNormalizers, config: LossConfig) -> Tensor:
+    """L_c, the cross-entropy of each valid snippet [U], with y the target distribution over K+1 classes:
 
+        L_c = mean over t of  - Σ_k y[k, t] log P[k, t]
 
-def classification_loss(class_logits: Tensor, targets: Targets, sizes: Sizes | None = None) -> Tensor:
-    """Cross-entropy over the valid snippets, K+1 ways; logits (B, K+1, T)."""
-    entropy = F.cross_entropy(class_logits.float(), targets.classes, reduction="none")  # B × T
-    return _mean_where(entropy, targets.valid, (sizes or Sizes.of(targets)).valid)
-
-
-def focal_loss(class_logits: Tensor, targets: Targets, sizes: Sizes | None = None) -> Tensor:
-    """Cross-entropy in which a class of probability p weighs (1 - p)² (Lin et al., ICCV 2017; released code)."""
-    log_p = class_logits.float().log_softmax(1)
-    focal = -(targets.classes * (1 - log_p.exp()).square() * log_p).sum(1)  # B × T
-    return _mean_where(focal, targets.valid, (sizes or Sizes.of(targets)).valid)
-
-
-def pooled_classification_loss(outputs: Outputs, targets: Targets, sizes: Sizes | None = None) -> Tensor:
-    """Cross-entropy over the K classes of instances pooled in time, each instance counted once (EffPrompt's way).
-
-    An instance's evidence is the mean over its own snippets; where instances overlap, the shortest has the snippet.
+    ``focal`` weighs the terms by (1 - P[k, t])² (Lin et al., ICCV 2017) [C]. ``pooled`` classifies whole instances.
     """
-    inside = targets.masks.float()  # [:, s, t]: place s belongs to the instance of snippet t
-    pooled = outputs.evidence.float().transpose(1, 2) @ inside  # B × C × T
-    logits = name_pooled(pooled.transpose(1, 2), outputs.language[:, :-1], outputs.temperature)  # B × T × K
-    classes = targets.classes[:, :-1]
-    entropy = F.cross_entropy(logits.transpose(1, 2), classes, reduction="none")  # B × T
-    return _mean_where(entropy, _instance_weight(targets), (sizes or Sizes.of(targets)).instances)
+    if config.classification_form == "pooled":
+        return _pooled_classification_loss(outputs, targets, normalizers)
+    logits = outputs.class_logits.float()  # B × (K+1) × T
+    if config.classification_form == "focal":
+        log_p = logits.log_softmax(1)
+        entropy = -(targets.classes * (1 - log_p.exp()).square() * log_p).sum(1)  # B × T
+    else:
+        entropy = F.cross_entropy(logits, targets.classes, reduction="none")
+    return _masked_mean(entropy, targets.valid, normalizers.valid)
 
 
-def localization_loss(mask_logits: Tensor, targets: Targets, dice_weight: float, sizes: Sizes | None = None) -> Tensor:
-    """Class-balanced BCE over all masks plus ``dice_weight`` × (1 - Dice) of the foreground columns.
+def _pooled_classification_loss(outputs: Outputs, targets: Targets, normalizers: LossNormalizers) -> Tensor:
+    """Cross-entropy over the K classes of features pooled over each instance, as in EffPrompt; no background.
 
-    Balanced: the places inside instances and those outside weigh the same in sum. Logits (B, T, T).
+    Where instances overlap, a snippet belongs to the shortest.
     """
-    logits, inside, sizes = mask_logits.float(), targets.masks, sizes or Sizes.of(targets)
-    valid = _valid_pairs(targets)
+    assert outputs.classifier_features is not None and outputs.language is not None  # optional for detection only
+    features = outputs.classifier_features.float()  # B × T × C
+    pooled = (features.transpose(1, 2) @ targets.masks.float()).transpose(1, 2)  # the instance of each snippet
+    logits = classify_pooled(pooled, outputs.language[:, :-1], outputs.temperature)  # B × T × K
+    entropy = F.cross_entropy(logits.transpose(1, 2), targets.classes[:, :-1], reduction="none")  # B × T
+    return _masked_mean(entropy, _instance_weights(targets), normalizers.instances)
+
+
+def localization_loss(outputs: Outputs, targets: Targets, normalizers: LossNormalizers, config: LossConfig) -> Tensor:
+    """L_m, with G[s, t] the target masks and M[s, t] the predicted ones [U]:
+
+        L_m = ½ (mean of BCE(M, G) where G = 1  +  mean where G = 0)  +  λ · mean over t of (1 - Dice(M[:, t], G[:, t]))
+
+    with t the foreground snippets, and λ = ``config.dice``.
+    """
+    logits, inside, valid = outputs.mask_logits.float(), targets.masks, _valid_pairs(targets)  # B × T × T
     entropy = F.binary_cross_entropy_with_logits(logits, inside.float(), reduction="none")
-    of_inside = _mean_where(entropy, inside & valid, sizes.inside)
-    balanced = (of_inside + _mean_where(entropy, ~inside & valid, sizes.outside)) / 2
-    dice = _dice(logits.sigmoid() * valid, (inside & valid).float(), dim=1)  # B × T columns
-    return balanced + dice_weight * _mean_where(1 - dice, targets.answering, sizes.answering)
+    entropy_inside = _masked_mean(entropy, inside & valid, normalizers.inside)
+    entropy_outside = _masked_mean(entropy, ~inside & valid, normalizers.outside)
+    dice = _dice(logits.sigmoid() * valid, (inside & valid).float())  # B × T
+    dice_loss = _masked_mean(1 - dice, targets.foreground, normalizers.foreground)
+    return (entropy_inside + entropy_outside) / 2 + config.dice * dice_loss
 
 
-def foreground_loss(
-    foreground_logits: Tensor, targets: Targets, form: str = "dice", sizes: Sizes | None = None
-) -> Tensor:
-    """``dice``: 1 - Dice between L and the class-agnostic foreground, a video; ``bce``; or ``dice_bce``, their sum.
+def foreground_loss(outputs: Outputs, targets: Targets, normalizers: LossNormalizers, config: LossConfig) -> Tensor:
+    """L_comp, between the representation mask L and the class-agnostic foreground G, per video [U]:
 
-    Logits (B, T).
+        L_comp = 1 - Dice(L, G)
+
+    ``bce`` is the mean of the snippets' binary cross-entropy [C]; ``dice_bce`` is the sum of both.
     """
-    logits, foreground, valid = foreground_logits.float(), targets.foreground.float(), targets.valid
-    sizes = sizes or Sizes.of(targets)
+    assert outputs.foreground_logits is not None  # without a mask there is no such loss
+    logits, foreground, valid = outputs.foreground_logits.float(), targets.foreground.float(), targets.valid  # B × T
     loss = logits.new_zeros(())
-    if form != "bce":
-        dice = _dice(logits.sigmoid() * valid, foreground, dim=1)  # B
-        loss = loss + (1 - dice).sum() / sizes.videos
-    if form != "dice":
+    if config.foreground_form in ("dice", "dice_bce"):
+        dice = _dice(logits.sigmoid() * valid, foreground)  # B
+        loss = loss + (1 - dice).sum() / normalizers.videos
+    if config.foreground_form in ("bce", "dice_bce"):
         entropy = F.binary_cross_entropy_with_logits(logits, foreground, reduction="none")
-        loss = loss + _mean_where(entropy, valid, sizes.valid)
+        loss = loss + _masked_mean(entropy, valid, normalizers.valid)
     return loss
 
 
-def consistency_loss(
-    outputs: Outputs,
-    targets: Targets,
-    snippets: int,
-    threshold: float,
-    gradient: str = "both",
-    sizes: Sizes | None = None,
-) -> Tensor:
-    """1 - cos between what the classifier and the localizer pool from F_vis, the mean over videos.
+def consistency_loss(outputs: Outputs, targets: Targets, normalizers: LossNormalizers, config: LossConfig) -> Tensor:
+    """L_const, between the features that the classifier and the localizer select, per video [U]:
 
-    The classifier pools its top-scoring foreground snippets above ``threshold``, the localizer the thresholded masks
-    of the same snippets, both among the valid ones. What passes the threshold keeps its score as its weight: so both
-    branches get gradient; ``gradient="visual"`` keeps it from their scores, so that F_vis alone gets any (released
-    code).
+        L_const = 1 - cos(f_clf, f_mask)
+        f_clf   = Σ_{t in S}          p[t] · F_vis[t]        p[t] = max_k P[k, t] without the background, 0 below θ
+        f_mask  = Σ_{t in S}  Σ_s  M[s, t] · F_vis[s]        M[s, t] = 0 below θ
+
+    S holds the ``consistency_snippets`` valid snippets with the highest p, and θ is ``consistency_threshold``. Scores
+    above θ are weights, so that gradient reaches both heads; with ``consistency_gradient=visual``, only F_vis [C].
     """
-    if gradient == "visual":
-        heads = {"class_logits": outputs.class_logits.detach(), "mask_logits": outputs.mask_logits.detach()}
-        outputs = replace(outputs, **heads)
-    valid = targets.valid
-    scores = outputs.class_logits.float().softmax(1)[:, :-1].amax(1) * valid  # B × T
-    top, columns = scores.topk(min(snippets, scores.shape[1]), dim=1)
-    chosen = outputs.mask_logits.float().gather(2, columns.unsqueeze(1).expand(-1, scores.shape[1], -1)).sigmoid()
-    chosen = chosen * (valid.unsqueeze(2) & valid.gather(1, columns).unsqueeze(1))
-    by_mask = _above(chosen, threshold).sum(2)  # B × T
-    by_class = torch.zeros_like(scores).scatter(1, columns, _above(top, threshold))
-    visual = outputs.visual.float()
-    pooled_by_class = (by_class.unsqueeze(1) @ visual).squeeze(1)  # B × C; the cosine needs no mean
-    pooled_by_mask = (by_mask.unsqueeze(1) @ visual).squeeze(1)
-    distance = 1 - F.cosine_similarity(pooled_by_class, pooled_by_mask, dim=1)  # B
-    return distance.sum() / (sizes or Sizes.of(targets)).videos
+    class_logits, mask_logits = outputs.class_logits.float(), outputs.mask_logits.float()
+    if config.consistency_gradient == "visual":
+        class_logits, mask_logits = class_logits.detach(), mask_logits.detach()
+    visual, valid = outputs.visual.float(), targets.valid  # B × T × C, B × T
+    T, threshold = valid.shape[1], config.consistency_threshold
+
+    # f_clf: the top-scoring foreground snippets of P
+    scores = class_logits.softmax(1)[:, :-1].amax(1) * valid  # B × T
+    p, S = scores.topk(min(config.consistency_snippets, T), dim=1)  # B × |S|
+    weights = torch.zeros_like(scores).scatter(1, S, p * (p > threshold))
+    f_clf = (weights.unsqueeze(1) @ visual).squeeze(1)  # B × C; a cosine needs no mean
+
+    # f_mask: the masks that the same snippets predict
+    masks = mask_logits.gather(2, S.unsqueeze(1).expand(-1, T, -1)).sigmoid()  # B × T × |S|
+    masks = masks * (valid.unsqueeze(2) & valid.gather(1, S).unsqueeze(1))
+    weights = (masks * (masks > threshold)).sum(2)  # B × T
+    f_mask = (weights.unsqueeze(1) @ visual).squeeze(1)
+
+    return (1 - F.cosine_similarity(f_clf, f_mask, dim=1)).sum() / normalizers.videos
 
 
-def anchor_loss(text: Tensor, anchor: Tensor) -> Tensor:
-    """1 - cos of the text features (K, C) and those that they must stay near, the mean over classes (KgCoOp)."""
-    return (1 - F.cosine_similarity(text.float(), anchor, dim=1)).mean()
-
-
-def _above(scores: Tensor, threshold: float) -> Tensor:
-    return scores * (scores > threshold)
-
-
-def _dice(predicted: Tensor, target: Tensor, dim: int) -> Tensor:
-    """Dice coefficient along ``dim``; two empty masks agree."""
-    overlap = (predicted * target).sum(dim)
-    return (2 * overlap + 1) / (predicted.sum(dim) + target.sum(dim) + 1)
+def _dice(predicted: Tensor, target: Tensor) -> Tensor:
+    """Dice coefficient along dimension 1. That of two empty masks is 1."""
+    overlap = (predicted * target).sum(1)
+    return (2 * overlap + 1) / (predicted.sum(1) + target.sum(1) + 1)
 
 
 def _valid_pairs(targets: Targets) -> Tensor:
-    """(B, T, T): the places of valid snippets' masks that are valid themselves."""
+    """(B, T, T), the entries of the masks whose row and column are both valid snippets."""
     return targets.valid.unsqueeze(1) & targets.valid.unsqueeze(2)
 
 
-def _instance_weight(targets: Targets) -> Tensor:
-    """(B, T): what a snippet counts of its instance, over whose snippets the weights sum to 1."""
-    return targets.answering / targets.masks.float().sum(1).clamp(min=1)
+def _instance_weights(targets: Targets) -> Tensor:
+    """(B, T), weights of the snippets that sum to 1 over each instance."""
+    return targets.foreground / targets.masks.float().sum(1).clamp(min=1)
 
 
-def _mean_where(values: Tensor, where: Tensor, count: Tensor) -> Tensor:
-    """Mean of ``values`` at ``where``, of which the whole batch has ``count``: 0 where there are none.
+def _masked_mean(values: Tensor, mask: Tensor, count: Tensor) -> Tensor:
+    """Mean of ``values`` at ``mask``, which has ``count`` elements in the whole batch; 0 if there are none.
 
-    The device is not asked how many.
+    The division by a tensor does not wait for a GPU, as indexing by the mask would.
     """
-    return (values * where).sum() / count.clamp(min=1)
+    return (values * mask).sum() / count.clamp(min=1)

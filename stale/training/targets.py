@@ -1,6 +1,6 @@
-"""Training targets from segment lists, by broadcasting on the device (section 6).
+"""Training targets from lists of segments, by broadcasting on the device (stale/README.md, "Targets").
 
-B videos, T snippets, N instances of the video that has most, K classes of the (seen) vocabulary.
+B videos, T snippets, N instances of the video that has most, K classes of the vocabulary, in training the seen classes.
 """
 
 from __future__ import annotations
@@ -15,55 +15,48 @@ from stale.data.dataset import IGNORED, inside_segments
 
 @dataclass(frozen=True)
 class Targets:
-    """What the losses compare with.
+    """What the losses compare the outputs with.
 
     Attributes:
-        classes: (B, K+1, T) distribution over the classes of each snippet; the background comes last.
-        masks: (B, T, T) bool; [:, s, t]: place s belongs to the instance of snippet t. Background columns are empty.
-        foreground: (B, T) bool; the snippet lies in an instance of the vocabulary.
-        answering: (B, T) bool; the snippet has a class and a mask of its own: the foreground, or its central part.
-        valid: (B, T) bool; False where only instances outside the vocabulary lie: counted in no loss.
+        classes: (B, K+1, T), a distribution over the classes for each snippet. The background comes last.
+        masks: (B, T, T) bool. Column t is the extent of the instance around snippet t; background columns are empty.
+        foreground: (B, T) bool, the snippets inside an instance of the vocabulary.
+        valid: (B, T) bool, False for snippets inside instances of other classes only. No loss counts these.
     """
 
     classes: Tensor
     masks: Tensor
     foreground: Tensor
-    answering: Tensor
     valid: Tensor
 
 
-def build_targets(
-    segments: Tensor, labels: Tensor, num_classes: int, num_snippets: int, center: float = 1.0
-) -> Targets:
-    """Segments (B, N, 2) in snippets and labels (B, N) → :class:`Targets` on the same device.
+def build_targets(segments: Tensor, labels: Tensor, num_classes: int, num_snippets: int) -> Targets:
+    """Targets of a batch, on the device of its segments.
 
-    A snippet belongs to an instance that contains its centre; an instance too short for that keeps the snippet
-    at its middle, so that every instance counts. Where instances overlap (THUMOS14's CliffDiving inside Diving),
-    the classes of all of them share the snippet's probability equally, and the mask is the shortest one's. Where
-    instances of the vocabulary and others overlap, the vocabulary's decide.
+    A snippet is inside an instance that contains its center; an instance without any has the snippet at its middle.
+    Where instances overlap (THUMOS14's CliffDiving inside Diving), their classes share the snippet's probability
+    equally, and the mask is the shortest one's [ours]. The vocabulary's instances take precedence over ignored ones.
 
     Args:
-        center: the share of an instance around its middle whose snippets answer for it: the others stay foreground
-            and a part of its mask, but have no class and no mask of their own (center sampling, as in ActionFormer).
+        segments: (B, N, 2) in snippets.
+        labels: (B, N), the class, ``IGNORED`` or ``PADDING``.
     """
     inside = inside_segments(segments, num_snippets)  # B × N × T
     known = inside & (labels >= 0).unsqueeze(2)
-    foreground = known.any(1)
-    valid = foreground | ~(inside & (labels == IGNORED).unsqueeze(2)).any(1)
+    ignored = inside & (labels == IGNORED).unsqueeze(2)
+    foreground = known.any(1)  # B × T
+    valid = foreground | ~ignored.any(1)
 
-    central, answering = known, foreground  # B × N × T, and of any instance
-    if center < 1:
-        middle, half = segments.mean(2, keepdim=True), segments.diff(dim=2) * center / 2
-        central = known & inside_segments(torch.cat([middle - half, middle + half], 2), num_snippets)
-        answering = central.any(1)
-
-    index = labels.clamp(min=0).unsqueeze(2).expand_as(known)
+    # classes[b, k, t] = 1 / number of classes around snippet t, if k is one of them
     classes = torch.zeros(len(labels), num_classes + 1, num_snippets, device=labels.device)
-    classes.scatter_reduce_(1, index, central.float(), "amax")
-    classes[:, -1] = (~answering).float()
+    index = labels.clamp(min=0).unsqueeze(2).expand_as(known)
+    classes.scatter_reduce_(1, index, known.float(), "amax")
+    classes[:, -1] = (~foreground).float()
     classes /= classes.sum(1, keepdim=True)
 
-    lengths = (segments[..., 1] - segments[..., 0]).unsqueeze(2).masked_fill(~central, torch.inf)
-    own = lengths.argmin(1)  # B × T: of the instances that a snippet answers for, the shortest
-    masks = known.gather(1, own.unsqueeze(2).expand(-1, -1, num_snippets)) & answering.unsqueeze(2)
-    return Targets(classes, masks.transpose(1, 2), foreground, answering, valid)
+    # masks[b, :, t] = the extent of the shortest instance around snippet t
+    lengths = segments[..., 1] - segments[..., 0]  # B × N
+    shortest = lengths.unsqueeze(2).masked_fill(~known, torch.inf).argmin(1)  # B × T
+    extents = known.gather(1, shortest.unsqueeze(2).expand(-1, -1, num_snippets))  # B × T × T, a row for each snippet
+    masks = (extents & foreground.unsqueeze(2)).transpose(1, 2)
+    return Targets(classes, masks, foreground, valid)

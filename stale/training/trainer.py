@@ -1,61 +1,50 @@
-"""The training loop: epochs, checkpoints, the choice of the best one on seen classes, exact resumption.
+"""Training: data, model, loss, optimizer, loop, in this order in :func:`train` and :class:`Trainer`.
 
-**Several processes** (``torchrun``) take each batch's videos, and the classes whose names are read, by turns:
-``train.batch_size`` is that of all together, and losses and gradients are those that one process would have, save for
-the order of sums. Exchanged at a step are
+A checkpoint is written after each epoch. The order of the batches depends on seed and epoch only, and ``last.pt`` holds
+the states of the optimizer and the random number generators: a resumed run ends with the weights of one never stopped.
 
-* the gradients, 4 bytes a trained parameter (220 MB with ViT-B/16's text tower), while further ones are computed;
-* the classes' text features and, on the way back, their gradients, 4 bytes a number (0.3 MB for 150 classes);
-* what the losses are means of (six counts), and the losses (five numbers), on the GPUs;
-* whether to stop or to save (two numbers), on the CPUs, while the GPUs work.
-
-None of it grows with the batch or the videos, and every part of the work is divided: a step takes about as much less
-time as there are processes, until the gradients take longer to send than to compute.
-
-The first process alone writes. A checkpoint is the same whatever the number of processes, and can be gone on from with
-any other: to the bit the same run with the same number; with another, sums have another order and dropout draws others.
+Several processes (``torchrun``) share the videos of each batch and the class names. Losses and gradients are those of
+one process, up to the order of sums. A run can be resumed with another number of processes, but with other dropout.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
-from contextlib import nullcontext
-from logging.handlers import MemoryHandler
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from stale import parallel
-from stale.build import (
-    TrainingData,
-    build_model,
-    choose_device,
-    load_tower,
-    load_training_data,
-    phrases,
-    untrained_text,
-)
-from stale.checkpoint import save_checkpoint
-from stale.config import Config, save_config
-from stale.errors import StaleError, interruption, name_some
-from stale.files import remove_leftovers
-from stale.memory import names_knob
-from stale.model.stale import Stale
-from stale.run import RunFolder, log_into, start_logging
-from stale.training.interruption import Interruption
-from stale.training.losses import Sizes
-from stale.training.objective import Objective, compile_step, distribute, names_compiler
-from stale.training.optimisation import build_criterion, build_optimizer, choose_precision, determinism
-from stale.training.records import Records
-from stale.training.resumption import check_same_data, take_folder, write_split
-from stale.training.targets import build_targets
-from stale.training.validation import held_out_map, is_better, unseen_loss
+from stale import distributed
+from stale.checkpoint import git_revision, load_checkpoint, save_checkpoint
+from stale.config import Config, TrainConfig, differing_keys, load_config, save_config
+from stale.data.dataset import VideoDataset
+from stale.data.datasets import facts
+from stale.data.features import Backbone, require_same_backbone, require_same_width
+from stale.data.selection import TrainingData, load_training_data, phrases
+from stale.detection.run import class_features, detect
+from stale.device import autocast, choose_device, choose_precision, determinism, out_of_memory_hint
+from stale.errors import StaleError, name_some
+from stale.evaluation import evaluate_results
+from stale.io import append_text, read_json, read_text, remove_leftovers, write_json, write_text
+from stale.model.stale import Stale, build_model, load_text_transformer
+from stale.model.text import Prompts
+from stale.run_folder import RunFolder, log_into, start_logging
+from stale.training.losses import Criterion, LossNormalizers
+from stale.training.targets import Targets, build_targets
+
+# Settings that a resumed run may change.
+_FREE = {"train.epochs", "train.device", "train.compile", "train.log_interval", "detection.batch_size"}
+_NOT_FINITE = "earlier checkpoints are kept; lower train.learning_rate or use train.precision=float32"
 
 _log = logging.getLogger(__name__)
 
@@ -63,298 +52,364 @@ _log = logging.getLogger(__name__)
 def train(config: Config, output: str | Path, resume: bool = False, overwrite: bool = False) -> RunFolder:
     """Train STALE on the seen classes into the run folder ``output``.
 
-    Args:
-        resume: go on where the run in ``output`` stopped; it ends exactly as if it had not stopped.
-        overwrite: replace the run in ``output``; files that no command of this project wrote there stay.
+    ``resume`` continues the run there after its last checkpoint, or starts one if there is none. ``overwrite`` replaces
+    it; files that no command of this project wrote there stay.
 
     Raises:
-        StaleError: bad configuration or data, an occupied folder, a run that does not match, a loss not finite, no
-            memory or no disk space left.
+        StaleError: bad configuration or data, an occupied folder, a run that does not match, a loss that is not finite.
     """
     run = RunFolder(Path(output))
-    state = take_folder(config, run, resume, overwrite)
-    kept = start_logging()
-    parallel.hush_others()
+    state = _saved_state(config, run, resume, overwrite)
+    log = start_logging()
+    device = distributed.local_device(choose_device(config.train.device), "train.device")
     with determinism(config.train.deterministic), logging_redirect_tqdm([logging.getLogger("stale")]):
-        with names_knob("data.num_snippets", config.data.num_snippets, " or use features of half precision"):
-            trainer = _prepare(config, run, state, kept, overwrite)
-        try:
-            trainer.fit()
-        except KeyboardInterrupt:
-            _log.info("interrupted; the same command with --resume continues %s", _place(*trainer.saved_at))
-            raise
+        with out_of_memory_hint("data.num_snippets", config.data.num_snippets, " or use features of half precision"):
+            torch.manual_seed(config.train.seed)
+            # Data
+            data = load_training_data(config)
+            # Model
+            text = distributed.main_process_first(lambda: load_text_transformer(config.model))
+            seen = phrases(data.split.seen)
+            model = build_model(config.model, config.data.num_snippets, data.feature_width, text, seen=seen).to(device)
+            if distributed.rank():  # the same weights in every process, but other dropout
+                torch.manual_seed(config.train.seed + distributed.rank())
+            # Loss and optimizer
+            trainer = Trainer(config, model, data, run)
+        if state is not None:
+            _check_same_data(state, data, run)
+            trainer.restore(state)
+        # Run folder
+        distributed.gather(None)  # all processes have looked at it
+        if distributed.is_main_process():
+            if overwrite:
+                run.clear()
+            for name in ("last", "best"):
+                remove_leftovers(run.checkpoint(name))
+            save_config(config, run.config)
+            log_into(run.log, log)
+            write_json(run.split, {**_split_record(data), "revision": git_revision()}, indent=1)
+            _truncate_history(run.history, trainer.epoch)
+        # Loop
+        trainer.fit()
     return run
 
 
-def _prepare(
-    config: Config, run: RunFolder, state: dict[str, Any] | None, kept: MemoryHandler, overwrite: bool
-) -> Trainer:
-    """Everything loaded and checked, then the folder made, then the state taken up."""
-    device = parallel.own_device(choose_device(config.train.device), "train.device")
-    torch.manual_seed(config.train.seed)
-    data = load_training_data(config)
-    tower = parallel.after_first(lambda: load_tower(config.model))
-    seen = phrases(data.split.seen)
-    model = build_model(config.model, config.data.num_snippets, data.feature_width, tower, seen).to(device)
-    model.text.tokenize(seen)  # a name too long must not cost the run that is there
-    if state is not None:
-        check_same_data(state, data, run)
-    parallel.wait_for_all()  # before the folder that all have looked at is changed
-    if parallel.is_first():
-        _make_folder(config, run, data, kept, overwrite)
-    if parallel.rank():  # the same weights everywhere, and then dropout of its own
-        torch.manual_seed(config.train.seed + parallel.rank())
-    trainer = Trainer(config, model, data, run)
-    if state is not None:
-        trainer.restore(state)
-    trainer.records.forget_after(trainer.epoch, trainer.epoch * trainer.batches + trainer.step)
-    return trainer
+def build_optimizer(model: Stale, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW with decay on matrices only; text encoder and context tokens have ``text_learning_rate``, if it is set.
 
-
-def _make_folder(config: Config, run: RunFolder, data: TrainingData, kept: MemoryHandler, overwrite: bool) -> None:
-    if overwrite:
-        run.clear()
-    for name in ("last", "best"):
-        remove_leftovers(run.checkpoint(name))
-    save_config(config, run.config)  # only now is there something worth a folder
-    log_into(run.log, kept)
-    write_split(run, data)
+    The decay is decoupled because Adam would rescale a decay inside the gradient to a full step wherever the loss has
+    no gradient.
+    """
+    text_rate = config.learning_rate if config.text_learning_rate is None else config.text_learning_rate
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_text = name.startswith("text.") and name != "text.embedding"  # which is not pretrained
+            is_matrix = parameter.ndim >= 2 and name not in ("text.context", "text.embedding")  # lists of vectors
+            groups.setdefault((is_text, is_matrix), []).append(parameter)
+    settings = []
+    for (is_text, is_matrix), parameters in groups.items():
+        rate, decay = text_rate if is_text else config.learning_rate, config.weight_decay if is_matrix else 0.0
+        settings.append({"params": parameters, "lr": rate, "weight_decay": decay})
+    return torch.optim.AdamW(settings, fused=next(model.parameters()).is_cuda)
 
 
 class Trainer:
-    """Everything that changes while training, and the steps that change it."""
+    """A model in training, with its data, losses, optimizer and progress."""
 
     def __init__(self, config: Config, model: Stale, data: TrainingData, run: RunFolder) -> None:
-        self.config, self.model, self.run = config, model, run
+        self.config, self.model, self.run, self.split = config, model, run, data.split
         self.device = model.background.device
-        self.split = data.split
-        self.input = {"feature_width": data.feature_width, "features": data.tower.as_dict()}  # for the checkpoints
-        self.train_data, self.held_out = data.train.to(self.device), data.held_out
-        self.test_data = None if data.test is None else data.test.to(self.device)  # by train.choose_on=unseen_loss
         self.precision = choose_precision(config.train.precision, self.device)
-        seen = phrases(data.split.seen)
-        anchor = untrained_text(config.model, seen).to(self.device) if config.loss.anchor else None
-        self.criterion = build_criterion(config.loss, anchor)
-        prompts = model.text.tokenize(seen).to(self.device)
-        objective = Objective(model, self.criterion, prompts, self.precision)
-        if config.train.compile:
-            compile_step(objective)
-        self.objective = distribute(objective)
+        # Data
+        self.train_data, self.held_out = data.train.to(self.device), data.held_out
+        self.test_data = None if data.test is None else data.test.to(self.device)  # for train.choose_on=unseen_loss
+        # Loss
+        self.criterion = Criterion(config.loss)
+        self.train_step = _compile_or_distribute(self._train_step(data.split.seen), config.train.compile)
+        # Optimizer
         self.optimizer = build_optimizer(model, config.train)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
-        self.batches = math.ceil(len(self.train_data) / config.train.batch_size)  # an epoch
-        self.epoch = 0  # epochs finished
-        self.step = 0  # and steps of the next
-        self.since: list[dict[str, Tensor]] = []  # losses not yet logged
-        self.best = {"epoch": 0, "mAP": -1.0}
-        self.stop = Interruption()
-        self.saved_at, self.saved = (0, 0), time.monotonic()
-        self.records = Records(run)
+        # Progress
+        self.epoch = 0  # of the last checkpoint
+        self.best: dict[str, Any] = {"epoch": 0, "mAP": -1.0}
+        self._features = {"feature_width": data.feature_width, "features": data.backbone.as_dict()}
+        self._board: Any = None
 
     def fit(self) -> None:
-        """Train the epochs that are left, saving after each, in long ones now and then, and when interrupted."""
+        """Train the remaining epochs, each followed by validation and a checkpoint."""
         options = self.config.train
-        size = f"{len(self.train_data)} training videos, {len(self.held_out)} held out, {len(self.split.seen)} classes"
-        where = f"{self.device}, {str(self.precision).removeprefix('torch.')}"
-        several = f"; {parallel.size()} processes" if parallel.size() > 1 else ""
-        _log.info("%s on %s%s", size, where, several)
-        total, done = options.epochs * self.batches, self.epoch * self.batches + self.step
-        bar = tqdm(
-            total=total,
-            initial=done,
-            desc="train",
-            unit="step",
-            dynamic_ncols=True,
-            disable=not parallel.is_first(),
-        )
-        with bar, self.stop:
-            while self.epoch < options.epochs:
-                with names_knob("train.batch_size", options.batch_size, "; it changes the run: begin it anew"):
-                    self._train_epoch(bar)
-                self._end_epoch()
+        sizes = f"{len(self.train_data)} training videos, {len(self.held_out)} held out, {len(self.split.seen)} classes"
+        where = f"{self.device}, {str(self.precision).removeprefix('torch.')}, processes: {distributed.world_size()}"
+        _log.info("%s; %s%s", sizes, where, f"; resumed after epoch {self.epoch}" if self.epoch else "")
+        with suppress(ImportError):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.run.path / "tensorboard")) if distributed.is_main_process() else None
+        try:
+            for epoch in range(self.epoch + 1, options.epochs + 1):
+                started = time.perf_counter()
+                with out_of_memory_hint("train.batch_size", options.batch_size, " in a new run"):
+                    losses = self.train_epoch(epoch)
+                # A finite loss can have a gradient that is not; such weights must not replace the last checkpoint.
+                faulty = [name for name, weights in self.model.named_parameters() if not weights.isfinite().all()]
+                if faulty:
+                    raise StaleError(f"weights are not finite after epoch {epoch} ({name_some(faulty)}); {_NOT_FINITE}")
+                report = f"epoch {epoch}/{options.epochs}: {_show(losses)}"
+                if epoch % options.validate_every == 0 or epoch == options.epochs:
+                    score = self.validate(epoch)
+                    report += f"; held-out seen mAP {score:.4f} (best {self.best['mAP']:.4f})"
+                self.save(epoch)
+                _log.info("%s; %.1f s", report, time.perf_counter() - started)
+        except KeyboardInterrupt:
+            kept, action = (f"epoch {self.epoch}", "continues") if self.epoch else ("no epoch", "starts again")
+            message = "interrupted in epoch %d; %s is kept: the same command with --resume %s"
+            _log.info(message, self.epoch + 1, kept, action)
+            raise
         _log.info("best epoch %(epoch)d, held-out mAP %(mAP).4f on seen classes", self.best)
 
-    def _train_epoch(self, bar: tqdm) -> None:
+    def train_epoch(self, epoch: int) -> dict[str, float]:
+        """Train on every video once. Returns the mean of each loss."""
         options = self.config.train
-        # The order is a function of seed and epoch alone, so a resumed run sees the batches it would have seen.
-        generator = torch.Generator().manual_seed(options.seed * 100_003 + self.epoch)
-        order = torch.randperm(len(self.train_data), generator=generator).to(self.train_data.index_device)
+        generator = torch.Generator().manual_seed(options.seed * 100_003 + epoch - 1)
+        order = torch.randperm(len(self.train_data), generator=generator).to(self.device)
+        batches = order.split(options.batch_size)
         self.model.train()
-        started = time.perf_counter()
-        for indices in order.split(options.batch_size)[self.step :]:
-            self.since.append(self._step(indices))
-            self.step += 1
-            bar.update()
-            if self.step % options.log_interval == 0 or self.step == self.batches:
-                self._log_interval(time.perf_counter() - started, bar)  # the one place that waits for a GPU
-                self.since, started = [], time.perf_counter()
-            self._save_between_steps()
+        losses: list[dict[str, Tensor]] = []
+        logged, started = 0, time.perf_counter()
+        hidden = None if distributed.is_main_process() else True  # None: where there is no terminal
+        bar = tqdm(batches, f"epoch {epoch}/{options.epochs}", leave=False, unit="step", disable=hidden)
+        for number, indices in enumerate(bar, start=1):
+            losses.append(self.step(indices))
+            if number % options.log_interval == 0 or number == len(batches):
+                means = _means(losses[logged:], epoch)  # waits for a GPU; nothing else in the loop does
+                bar.set_postfix(loss=f"{means['total']:.3f}", refresh=False)
+                seconds = (time.perf_counter() - started) / (number - logged)
+                step = (epoch - 1) * len(batches) + number
+                self._record({"epoch": epoch, "step": step, **means, "seconds_per_step": seconds})
+                logged, started = number, time.perf_counter()
+        return _means(losses, epoch)
 
-    def _save_between_steps(self) -> None:
-        """Where the state is whole: save for who interrupts, and what a long epoch has done so far."""
-        minutes = self.config.train.save_minutes
-        due = minutes > 0 and time.monotonic() - self.saved > 60 * minutes
-        signal, due = parallel.highest(self.stop.noted or 0, due)  # who stops alone leaves the others waiting
-        if signal or due:
-            self._check_weights()
-            self._save()
-        if signal:
-            raise interruption(signal)
-
-    def _end_epoch(self) -> None:
-        """Validate, then save the finished epoch; an interruption of the validation saves what comes before it."""
-        self._check_weights()
-        finished, options = self.epoch + 1, self.config.train
-        if finished % options.validate_every == 0 or finished == options.epochs:
-            try:
-                # Several processes cannot break off, each somewhere else: a signal waits for the end.
-                with self.stop.at_once() if parallel.size() == 1 else nullcontext():
-                    self._validate(finished)
-            except KeyboardInterrupt:
-                self._save()
-                raise
-        self.epoch, self.step = finished, 0
-        self._save()
-        (signal,) = parallel.highest(self.stop.noted or 0)
-        if signal:
-            raise interruption(signal)
-
-    def _save(self) -> None:
-        """By the first process; the others give it what is their own."""
-        random = parallel.gather(self._random_state())
-        if parallel.is_first():
-            save_checkpoint(self.run.checkpoint("last"), self.state(random))
-        self.saved_at, self.saved = (self.epoch, self.step), time.monotonic()
-
-    def _step(self, indices: Tensor) -> dict[str, Tensor]:
-        """A step on the batch ``indices`` (B,), of which this process takes its share; the losses of all of it."""
-        share = indices[parallel.rank() :: parallel.size()]
-        weight = 1.0 if len(share) else 0.0  # a batch of less videos than processes: some train on one for nothing
+    def step(self, indices: Tensor) -> dict[str, Tensor]:
+        """Take an optimizer step on the videos at ``indices`` (B,), shared by all processes. Returns the losses."""
+        share = indices[distributed.rank() :: distributed.world_size()]
+        weight = 1.0 if len(share) else 0.0  # a process without a video computes one that does not count
         batch = self.train_data.batch(share if len(share) else indices[:1])
-        targets = build_targets(
-            batch.segments, batch.labels, len(self.split.seen), batch.features.shape[1], self.config.loss.center
-        )
-        sizes = Sizes.of(targets).over_processes(weight)
-        with names_compiler():
-            total, losses = self.objective(batch.features, targets, sizes)
+        targets = build_targets(batch.segments, batch.labels, len(self.split.seen), batch.features.shape[1])
+        normalizers = LossNormalizers.of(targets).over_processes(weight)
+        with _compiler_errors():
+            total, losses = self.train_step(batch.features, targets, normalizers)
             self.optimizer.zero_grad()
-            self.scaler.scale(total * (weight * parallel.size())).backward()  # of the gradients the mean is taken
+            # times the number of processes, because the gradients' mean is taken
+            self.scaler.scale(total * (weight * distributed.world_size())).backward()
         if self.config.train.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        values = torch.stack([total, *losses.values()]).detach()
-        return dict(zip(("total", *losses), parallel.total(weight * values).unbind(), strict=True))
+        values = distributed.all_reduce(weight * torch.stack([total, *losses.values()]).detach())
+        return dict(zip(("total", *losses), values.unbind(), strict=True))
 
-    def _log_interval(self, seconds: float, bar: tqdm) -> None:
-        means = {name: float(losses.mean()) for name, losses in _stack(self.since).items()}
-        if not all(map(math.isfinite, means.values())):
-            raise StaleError(
-                f"the loss is not finite in epoch {self.epoch + 1} ({_show(means)}); the last good checkpoint "
-                "is kept; lower train.learning_rate or use train.precision=float32"
-            )
-        bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()}, refresh=False)
-        step = self.epoch * self.batches + self.step
-        record = {"epoch": self.epoch + 1, "step": step, **means, "seconds_a_step": seconds / len(self.since)}
-        self.records.add(record, {f"loss/{name}": value for name, value in means.items()})
-
-    def _check_weights(self) -> None:
-        """A finite loss can have a gradient that is not; weights spoilt by it must not replace the last checkpoint."""
-        spoilt = [name for name, weights in self.model.named_parameters() if not weights.isfinite().all()]
-        if spoilt:
-            raise StaleError(
-                f"weights are not finite after epoch {self.epoch + 1} ({name_some(spoilt)}); the checkpoints of the "
-                "epochs before are kept; lower train.learning_rate or use train.precision=float32"
-            )
-
-    def _validate(self, epoch: int) -> None:
-        """Detect the seen classes in the held-out seen videos; the best mAP so far makes the best checkpoint."""
-        figure = held_out_map(self.model, self.held_out, self.split.seen, self.config, self.precision)
-        candidate = {"epoch": epoch, "mAP": figure}
+    def validate(self, epoch: int) -> float:
+        """Detect seen classes in held-out videos. The best mAP so far makes the checkpoint ``best.pt``."""
+        score = held_out_map(self.model, self.held_out, self.split.seen, self.config)
+        result: dict[str, Any] = {"epoch": epoch, "mAP": score}
         if self.test_data is not None:
-            candidate["unseen_loss"] = unseen_loss(
-                self.model,
-                self.criterion,
-                self.test_data,
-                self.split.unseen,
-                self.config.train.batch_size,
-                self.precision,
-            )
-        if is_better(candidate, self.best):
-            if parallel.is_first():
-                content = {"model": self.model.state_dict(), **self.input, "best": candidate, "epoch": epoch}
-                save_checkpoint(self.run.checkpoint("best"), content)
-            self.best = candidate  # once it is on disk: broken off in between, the validation is repeated
-        self.records.add({"epoch": epoch, "held_out_mAP": figure}, {"held-out seen mAP": figure})
-        _log.info("epoch %d: held-out seen mAP %.4f (best %.4f)", epoch, figure, self.best["mAP"])
+            train_step, unseen = self._train_step(self.split.unseen), len(self.split.unseen)
+            result["unseen_loss"] = unseen_loss(train_step, self.test_data, unseen, self.config.train.batch_size)
+            better = result["unseen_loss"] < self.best.get("unseen_loss", math.inf)
+        else:
+            better = score > self.best["mAP"]  # a tie is not
+        if better:
+            self.best = result
+            if distributed.is_main_process():
+                save_checkpoint(self.run.checkpoint("best"), self._weights(epoch))
+        self._record({"epoch": epoch, "held_out_mAP": score})
+        return score
 
-    def state(self, random: list[dict[str, Tensor]]) -> dict[str, Any]:
-        """All that a continued run needs.
-
-        Args:
-            random: the state of every process's random numbers.
-        """
-        return {
-            "model": self.model.state_dict(),
-            **self.input,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "epoch": self.epoch,
-            "step": self.step,
-            "since": _stack(self.since),
-            "best": self.best,
-            "random": random[0],
-            "random_of_others": random[1:],
-        }
-
-    def _random_state(self) -> dict[str, Tensor]:
+    def save(self, epoch: int) -> None:
+        """Write ``last.pt``, from which the run can be resumed after ``epoch``."""
         random = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
-        return random
+        of_processes = distributed.gather(random)
+        if distributed.is_main_process():
+            optimizer, scaler = self.optimizer.state_dict(), self.scaler.state_dict()
+            content = {**self._weights(epoch), "optimizer": optimizer, "scaler": scaler, "random": of_processes}
+            save_checkpoint(self.run.checkpoint("last"), content)
+        self.epoch = epoch
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take up the ``state`` of an earlier process.
-
-        Raises:
-            StaleError: it is of another model, or lacks something.
-        """
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from the checkpoint ``state``; a StaleError if it is not one of this model in training."""
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
-            self.epoch, self.best, self.step = state["epoch"], state["best"], state.get("step", 0)
-            self._restore_random([state["random"], *state.get("random_of_others", [])])
-            losses = {name: values.to(self.device).unbind() for name, values in state.get("since", {}).items()}
+            self.epoch, self.best = state["epoch"], state["best"]
+            if distributed.rank() < len(state["random"]):  # a further process keeps its own
+                random = state["random"][distributed.rank()]
+                torch.set_rng_state(random["cpu"])
+                if "cuda" in random and self.device.type == "cuda":
+                    torch.cuda.set_rng_state(random["cuda"], self.device)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:300]
-            where = self.run.checkpoint("last")
-            raise StaleError(f"{where} is of another model or of no training, it cannot go on: {reason}") from error
-        self.since = [dict(zip(losses, step, strict=True)) for step in zip(*losses.values(), strict=True)]
-        self.saved_at = (self.epoch, self.step)
-        _log.info("continuing %s", _place(self.epoch, self.step))
+            fault = f"is of another model or not of training: {' '.join(str(error).split())[:300]}"
+            raise StaleError(f"cannot resume, {self.run.checkpoint('last')} {fault}") from error
 
-    def _restore_random(self, random: list[dict[str, Tensor]]) -> None:
-        """A process's own; one that is more than there were keeps its fresh numbers."""
-        if parallel.rank() < len(random):
-            own = random[parallel.rank()]
-            torch.set_rng_state(own["cpu"])
-            if "cuda" in own and self.device.type == "cuda":
-                torch.cuda.set_rng_state(own["cuda"], self.device)
+    def _weights(self, epoch: int) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), **self._features, "epoch": epoch, "best": self.best}
 
+    def _train_step(self, classes: tuple[str, ...]) -> TrainStep:
+        prompts = self.model.text.tokenize(phrases(classes)).to(self.device)
+        return TrainStep(self.model, self.criterion, prompts, self.precision)
 
-def _place(epoch: int, step: int) -> str:
-    """Where a run goes on, in words."""
-    if step:
-        return f"in epoch {epoch + 1}, after step {step}"
-    return f"after epoch {epoch}" if epoch else "from the start"
+    def _record(self, record: Mapping[str, Any]) -> None:
+        """Append a line to history.jsonl, and its values to TensorBoard's curves."""
+        if not distributed.is_main_process():
+            return
+        append_text(self.run.history, json.dumps(record) + "\n")
+        if self._board is not None:
+            for name in record.keys() - {"epoch", "step"}:
+                self._board.add_scalar(name, record[name], record.get("step", record["epoch"]))
 
 
-def _stack(losses: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Name → losses of the steps (S)."""
-    return {name: torch.stack([step[name] for step in losses]) for name in (losses[0] if losses else ())}
+class TrainStep(nn.Module):
+    """Model and losses as one module, which can be distributed and compiled as a whole.
+
+    ``prompts`` are those of the K classes, on the model's device. ``precision`` is the model's; losses are in float32.
+    """
+
+    def __init__(self, model: Stale, criterion: Criterion, prompts: Prompts, precision: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.criterion, self.prompts, self.precision = model, criterion, prompts, precision
+        K, N, rank = len(prompts.tokens), distributed.world_size(), distributed.rank()
+        count = math.ceil(K / N)  # of classes in a process; the last may compute some again
+        share = torch.arange(rank * count, (rank + 1) * count) % K
+        self._share = Prompts(prompts.tokens[share], prompts.end[share])
+        self._fixed_text: Tensor | None = None
+
+    def forward(
+        self, features: Tensor, targets: Targets, normalizers: LossNormalizers
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Features (B, T, D) → the weighted sum of the losses, and each by name, unweighted."""
+        given_mask = targets.foreground.float() if self.model.mask_given else None
+        with autocast(features.device, self.precision):
+            outputs = self.model(features, self._text(), given_mask)
+        return self.criterion(outputs, targets, normalizers)
+
+    def _text(self) -> Tensor:
+        """Text features (K, C), of which each process computes a share; computed once if nothing of it is trained."""
+        if not self.model.text.fixed:
+            return distributed.all_gather(self.model.text(self._share).float())[: len(self.prompts.tokens)]
+        if self._fixed_text is None:
+            self._fixed_text = self.model.text(self.prompts)
+        return self._fixed_text
 
 
-def _show(means: dict[str, float]) -> str:
+def _compile_or_distribute(train_step: TrainStep, compiled: bool) -> nn.Module:
+    if distributed.world_size() == 1:
+        if compiled:
+            train_step.compile()  # at its first call, and again at the first batch of another size
+        return train_step
+    if compiled:
+        raise StaleError("train.compile=true is for one process: communication cannot be compiled; set it false")
+    # Static: every step trains the same parameters, which with some settings are not all.
+    parallel = DistributedDataParallel(train_step, static_graph=True, gradient_as_bucket_view=True)
+    parallel.broadcast_buffers = False  # the only buffer, the token embedding, never changes
+    return parallel
+
+
+@contextmanager
+def _compiler_errors() -> Iterator[None]:
+    """Turn errors of torch.compile inside the block into a StaleError that says how to do without it."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise StaleError(f"train.compile=true: torch cannot compile the step here ({reason}): set it false") from error
+
+
+def _means(losses: Sequence[Mapping[str, Tensor]], epoch: int) -> dict[str, float]:
+    """The mean of each loss over the steps; a StaleError if one is not finite."""
+    means = {name: float(torch.stack([step[name] for step in losses]).mean()) for name in losses[0]}
+    if not all(map(math.isfinite, means.values())):
+        raise StaleError(f"the loss is not finite in epoch {epoch} ({_show(means)}); {_NOT_FINITE}")
+    return means
+
+
+def _show(means: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in means.items())
+
+
+def _saved_state(config: Config, run: RunFolder, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+    """The checkpoint to resume from, None for a new run; a StaleError if the folder is not free for either."""
+    files, other = run.own_files(), "choose another --output"
+    if files and not run.config.is_file():
+        raise StaleError(f"{run.path} holds {files[0].name} but no config.yaml: no run of ours; {other}")
+    if files and not (resume or overwrite):
+        raise StaleError(
+            f"{run.path} already holds a run: continue it with --resume, replace it with --overwrite, or {other}"
+        )
+    if not files or not resume:
+        return None
+    changed = [key for key in differing_keys(config, load_config([run.config])) if key not in _FREE]
+    if changed:
+        raise StaleError(f"{run.path} holds a run with another {name_some(changed)}; use its value, or {other}")
+    last = run.checkpoint("last")
+    return load_checkpoint(last) if last.exists() else None
+
+
+def _check_same_data(state: Mapping[str, Any], data: TrainingData, run: RunFolder) -> None:
+    """Raise a StaleError if features or annotations have changed at unchanged paths."""
+    require_same_backbone(Backbone.of(state.get("features", {})), data.backbone, "the features now")
+    now, advice = f"{run.path}: the features now", "use those, or another --output"
+    require_same_width(state["feature_width"], data.feature_width, now, advice)
+    earlier = read_json(run.split, "split of the run") if run.split.exists() else {}
+    changed = [name for name, value in _split_record(data).items() if earlier and earlier.get(name) != value]
+    if changed:
+        what = f"the data have changed since the run began ({name_some(changed)} differ)"
+        raise StaleError(f"{run.split}: {what}: restore them, or choose another --output")
+
+
+def _split_record(data: TrainingData) -> dict[str, Any]:
+    record = {"source": data.split.source, "seen": list(data.split.seen), "unseen": list(data.split.unseen)}
+    return {**record, "held_out": [video.id for video in data.held_out.videos]}
+
+
+def _truncate_history(path: Path, epoch: int) -> None:
+    """Drop the lines after ``epoch``, which is trained again, and a line that was not written completely."""
+    kept = []
+    for line in read_text(path, "history").splitlines(keepends=True) if path.exists() else ():
+        with suppress(json.JSONDecodeError, KeyError, TypeError):
+            if json.loads(line)["epoch"] <= epoch:
+                kept.append(line)
+    write_text(path, "".join(kept))
+
+
+# Validation
+
+
+def held_out_map(model: Stale, held_out: VideoDataset, seen: Sequence[str], config: Config) -> float:
+    """Average mAP of the seen classes in the held-out videos. The processes share the work, and all get the result."""
+    options = config.detection.model_copy(update={"oracle": "none"})  # an oracle is for test videos only
+    device = model.background.device
+    with autocast(device, choose_precision(config.train.precision, device)):
+        classes = class_features(model, seen)
+        results = detect(model, held_out.videos, held_out.features, classes, options=options, progress=False)
+    average = math.nan
+    if distributed.is_main_process():
+        average = evaluate_results(held_out.videos, results, seen, facts(config.data.dataset).tious).average
+    return distributed.gather(average)[0]
+
+
+@torch.no_grad()
+def unseen_loss(train_step: nn.Module, test: VideoDataset, num_classes: int, batch_size: int) -> float:
+    """Loss on the unseen TEST classes [C], which zero-shot training must not use. Every process computes all of it."""
+    train_step.eval()
+    total = 0.0
+    for indices in torch.arange(len(test), device=test.features.device).split(batch_size):
+        batch = test.batch(indices)
+        targets = build_targets(batch.segments, batch.labels, num_classes, batch.features.shape[1])
+        total += float(train_step(batch.features, targets, LossNormalizers.of(targets))[0]) * len(indices)
+    return total / len(test)

@@ -1,1 +1,1 @@
-"""From video files to snippet features: decoding, CLIP's preprocessing, CLIP's image tower."""
+"""From video files to snippet features: decoding, CLIP's preprocessing, CLIP's image encoder."""

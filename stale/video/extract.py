@@ -1,23 +1,26 @@
-"""Snippet features of videos: times, frames, CLIP.
+"""Extract snippet features of videos, in memory or into a folder.
 
 N snippets, L frames a snippet, C feature width. Snippet i of N is centred at (i + 0.5) / N of the duration, so that
-the snippets cover the video exactly, as the rest of the project takes them.
+the snippets cover the video exactly, as everywhere in this project.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
+from stale.data.dataset import read_ahead
+from stale.data.features import read_sidecar
 from stale.errors import StaleError
-from stale.video.decode import Ahead, VideoInfo, frames_at, probe
-from stale.video.encoder import ImageEncoder
-from stale.video.preprocess import crop
+from stale.io import atomic_path, write_json
+from stale.video.frames import VideoInfo, frames_at, probe
+from stale.video.image_encoder import ImageEncoder, crop
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Sampling:
             raise StaleError("a snippet length goes with a stride, both in frames of the video")
 
     def times(self, info: VideoInfo) -> np.ndarray:
-        """The times (N, L) in seconds of the frames of each snippet, inside the video."""
+        """Times (N, L) in seconds of the frames of each snippet, inside the video."""
         rate = self.fps if self.stride is None else info.frame_rate / self.stride
         count = max(1, round(info.duration * rate))
         centres = (np.arange(count) + 0.5) * info.duration / count
@@ -48,17 +51,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class VideoFeatures:
-    """One video's features.
+    """One video's features, and a few of its frames as the encoder saw them."""
 
-    Attributes:
-        features: (N, C) float16.
-        duration: in seconds.
-        thumbnails: a few (time in seconds, image (R, R, 3) uint8), as the tower saw them.
-    """
-
-    features: np.ndarray
-    duration: float
-    thumbnails: tuple[tuple[float, np.ndarray], ...] = ()
+    features: np.ndarray  # (N, C) float16
+    duration: float  # seconds
+    thumbnails: tuple[tuple[float, np.ndarray], ...] = ()  # time in seconds, image (R, R, 3) uint8
 
     @property
     def fps(self) -> float:
@@ -66,41 +63,88 @@ class VideoFeatures:
         return len(self.features) / self.duration
 
 
-@dataclass(frozen=True)
-class _Frames:
-    """A batch on its way to the encoder: images (B, R, R, 3), and for each the places in times.flat it fills."""
+@dataclass
+class ExtractionReport:
+    """Ids of videos done now and finished earlier, and path → reason of the broken ones."""
 
-    times: np.ndarray
-    duration: float
-    places: list[list[int]]
-    images: np.ndarray
+    done: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    broken: dict[str, str] = field(default_factory=dict)
+
+
+def extract_features(
+    videos: Sequence[Path],
+    folder: Path,
+    encoder: ImageEncoder,
+    sampling: Sampling,
+    *,
+    batch_size: int = 64,
+    workers: int = 2,
+) -> ExtractionReport:
+    """Write ``video.npy`` and its record ``video.json`` of each video into ``folder``; finished videos are skipped.
+
+    It is a StaleError if ``folder`` is a file, or holds features of another backbone or sampling.
+    """
+    if folder.suffix in (".h5", ".hdf5") or (folder.exists() and not folder.is_dir()):
+        raise StaleError(
+            f"{folder}: features are written into a folder, which scripts/pack_features.py packs; name one"
+        )
+    settings = {**encoder.backbone.as_dict(), "sampling": str(sampling)}
+    report, todo = ExtractionReport(), []
+    for path in videos:
+        file = folder / f"{path.stem}.npy"
+        if not file.is_file():
+            todo.append(path)
+            continue
+        recorded = read_sidecar(file)
+        for name in ("backbone", "weights_sha256", "sampling"):
+            if recorded.get(name) != settings.get(name):
+                raise StaleError(
+                    f"{folder} holds features of '{path.stem}' with another {name} ({recorded.get(name)}, now "
+                    f"{settings.get(name)}): choose another --output, or delete what lies there"
+                )
+        report.skipped.append(path.stem)
+    with tqdm(total=len(videos), initial=len(report.skipped), desc="extract", unit="video", dynamic_ncols=True) as bar:
+        for path, result in encode_videos(todo, encoder, sampling, batch_size=batch_size, workers=workers):
+            if isinstance(result, StaleError):
+                report.broken[str(path)] = str(result)
+            else:
+                record = {"fps": result.fps, "duration": result.duration, **settings}
+                write_json(folder / f"{path.stem}.json", record)  # first: the .npy, once there, counts as finished
+                with atomic_path(folder / f"{path.stem}.npy") as temporary:
+                    np.save(temporary, result.features)
+                report.done.append(path.stem)
+            bar.set_postfix_str(path.stem, refresh=False)
+            bar.update()
+    return report
 
 
 def encode_videos(
     paths: Iterable[Path],
     encoder: ImageEncoder,
     sampling: Sampling,
+    *,
     batch_size: int = 64,
     workers: int = 2,
     thumbnails: int = 0,
 ) -> Iterator[tuple[Path, VideoFeatures | StaleError]]:
-    """Features of each video, in order; of a broken one the error instead.
+    """Encode each video, in order; a broken one gives its error instead.
 
-    Args:
-        batch_size: frames the tower sees at once.
-        workers: videos decoded at the same time, in the background.
-        thumbnails: how many frames a video to keep.
+    The encoder gets ``batch_size`` frames at once, ``workers`` videos are decoded at the same time in the background,
+    and ``thumbnails`` frames of each video are kept.
     """
-    rest, started = iter(paths), deque()
+    rest = iter(paths)
+    started: deque[tuple[Path, Generator[tuple[_Frames, _Frames], None, None]]] = deque()
     try:
         while True:
             for path in islice(rest, workers - len(started)):
-                started.append((path, Ahead(_decode(path, encoder.resolution, sampling, batch_size))))
+                frames = _decode(path, encoder.resolution, sampling, batch_size)
+                started.append((path, read_ahead(lambda batch: batch, frames, depth=2)))
             if not started:
                 return
             path, batches = started[0]
             try:
-                result: VideoFeatures | StaleError = _encode(batches, encoder, thumbnails)
+                result: VideoFeatures | StaleError = _encode((batch for batch, _ in batches), encoder, thumbnails)
             except StaleError as error:
                 result = error
             batches.close()
@@ -111,16 +155,14 @@ def encode_videos(
             batches.close()
 
 
-def encode_video(path: Path, encoder: ImageEncoder, sampling: Sampling, thumbnails: int = 0) -> VideoFeatures:
-    """Features of one video.
+@dataclass(frozen=True)
+class _Frames:
+    """A batch for the encoder: images (B, R, R, 3), and for each the indices into times.flat at which it is shown."""
 
-    Raises:
-        StaleError: it is broken.
-    """
-    ((_, result),) = encode_videos([path], encoder, sampling, thumbnails=thumbnails)
-    if isinstance(result, StaleError):
-        raise result
-    return result
+    times: np.ndarray
+    duration: float
+    indices: list[list[int]]
+    images: np.ndarray
 
 
 def _decode(path: Path, resolution: int, sampling: Sampling, batch_size: int) -> Generator[_Frames, None, None]:
@@ -128,28 +170,23 @@ def _decode(path: Path, resolution: int, sampling: Sampling, batch_size: int) ->
     info = probe(path)
     times = sampling.times(info)
     order = np.argsort(times, axis=None, kind="stable")
-    places: list[list[int]] = []
-    images: list[np.ndarray] = []
-    for wanted, frame in frames_at(path, times.flat[order]):
-        places.append(order[wanted].tolist())
-        images.append(crop(frame, resolution))
-        if len(images) == batch_size:
-            yield _Frames(times, info.duration, places, np.stack(images))
-            places, images = [], []
-    if images:
-        yield _Frames(times, info.duration, places, np.stack(images))
+    frames = frames_at(path, times.flat[order])
+    while batch := [(order[at].tolist(), crop(frame, resolution)) for at, frame in islice(frames, batch_size)]:
+        yield _Frames(times, info.duration, [at for at, _ in batch], np.stack([image for _, image in batch]))
 
 
 def _encode(batches: Iterable[_Frames], encoder: ImageEncoder, thumbnails: int) -> VideoFeatures:
+    """Average the features of each snippet's frames, and keep ``thumbnails`` evenly spaced frames."""
     total, kept, batch = None, [], None
     for batch in batches:
         if total is None:
             total = np.zeros((len(batch.times), encoder.width), dtype=np.float32)
             wanted = set(((np.arange(thumbnails) + 0.5) * batch.times.size / max(thumbnails, 1)).astype(int).tolist())
-        for places, image, feature in zip(batch.places, batch.images, encoder.encode(batch.images), strict=True):
-            np.add.at(total, np.array(places) // batch.times.shape[1], feature)
-            kept += [(float(batch.times.flat[place]), image) for place in places if place in wanted]
+        for indices, image, feature in zip(batch.indices, batch.images, encoder.encode(batch.images), strict=True):
+            np.add.at(total, np.array(indices) // batch.times.shape[1], feature)
+            kept += [(float(batch.times.flat[index]), image) for index in indices if index in wanted]
+    assert total is not None and batch is not None  # every video has a frame, or decoding raises
     mean = total / batch.times.shape[1]
     if not np.isfinite(mean).all() or np.abs(mean).max() > np.finfo(np.float16).max:
-        raise StaleError("the image tower gives values that half precision cannot hold: are its weights sound?")
+        raise StaleError("the image encoder gives values that half precision cannot hold: are its weights sound?")
     return VideoFeatures(mean.astype(np.float16), batch.duration, tuple(kept))

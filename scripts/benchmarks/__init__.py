@@ -1,1 +1,0 @@
-"""The benches of ``scripts/bench.py``, a file each: our fast path beside the plain reference it must equal."""

@@ -1,0 +1,249 @@
+"""A trained run applied to any video and any class names: ``stale.load``, ``inference.py``.
+
+N snippets as extracted, T as the model takes them, D feature width, K classes, C joint width.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stale import distributed
+from stale.checkpoint import load_checkpoint
+from stale.config import Config
+from stale.data.annotations import Video, match_video_id
+from stale.data.classes import NamedClass, parse_classes
+from stale.data.dataset import load_features, rescale
+from stale.data.features import (
+    Backbone,
+    check_features,
+    load_npy,
+    open_features,
+    read_sidecar,
+    recorded_number,
+    require_same_backbone,
+    require_same_width,
+)
+from stale.data.selection import classes_of, load_annotations, load_test_data
+from stale.detection.oracle import describe_oracle
+from stale.detection.run import ClassFeatures, VideoDetections, class_features, detect_batch, write_test_detections
+from stale.device import choose_device, out_of_memory_hint
+from stale.errors import StaleError
+from stale.model.stale import Stale, restore_model
+from stale.run_folder import BASELINES, RunFolder, log_into, start_logging
+from stale.video.extract import Sampling, VideoFeatures, encode_videos
+from stale.video.image_encoder import ImageEncoder
+
+CHOSEN_ON = "mAP of held-out training videos, seen classes"
+CHOSEN_ON_UNSEEN = "LOSS ON THE UNSEEN TEST CLASSES (as the released code; not zero-shot)"
+
+Classes = Sequence[str] | Mapping[str, Sequence[str]] | Sequence[NamedClass]
+DetectionsOrErrors = Iterator[tuple[str, VideoDetections | StaleError]]
+
+_log = logging.getLogger(__name__)
+
+
+def load(run: str | Path, checkpoint: str = "best", device: str | None = None) -> Detector:
+    """Load a trained run; see :func:`stale.load`."""
+    folder = RunFolder(Path(run))
+    config = folder.load_config()
+    path = folder.checkpoint(checkpoint)
+    state = load_checkpoint(path)
+    setting = "--device" if device else "train.device"
+    chosen = distributed.local_device(choose_device(device or config.train.device, setting), setting)
+    model = restore_model(config, state, path).to(chosen).eval()
+    backbone = Backbone.of(state.get("features", {}))
+    chosen_on = f"nothing: epoch {state['epoch']}"
+    if checkpoint == "best":
+        best = state["best"]
+        chosen_on = f"{CHOSEN_ON_UNSEEN if 'unseen_loss' in best else CHOSEN_ON}, epoch {best['epoch']}"
+    return Detector(config, model, backbone=backbone, feature_width=int(state["feature_width"]), chosen_on=chosen_on)
+
+
+@dataclass
+class Detector:
+    """A trained run, ready for any video and any class names."""
+
+    config: Config
+    model: Stale  # on its device
+    backbone: Backbone  # the image encoder of the features it was trained on, as far as they recorded it
+    feature_width: int  # D
+    chosen_on: str  # what its checkpoint was chosen on
+    _vocabulary: tuple[Any, ClassFeatures] | None = field(default=None, init=False, repr=False)  # the last one
+
+    def detect(
+        self,
+        features: np.ndarray | Tensor,
+        fps: float = 5.0,
+        classes: Classes = (),
+        templates: Sequence[str] = (),
+        name: str = "video",
+    ) -> VideoDetections:
+        """Detect ``classes`` in one video's features.
+
+        Args:
+            features: (N, D) snippets in order, snippet i centred at (i + 0.5) / fps seconds.
+            classes: any names; ``"name | another phrase"`` or name → phrases describes a class by several phrases,
+                whose text features are averaged.
+            templates: texts with ``{}`` for the phrase, averaged as well; default: the run's own prompt.
+        """
+        array = features.detach().cpu().numpy() if isinstance(features, Tensor) else np.asarray(features)
+        array = check_features(array, f"features of '{name}'")
+        if not fps > 0:
+            raise StaleError(f"fps is {fps}: say how many snippets a second the features of '{name}' have")
+        require_same_width(self.feature_width, array.shape[1], f"features of '{name}'")
+        snippets = rescale(torch.from_numpy(array), self.config.tested_snippets)
+        video = Video(name, "", len(array) / fps, ())
+        return self._detect_one(video, snippets, self.class_features(classes, templates))
+
+    def detect_video(self, path: str | Path, classes: Classes, **options: Any) -> VideoDetections:
+        """Detect ``classes`` in a video file; ``options`` are those of :meth:`detect_videos`."""
+        ((_, result),) = self.detect_videos([Path(path)], classes, **options)
+        if isinstance(result, StaleError):
+            raise result
+        return result
+
+    def detect_videos(
+        self,
+        paths: Sequence[Path],
+        classes: Classes,
+        fps: float = 5.0,
+        templates: Sequence[str] = (),
+        image_weights: str | Path | None = None,
+    ) -> DetectionsOrErrors:
+        """(id, detections) of each video file, decoded ahead in the background; of a broken one the error."""
+        encoder, sampling = self.load_encoder(image_weights), Sampling(fps)
+        self.class_features(classes, templates)  # a bad vocabulary stops before anything is decoded
+        for path, result in encode_videos(paths, encoder, sampling, thumbnails=10):
+            if isinstance(result, VideoFeatures):
+                found = self.detect(result.features, result.fps, classes, templates, name=path.stem)
+                yield path.stem, replace(found, thumbnails=result.thumbnails)
+            else:
+                yield path.stem, result
+
+    def detect_stored(
+        self, sources: Sequence[Path], classes: Classes, fps: float | None = None, templates: Sequence[str] = ()
+    ) -> DetectionsOrErrors:
+        """(id, detections or the error) of each video's features; ``fps`` is the rate where none is recorded."""
+        self.class_features(classes, templates)
+        stored = [(source, *entry) for source in sources for entry in _stored(source)]  # all exist, or none is begun
+        for source, video_id, load_array in stored:
+            try:
+                array, recorded = load_array()
+                where = f"features of '{video_id}' in {source}"
+                require_same_backbone(self.backbone, Backbone.of(recorded), f"the {where}")
+                rate = fps or recorded_number(recorded, "fps", where)
+                if not rate:
+                    raise StaleError(f"features {source} record no rate: say how many a second with --fps")
+                yield video_id, self.detect(array, rate, classes, templates, name=video_id)
+            except StaleError as error:
+                yield video_id, error
+
+    def detect_annotated(self, video_id: str, vocabulary: str = "unseen") -> VideoDetections:
+        """Detect the ``unseen``, ``seen`` or ``all`` classes in an annotated video, for its picture."""
+        videos, split = load_annotations(self.config.data)
+        known = match_video_id(video_id, videos)
+        if known is None:
+            near = difflib.get_close_matches(video_id, videos, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise StaleError(f"video '{video_id}' is not in {self.config.data.annotations}{hint}")
+        classes = class_features(self.model, classes_of(split, vocabulary))
+        features = load_features([known], open_features(self.config.data.features), self.config.tested_snippets)
+        return self._detect_one(videos[known], features[0], classes)
+
+    def load_encoder(self, image_weights: str | Path | None = None) -> ImageEncoder:
+        """Load the image encoder for videos, which must be the one of the features that the run was trained on.
+
+        ``image_weights`` is a file or a name such as ``ViT-B/16``; default: the CLIP weights of the run's text encoder.
+        """
+        source = image_weights or self.config.model.text.weights
+        try:
+            encoder = ImageEncoder.load(source, self.model.background.device)
+        except StaleError as error:
+            hint = "" if image_weights else "; name the image encoder of the run's features with --image-weights"
+            raise StaleError(f"{error}{hint}") from None
+        require_same_backbone(self.backbone, encoder.backbone, f"features by {source}")
+        require_same_width(self.feature_width, encoder.width, f"features by {source}")
+        return encoder
+
+    def class_features(self, classes: Classes, templates: Sequence[str] = ()) -> ClassFeatures:
+        """Labels and text features (K, C) of any class names; those of the last vocabulary are kept."""
+        named = parse_classes(classes)
+        key = (tuple(named), tuple(templates))
+        if self._vocabulary is None or self._vocabulary[0] != key:
+            self._vocabulary = key, class_features(self.model, named, templates)
+        return self._vocabulary[1]
+
+    def _detect_one(self, video: Video, features: Tensor, classes: ClassFeatures) -> VideoDetections:
+        """Detect in one video, features (n·T, D)."""
+        with out_of_memory_hint("data.num_snippets", self.config.data.num_snippets, "; train again with fewer"):
+            (found,) = detect_batch(self.model, [video], features[None], classes, options=self.config.detection)
+        return found
+
+
+def infer(
+    run: RunFolder,
+    checkpoint: str = "best",
+    vocabulary: str = "unseen",
+    device: str | None = None,
+    oracle: str | None = None,
+) -> None:
+    """Detect in a run's test videos, and write the results files of the model and of the training-free baselines.
+
+    ``vocabulary`` is ``unseen``, ``seen`` or ``all`` classes. With ``oracle`` (``masks`` or ``proposals``) ground truth
+    takes a prediction's place; the file has a name of its own, and no baselines are written.
+    """
+    kept = start_logging()
+    detector = load(run.path, checkpoint, device)
+    if distributed.is_main_process():
+        log_into(run.log, kept)
+    config, model = detector.config, detector.model
+    if oracle:
+        config = config.model_copy(update={"detection": config.detection.model_copy(update={"oracle": oracle})})
+    test, data = load_test_data(config, vocabulary), config.data
+    features = data.features if isinstance(data.features, str) else " + ".join(data.features)
+    require_same_backbone(detector.backbone, test.store.backbone(), f"features {features}")
+    require_same_width(detector.feature_width, test.store.width, f"features {features}", "use those")
+    protocol = {
+        "dataset": data.dataset,
+        "setting": data.setting,
+        "split": data.number,
+        "split_source": test.split.source,
+        "subset": data.tested_subset,
+        "vocabulary": vocabulary,
+        "classes": test.classes,
+        "unseen_classes": list(test.split.unseen),
+        "annotations": data.annotations,
+        "features": features,
+        "checkpoint": checkpoint,
+        "checkpoint_chosen_on": detector.chosen_on,
+        "oracle": describe_oracle(config),
+        "skipped_videos": test.skipped,
+    }
+    files = {"model": run.detections(vocabulary, oracle)}
+    if not oracle and test.store.width == model.text.output_width:
+        files |= {name: run.baselines(name, vocabulary) for name in BASELINES}
+    elif not oracle:
+        _log.warning("training-free baselines left out: the features do not lie in the text encoder's space")
+    write_test_detections(model, config, test, files=files, protocol=protocol)
+    _log.info("%d videos, %d classes → %s", len(test.videos), len(test.classes), files["model"])
+
+
+def _stored(source: Path) -> Iterator[tuple[str, Any]]:
+    """(id, function that loads the array and its record) of each video in a source of features."""
+    if source.suffix == ".npy" and not source.is_dir():
+        if not source.exists():
+            raise StaleError(f"features not found: {source}")
+        yield source.stem, lambda: (load_npy(source), read_sidecar(source))
+        return
+    store = open_features(source)
+    for video_id in sorted(store.ids):
+        yield video_id, lambda video_id=video_id: (store.read(video_id), store.attributes(video_id))

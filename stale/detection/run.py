@@ -1,0 +1,255 @@
+"""From features to detections: the one loop over batches of videos, and what a batch goes through.
+
+The test set, validation, own videos and pictures all take :func:`detect_batch`. Each batch of the test set is loaded
+from disk while the one before is worked on, and written before the next. Several processes (``torchrun``) share the
+batches; rank 0 writes.
+
+B videos, T snippets (n·T with temporal upsampling), D feature width, K classes under test, C joint width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from stale import distributed
+from stale.config import Config, DetectionConfig
+from stale.data.annotations import Video
+from stale.data.classes import NamedClass, fill_template, phrase
+from stale.data.dataset import load_features, read_ahead
+from stale.data.selection import TestData, phrases
+from stale.detection.baselines import OPTIONS as BASELINE
+from stale.detection.baselines import baseline_proposals
+from stale.detection.decode import Proposals, class_scores, classify_proposals, decode
+from stale.detection.oracle import true_masks, true_segments
+from stale.detection.soft_nms import soft_nms
+from stale.detection.writers import results_file, table
+from stale.device import out_of_memory_hint
+from stale.io import remove_leftovers
+from stale.model.stale import Outputs, Stale, training_free_text
+from stale.segments import snippets_to_seconds
+
+VideoResults = dict[str, list[dict[str, Any]]]  # video id → detections by falling score, segments in seconds
+Loaded = TypeVar("Loaded")
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class ClassFeatures:
+    """A vocabulary: K labels and their text features (K, C), on the model's device."""
+
+    labels: list[str]
+    text: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class VideoDetections(Sequence):
+    """One video's detections, and the scores and the mask they come from. A sequence of its detections.
+
+    Attributes:
+        video: with its duration and, if it has any, its ground truth.
+        classes: the K labels under test.
+        detections: ``{"segment": [start, end] seconds, "label", "score"}`` by falling score.
+        class_scores: P without the background (K, T).
+        foreground: L (T,), None for a model without a representation mask.
+        threshold: θ_bin, the threshold of L.
+        thumbnails: a few (time in seconds, image (H, W, 3) uint8), where the video itself was decoded.
+    """
+
+    video: Video
+    classes: list[str]
+    detections: list[dict[str, Any]]
+    class_scores: np.ndarray
+    foreground: np.ndarray | None
+    threshold: float
+    thumbnails: Sequence[tuple[float, np.ndarray]] = ()
+
+    def __len__(self) -> int:
+        return len(self.detections)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.detections[index]
+
+    def __str__(self) -> str:
+        return table(self.video.id, self.detections)
+
+
+@torch.inference_mode()
+def class_features(model: Stale, classes: Sequence[str | NamedClass], templates: Sequence[str] = ()) -> ClassFeatures:
+    """Encode a vocabulary once: a class is the mean of its phrases, each of unit length, in every template.
+
+    Args:
+        classes: labels of a data set, or classes with phrases of their own.
+        templates: texts with ``{}`` for the phrase; default: the model's own prompt.
+    """
+    model.eval()
+    named = [NamedClass(item, (phrase(item),)) if isinstance(item, str) else item for item in classes]
+    texts = [fill_template(item.phrases, templates) if templates else item.phrases for item in named]
+    return ClassFeatures([item.label for item in named], model.text.describe(texts, "{}" if templates else None))
+
+
+def detect(
+    model: Stale,
+    videos: Sequence[Video],
+    features: Tensor,
+    classes: ClassFeatures,
+    *,
+    options: DetectionConfig,
+    progress: bool = True,
+) -> VideoResults:
+    """Detect ``classes`` in every video, batch by batch. Several processes share the work; rank 0 has the results.
+
+    Args:
+        features: (videos, n·T, D) on any device; batches move to the model's.
+
+    Returns:
+        Every video's detections, an empty list where nothing was found.
+    """
+
+    def work(part: slice, block: Tensor) -> VideoResults:
+        return _by_video(detect_batch(model, videos[part], block, classes, options=options))
+
+    found = _over_batches(len(videos), features.__getitem__, work, size=options.batch_size, progress=progress)
+    return {video: detections for results in found for video, detections in results.items()}
+
+
+def _over_batches(
+    count: int, load: Callable[[slice], Loaded], work: Callable[[slice, Loaded], Found], *, size: int, progress: bool
+) -> Iterator[Found]:
+    """Yield on rank 0 the result of each batch of ``size`` videos, loaded ahead and shared by the processes."""
+    batches = [slice(first, min(first + size, count)) for first in range(0, count, size)]
+
+    def own() -> Iterator[Found]:
+        for part, loaded in read_ahead(load, distributed.shard(batches)):
+            with out_of_memory_hint("detection.batch_size", size, "; a run's config.yaml may be changed there"):
+                found = work(part, loaded)
+            del loaded  # or it would be in memory while the batch after the next is loaded
+            yield found
+
+    with tqdm(total=count, desc="detect", unit="video", leave=False, disable=not progress) as bar:
+        for found, part in zip(distributed.gather_in_order(own(), len(batches)), batches, strict=False):
+            yield found
+            bar.update(part.stop - part.start)
+
+
+# One batch
+
+
+@torch.inference_mode()
+def detect_batch(
+    model: Stale, videos: Sequence[Video], features: Tensor, classes: ClassFeatures, *, options: DetectionConfig
+) -> list[VideoDetections]:
+    """Detect ``classes`` in one batch of videos, features (B, n·T, D) on any device."""
+    model.eval()
+    features = features.to(model.background.device).float()
+    outputs, proposals = propose(model, videos, features, classes, options=options)
+    results = to_results(videos, proposals, classes.labels, options)
+    scores = class_scores(outputs, options).cpu().numpy()
+    masks = [None] * len(videos) if outputs.foreground is None else outputs.foreground.float().cpu().numpy()
+    threshold = model.config.masking.threshold
+    return [
+        VideoDetections(video, classes.labels, results[video.id], P, foreground=L, threshold=threshold)
+        for video, P, L in zip(videos, scores, masks, strict=True)
+    ]
+
+
+def propose(
+    model: Stale, videos: Sequence[Video], features: Tensor, classes: ClassFeatures, *, options: DetectionConfig
+) -> tuple[Outputs, Proposals]:
+    """A batch's outputs and proposals, both in T snippets; ground truth is used only for an oracle.
+
+    Args:
+        features: (B, n·T, D) on the model's device: the model sees them at T snippets, proposals from the foreground
+            alone are found at all n·T.
+    """
+    coarse = model.coarsen(features)
+    num_snippets, device = coarse.shape[1], coarse.device
+    oracle_mask = None
+    if model.mask_given or options.oracle == "masks":
+        oracle_mask = true_masks(videos, classes.labels, num_snippets).to(device)
+    outputs = model(coarse, classes.text, oracle_mask)
+    if options.video_score:
+        outputs = replace(outputs, video_cosine=model.video_cosine(coarse, classes.text))
+    if options.oracle == "proposals":
+        segments, known = true_segments(videos, classes.labels, num_snippets)
+        return outputs, classify_proposals(outputs, segments.to(device), known.to(device).float(), options)
+    finer = oracle_mask is None and features is not coarse and options.proposals != "masks"
+    return outputs, decode(outputs, options, model.predict_foreground(features) if finer else None)
+
+
+def to_results(
+    videos: Sequence[Video], proposals: Proposals, labels: Sequence[str], options: DetectionConfig
+) -> VideoResults:
+    """SoftNMS over a batch's proposals, then seconds (to the millisecond) and class labels."""
+    picked, scores = soft_nms(proposals.segments, proposals.scores, proposals.labels, options)  # B × P
+    segments = proposals.segments.gather(1, picked.unsqueeze(2).expand(-1, -1, 2)).double().cpu()  # B × P × 2
+    durations = torch.tensor([video.duration for video in videos], dtype=torch.float64).view(-1, 1, 1)
+    seconds = snippets_to_seconds(segments, durations, proposals.num_snippets).tolist()
+    numbers = proposals.labels.gather(1, picked).tolist()
+    results: VideoResults = {}
+    for video, *rows in zip(videos, seconds, numbers, scores.tolist(), strict=True):
+        results[video.id] = [
+            {"segment": [round(start, 3), round(end, 3)], "label": labels[number], "score": score}
+            for (start, end), number, score in zip(*rows, strict=True)
+            if score > 0
+        ]
+    return results
+
+
+# A run's test videos
+
+
+def write_test_detections(
+    model: Stale, config: Config, test: TestData, *, files: Mapping[str, Path], protocol: Mapping[str, Any]
+) -> None:
+    """Write the results files of the model and of training-free baselines in a single pass over the features.
+
+    Args:
+        files: ``model``, and names of baselines → file.
+        protocol: how the model's detections were made.
+    """
+    options, device = config.detection, model.background.device
+    classes = class_features(model, test.classes)
+    if len(files) > 1:
+        text = training_free_text(config.model, phrases(test.classes)).to(device)
+    lengths = {name: config.tested_snippets if name == "model" else config.data.num_snippets for name in files}
+
+    def load(part: slice) -> dict[int, Tensor]:
+        ids = [video.id for video in test.videos[part]]
+        return {length: load_features(ids, test.store, length) for length in set(lengths.values())}
+
+    @torch.inference_mode()
+    def work(part: slice, features: dict[int, Tensor]) -> dict[str, VideoResults]:
+        videos, found = test.videos[part], {}
+        features = {length: block.to(device) for length, block in features.items()}
+        for name, length in lengths.items():
+            block = features[length]
+            if name == "model":
+                found[name] = _by_video(detect_batch(model, videos, block, classes, options=options))
+            else:
+                found[name] = to_results(videos, baseline_proposals(name, block, text), test.classes, BASELINE)
+        return found
+
+    no_training = {"checkpoint": "none", "checkpoint_chosen_on": "nothing: training-free", "oracle": "none"}
+    writes = distributed.is_main_process()
+    with ExitStack() as stack:
+        write = {}
+        for name, path in files.items() if writes else ():
+            remove_leftovers(path)
+            made_by = {**protocol, **({} if name == "model" else no_training)}
+            write[name] = stack.enter_context(results_file(path, protocol=made_by))
+        for found in _over_batches(len(test.videos), load, work, size=options.batch_size, progress=writes):
+            for name, results in found.items():
+                write[name](results)
+
+
+def _by_video(found: Sequence[VideoDetections]) -> VideoResults:
+    return {item.video.id: item.detections for item in found}

@@ -1,0 +1,180 @@
+"""Detections as files and tables: ActivityNet results JSON, CSV, WebVTT, SubRip.
+
+A detection is ``{"segment": [start, end] seconds, "label", "score"}``.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stale.errors import StaleError, printable
+from stale.io import atomic_path, file_name, write_json, write_text
+from stale.version import __version__
+
+Detection = Mapping[str, Any]
+
+
+def results_json(results: Mapping[str, Sequence[Detection]], **extra: Any) -> dict[str, Any]:
+    """ActivityNet's results format; ``extra`` keys say how the results were made, and other readers ignore them."""
+    external = {"used": False, "details": ""}
+    return {"version": f"stale {__version__}", "external_data": external, **extra, "results": dict(results)}
+
+
+@contextmanager
+def results_file(path: Path, **extra: Any) -> Iterator[Callable[[Mapping[str, Sequence[Detection]]], None]]:
+    """Write :func:`results_json` part by part, so that memory does not grow with the number of videos.
+
+    Yields:
+        A function that writes the detections of further videos. The file appears at the end, or not at all.
+    """
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(results_json({}, **extra), ensure_ascii=False).removesuffix("}}"))
+        separator = ""
+
+        def write(results: Mapping[str, Sequence[Detection]]) -> None:
+            nonlocal separator
+            for name, detections in results.items():
+                file.write(f"{separator}{json.dumps(name)}: {json.dumps(detections, ensure_ascii=False)}")
+                separator = ", "
+
+        yield write
+        file.write("}}\n")
+
+
+def table(title: str, detections: Sequence[Detection]) -> str:
+    """A table with a line for each detection, in the order given: start, end, class, score."""
+    if not detections:
+        return printable(f"{title}: nothing found")
+    width = max(5, *(len(item["label"]) for item in detections))
+    lines = [f"{'start':>9}  {'end':>9}  {'class':<{width}}  score"]
+    for item in detections:
+        start, end = map(clock, item["segment"])
+        lines.append(f"{start:>9}  {end:>9}  {item['label']:<{width}}  {item['score']:.3f}")
+    return "\n".join(map(printable, [title, *lines]))
+
+
+def csv_text(results: Mapping[str, Sequence[Detection]]) -> str:
+    """Columns video, start and end (seconds), class, score; quoted where a name needs it."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["video", "start", "end", "class", "score"])
+    for video, detections in results.items():
+        for item in detections:
+            start, end = item["segment"]
+            writer.writerow([video, f"{start:.3f}", f"{end:.3f}", item["label"], f"{item['score']:.6f}"])
+    return text.getvalue()
+
+
+def vtt_text(detections: Sequence[Detection]) -> str:
+    """WebVTT (W3C), a cue for each detection, with markup characters escaped."""
+    return "\n".join(
+        ["WEBVTT\n", *(f"{times}\n{html.escape(text, quote=False)}\n" for times, text in _cues(detections))]
+    )
+
+
+def srt_text(detections: Sequence[Detection]) -> str:
+    """SubRip, a cue for each detection. It has no escapes: a word joiner keeps < and { from opening a tag."""
+    cues = enumerate(_cues(detections), start=1)
+    safe = ((number, times.replace(".", ","), re.sub(r"([<{])", "\\1\u2060", text)) for number, (times, text) in cues)
+    return "\n".join(f"{number}\n{times}\n{text}\n" for number, times, text in safe)
+
+
+def clock(seconds: float) -> str:
+    """``1:02.5``: minutes, seconds and tenths; hours where there are any."""
+    tenths = round(seconds * 10)
+    minutes, rest = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{minutes}:{rest / 10:04.1f}"
+    return f"{hours}:{text:0>7}" if hours else text
+
+
+def _cues(detections: Sequence[Detection]) -> Iterator[tuple[str, str]]:
+    """(times, text) by rising start; a cue lasts at least a millisecond, the resolution of the formats."""
+
+    def stamp(seconds: float) -> str:
+        minutes, milliseconds = divmod(round(seconds * 1000), 60_000)
+        return f"{minutes // 60:02}:{minutes % 60:02}:{milliseconds // 1000:02}.{milliseconds % 1000:03}"
+
+    for item in sorted(detections, key=lambda item: item["segment"]):
+        start, end = item["segment"]
+        yield f"{stamp(start)} --> {stamp(max(end, start + 0.001))}", f"{item['label']} {item['score']:.2f}"
+
+
+@dataclass(frozen=True)
+class OutputFiles:
+    """Which files to write; None writes none.
+
+    Attributes:
+        results: results JSON of all detections.
+        csv, vtt, srt, picture: the ``top`` best detections of a video that score at least ``min_score``. ``vtt``,
+            ``srt`` and ``picture`` are a file where there is a ``single`` video, else a folder.
+    """
+
+    results: Path
+    csv: Path | None = None
+    vtt: Path | None = None
+    srt: Path | None = None
+    picture: Path | None = None
+    single: bool = False
+    top: int = 20
+    min_score: float = 0.0
+
+
+def write_detections(
+    found: Iterable[tuple[str, Any]],
+    files: OutputFiles,
+    made_by: Mapping[str, Any],
+    show: Callable[[str], None] = print,
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
+    """Show each video's table and write its files as soon as it is done, and the files of all videos at the end.
+
+    Args:
+        found: (video id, :class:`stale.detection.run.VideoDetections` or the error of a broken one).
+        made_by: how the detections were made, for the results JSON.
+        show: takes the table of a video.
+
+    Returns:
+        All detections by video, and video → reason of those that failed.
+    """
+    results: dict[str, list[dict[str, Any]]] = {}
+    broken: dict[str, str] = {}
+    best: dict[str, list[Detection]] = {}
+    for video_id, detections in found:
+        if isinstance(detections, StaleError):
+            broken[video_id] = str(detections)
+        elif video_id in results:
+            broken[video_id] = f"a second video is named '{video_id}': detect in it by itself"
+        else:
+            results[video_id] = detections.detections
+            ranked = sorted(detections, key=lambda item: -item["score"])
+            best[video_id] = [item for item in ranked if item["score"] >= files.min_score][: files.top]
+            show(table(video_id, best[video_id]))
+            _write_video(detections, best[video_id], files)
+    if results:
+        write_json(files.results, results_json(results, made_by=dict(made_by)), indent=1)
+        if files.csv:
+            write_text(files.csv, csv_text(best))
+    return results, broken
+
+
+def _write_video(detections: Any, best: Sequence[Detection], files: OutputFiles) -> None:
+    """Write one video's subtitles and picture."""
+    for folder, suffix in ((files.vtt, ".vtt"), (files.srt, ".srt"), (files.picture, ".png")):
+        if folder is None:
+            continue
+        path = folder if files.single else folder / f"{file_name(detections.video.id)}{suffix}"
+        if suffix == ".png":
+            from stale import plot  # matplotlib is imported only where a picture is drawn
+
+            plot(detections, path, top=len(best))
+        else:
+            write_text(path, vtt_text(best) if suffix == ".vtt" else srt_text(best))

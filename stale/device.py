@@ -1,0 +1,76 @@
+"""The device and precision to compute in, determinism, and running out of memory as an error in one line."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+
+from stale.errors import StaleError
+
+
+def choose_device(name: str, setting: str = "train.device") -> torch.device:
+    """The device called ``name``; ``auto`` is the GPU if there is one.
+
+    A name that is unknown, or of a GPU that is not there, is a StaleError, in which ``setting`` names the choice.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", name):
+        raise StaleError(f"{setting} '{name}' is unknown; use auto, cpu, cuda or cuda:N")
+    device, count = torch.device(name), torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        usable = f"only {count} GPU{'s are' if count > 1 else ' is'} usable" if count else "no GPU is usable"
+        raise StaleError(f"{setting} is {name}, but {usable} here; use auto or cpu")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype called ``name``; ``auto`` is bfloat16 on a GPU and float32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return getattr(torch, name)
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[None]:
+    """Multiply matrices in ``precision`` inside the block; float32 changes nothing."""
+    enabled = precision is not torch.float32
+    return torch.autocast(device.type, precision if enabled else torch.bfloat16, enabled=enabled)
+
+
+@contextmanager
+def out_of_memory_hint(setting: str, value: int, advice: str = "") -> Iterator[None]:
+    """Turn running out of memory inside the block into a StaleError that says to lower ``setting``, now ``value``."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            where = "GPU"
+        elif isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # a plain RuntimeError
+            where = "main"
+        else:
+            raise
+        raise StaleError(f"out of {where} memory: lower {setting} (now {value}){advice}") from error
+
+
+@contextmanager
+def determinism(wanted: bool) -> Iterator[None]:
+    """Use deterministic algorithms inside the block, if ``wanted``; a StaleError if the device lacks one."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
+    previous = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        reason = str(error).partition(". ")[0]
+        raise StaleError(f"train.deterministic=true cannot be kept on this device ({reason}): set it false") from error
+    finally:
+        torch.use_deterministic_algorithms(previous)

@@ -1,0 +1,140 @@
+"""What a reader sees of an evaluation: the protocol that decides what a number means, and tables in per cent.
+
+Tables for the terminal are at most 100 columns wide. ``metrics`` is always the content of ``metrics.json``.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stale.errors import StaleError, name_some, printable
+
+WIDTH = 100
+MOST_THRESHOLDS = 7  # of more thresholds a table shows the first, the middle and the last
+NOT_STATED = "not stated"
+RANDOM, TOP1_LABEL, EXTERNAL_LABEL = "random", "top1_label_whole_video", "external_label_whole_video"
+ROW_NAMES = {
+    "whole_video": "training-free: top-1 label, whole video",
+    "snippets": "training-free: thresholded snippets",
+    RANDOM: "random: every class, whole video",
+    TOP1_LABEL: "top-1 label, whole video (no localization)",
+    EXTERNAL_LABEL: "external label, whole video (no localization)",
+}
+
+
+def describe(protocol: Mapping[str, Any]) -> str:
+    """A protocol (see :func:`stale.evaluation.assess.assess`) in one line, with ``|`` between its parts."""
+    split = "" if protocol["split"] is None else f", split {protocol['split']}"
+    source = f" ({protocol['split_source']})" if protocol["split_source"] else ""
+    skipped = f", {protocol['skipped_videos']} skipped" if protocol["skipped_videos"] else ""
+    checkpoint = f"{protocol['checkpoint']}, chosen on {protocol['checkpoint_chosen_on']}"
+    counts = f"{protocol['num_videos']} videos{skipped}, {protocol['num_instances']} instances"
+    parts = [
+        protocol["dataset"],
+        f"setting {protocol['setting']}{split}{source}",
+        f"subset {protocol['subset']}: {counts}, {protocol['num_classes']} classes ({protocol['vocabulary']})",
+        f"tIoU {format_tious(protocol['tious'])}",
+        f"duplicates {protocol['duplicates']}",
+        f"external scores {protocol['external_scores']}",
+        *([] if protocol["oracle"] == "none" else [f"ORACLE: {protocol['oracle']}"]),
+        *([] if protocol["ground_truth"] == "all" else [f"ground truth {protocol['ground_truth']}"]),
+        *([] if protocol["features"] == NOT_STATED else [f"features {protocol['features']}"]),
+        f"checkpoint {NOT_STATED if protocol['checkpoint'] == NOT_STATED else checkpoint}",
+    ]
+    return "protocol: " + " | ".join(parts)
+
+
+def protocol_lines(line: str) -> str:
+    """The parts of a protocol line, each on a line of its own."""
+    first, *parts = line.split(" | ")
+    wrapped = [textwrap.wrap(part, WIDTH - 2, subsequent_indent="  ") for part in parts]
+    return "\n".join([first, *(f"  {piece}" for pieces in wrapped for piece in pieces)])
+
+
+def format_tious(tious: Sequence[float]) -> str:
+    """``0.50:0.05:0.95`` for even steps, else the thresholds one by one."""
+    steps = {round(after - before, 6) for before, after in zip(tious, tious[1:], strict=False)}
+    if len(tious) > 2 and len(steps) == 1:
+        return f"{tious[0]:.2f}:{steps.pop():.2f}:{tious[-1]:.2f}"
+    return ", ".join(f"{value:.2f}" for value in tious)
+
+
+def check_tious(tious: Sequence[float]) -> tuple[float, ...]:
+    """The thresholds; a StaleError if there are none, one is not in (0, 1], or one is given twice."""
+    wrong = [value for value in tious if not isinstance(value, (int, float)) or not 0 < value <= 1]
+    if wrong or not tious:
+        raise StaleError(f"tIoU thresholds lie in (0, 1], not {wrong[:1]}; 30 % is 0.3")
+    if len({threshold_key(value) for value in tious}) < len(tious):
+        raise StaleError(f"a tIoU threshold is given twice (two decimals count): {list(tious)}")
+    return tuple(float(value) for value in tious)
+
+
+def threshold_key(tiou: float) -> str:
+    """A threshold as the key of a JSON object: ``0.50``."""
+    return f"{tiou:.2f}"
+
+
+def report(metrics: Mapping[str, Any]) -> str:
+    """The report of one evaluation: protocol, tables, problems."""
+    recall = {f"AR@{k}": value for k, value in metrics["average_recall"].items()}
+    measures = {**recall, "top-1": metrics["top1_accuracy"]}
+    parts = [
+        protocol_lines(metrics["protocol"]["line"]),
+        map_table("mAP, %", result_rows(metrics)),
+        text_table(["recall and accuracy, %", *measures], [["detections", *map(percent, measures.values())]]),
+    ]
+    if metrics["groups"]:
+        parts.append(map_table("mAP, %", [("all classes", metrics), *metrics["groups"].items()]))
+    classes = sorted(metrics["per_class"].items(), key=lambda item: -(item[1]["average"] or 0.0))
+    named = [(f"{label} ({row['num_ground_truth']})", {**row, "average_mAP": row["average"]}) for label, row in classes]
+    parts.append(map_table("AP, %, by class (instances)", named))
+    for one in metrics["problems"]:
+        names = printable(name_some(one["names"]))
+        parts.append(f"warning: {one['count']} with {one['kind']}: {names}; {one['treatment']}")
+    return "\n\n".join(parts)
+
+
+def result_rows(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The detections, the rows to compare them with, and where the error sits, each with its name."""
+    external = ", external scores" if EXTERNAL_LABEL in metrics["trivial"] else ""
+    rows = {**metrics["trivial"], **metrics["baselines"]}
+    return [
+        (f"detections{external}", metrics),
+        *((ROW_NAMES.get(name, name), row) for name, row in rows.items()),
+        ("detected segments, true labels", metrics["detected_segments_true_labels"]),
+        ("true segments, predicted labels", metrics["true_segments_predicted_labels"]),
+        ("class-agnostic", metrics["class_agnostic"]),
+    ]
+
+
+def map_table(title: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """A table of named ``{"mAP": {"0.50": fraction}, "average_mAP": fraction}``."""
+    keys = shown_thresholds(rows[0][1]["mAP"])
+    cells = [[name, *(percent(row["mAP"][key]) for key in keys), percent(row["average_mAP"])] for name, row in rows]
+    return text_table([title, *keys, "average"], cells)
+
+
+def shown_thresholds(by_threshold: Mapping[str, Any]) -> list[str]:
+    """The thresholds that a table has room for."""
+    keys = list(by_threshold)
+    return keys if len(keys) <= MOST_THRESHOLDS else [keys[0], keys[len(keys) // 2], keys[-1]]
+
+
+def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text, the first left-aligned and cut to fit."""
+    table = [[printable(cell) for cell in row] for row in (heads, *rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(heads))]
+    widths[0] = max(8, min(widths[0], WIDTH - sum(2 + width for width in widths[1:])))
+    lines = []
+    for name, *cells in table:
+        short = name if len(name) <= widths[0] else name[: widths[0] - 1] + "…"
+        aligned = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        lines.append("  ".join([short.ljust(widths[0]), *aligned]))
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def percent(value: float | None) -> str:
+    """A fraction in per cent with two decimals; a dash where there is none."""
+    return "–" if value is None else f"{100 * value:.2f}"

@@ -1,0 +1,127 @@
+"""Atomic writing of files, and loading of text and JSON with errors in one line."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import io
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stale.errors import StaleError
+
+HARMLESS = 64 << 20  # bytes that an unpacked file may always have
+MAX_RATIO = 100  # limit of unpacked to packed size beyond: JSON has 10, a decompression bomb 1000
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``, which replaces ``path`` when the block succeeds.
+
+    If the system refuses to write, that is a StaleError, and the file that was there stays.
+    """
+    path, temporary = Path(path), None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # else a power cut after the replacement could leave an empty file
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
+        temporary.replace(path)
+    except OSError as error:
+        raise StaleError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove temporary files that killed processes left beside ``path``. No process may be writing there."""
+    path = Path(path)
+    for leftover in path.parent.glob(f".{glob.escape(path.stem)}.{'?' * 8}{glob.escape(path.suffix)}"):
+        leftover.unlink(missing_ok=True)
+
+
+def file_name(name: str) -> str:
+    """The stem of a file for the video id ``name``. Different ids have different stems, and none leaves its folder.
+
+    Separators, control characters, a leading dot and characters that Windows forbids are percent-encoded.
+    """
+
+    def encode(character: str) -> str:
+        return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogatepass"))
+
+    encoded = "".join(c if c.isprintable() and c not in '%/\\:*?"<>|' else encode(c) for c in name)
+    return encode(".") + encoded[1:] if encoded.startswith(".") else encoded
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` to ``path`` atomically, in UTF-8."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def append_text(path: str | Path, text: str) -> None:
+    """Append ``text`` to ``path``, in UTF-8. On a full disk the last line can be incomplete."""
+    try:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise StaleError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
+    """Write ``value`` as JSON to ``path`` atomically."""
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """Load the UTF-8 text of ``path``, unpacked if it begins as gzip; errors call it ``what``."""
+    try:
+        content = Path(path).read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            limit = max(HARMLESS, MAX_RATIO * len(content))
+            with gzip.open(io.BytesIO(content)) as file:
+                content = file.read(limit + 1)
+            if len(content) > limit:
+                raise StaleError(f"{what} {path} unpacks to more than {limit >> 20} MB: refused")
+        return content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise StaleError(f"{what} not found: {path}") from None
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise StaleError(f"{what} cannot be read: {path}: {error}") from error
+
+
+def read_json(path: str | Path, what: str, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """Load the JSON value in ``path``; errors call the file ``what``."""
+    text = read_text(path, what)
+    try:
+        if "\\ud" in text or "\\uD" in text:  # JSON can encode half a character, which cannot be written or printed
+            json.dumps(json.loads(text), ensure_ascii=False).encode()
+        return json.loads(text, object_pairs_hook=pairs_hook)
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, or a number of thousands of digits
+        raise StaleError(f"{what} is not valid JSON: {path}: {error}") from error
+
+
+def refuse_zip_bomb(path: str | Path, what: str, ratio: int = MAX_RATIO) -> None:
+    """Refuse a zip archive, as torch's files are, that unpacks to more than ``ratio`` times its size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile):
+        return  # the caller's loader reports what is wrong
+    packed = Path(path).stat().st_size
+    if unpacked > max(HARMLESS, ratio * packed):
+        raise StaleError(f"{what} {path} unpacks from {packed:,} to {unpacked:,} bytes: refused")

@@ -1,0 +1,203 @@
+"""Compare results with the published ones and with those measured before, in Markdown and in per cent."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stale.errors import StaleError
+from stale.evaluation.aggregate import AVERAGE, OTHER, SYSTEM, aggregate, protocol_line, read_runs
+from stale.io import read_json, read_text, write_json
+from stale.reproduce.catalog import SETTING_TITLES, Row, Table
+from stale.reproduce.plan import Cell
+from stale.run_folder import RunFolder
+
+LEAST_TOLERANCE = 0.01  # one point of mAP: processors round differently, and training amplifies it
+# The tIoUs of the published tables, by data set.
+_COLUMNS = {"thumos14": ("0.30", "0.40", "0.50", "0.60", "0.70"), "activitynet": ("0.50", "0.75", "0.95")}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of a table under one setting of classes. Columns are tIoUs and the average; mAP are fractions."""
+
+    setting: str
+    row: Row
+    runs: Mapping[int, Path]  # the folders of the finished splits, of ``planned`` ones
+    planned: int
+    ours: Mapping[str, Mapping[str, Any]]  # column → mean, std, values; empty if nothing is finished
+    protocol: str  # of ``ours``
+    paired: Mapping[str, Mapping[str, Any]]  # column → this row minus the row ``paired_with``, over the splits of both
+    paired_with: str
+    published: Mapping[str, float]  # column → result; empty if none was published or could be checked
+    source: str
+    comparable: bool  # whether ours and the published result use the same features
+
+    def difference(self, column: str) -> float | None:
+        """Return ours minus the published result, None where they cannot be compared."""
+        if not self.comparable or column not in self.ours or column not in self.published:
+            return None
+        return self.ours[column]["mean"] - self.published[column]
+
+
+def columns_of(dataset: str) -> tuple[str, ...]:
+    """Return the columns of a data set's tables."""
+    return (*_COLUMNS.get(dataset, _COLUMNS["activitynet"]), AVERAGE)
+
+
+def make_lines(
+    table: Table, cells: Sequence[Cell], dataset: str, published: Sequence[Mapping[str, str]], *, comparable: bool
+) -> list[Line]:
+    """Collect the finished runs of ``cells``, with the published results of the same rows."""
+    by_key = {(cell.setting, cell.row.key): cell for cell in cells}
+    runs = {
+        key: {job.config.data.number: job.folder for job in cell.jobs if cell.test not in job.unfinished()}
+        for key, cell in by_key.items()
+    }
+    names = {column: "avg" if column == AVERAGE else f"m{column[2:]}" for column in columns_of(dataset)}
+    lines = []
+    for (setting, key), cell in by_key.items():
+        row, mine = cell.row, runs[setting, key]
+        ours, paired, protocol = {}, {}, ""
+        if mine:
+            content = aggregate(read_runs(list(mine.values()), cell.test.metrics))
+            ours = content["rows"][SYSTEM]
+            # The epoch differs between runs.
+            protocol = re.sub(r", epoch \d+", "", protocol_line(content)).removeprefix("protocol: ")
+        other = by_key.get((setting, row.baseline))
+        theirs = runs.get((setting, row.baseline), {})
+        both = [split for split in mine if split in theirs]
+        if other and both:
+            first = read_runs([mine[split] for split in both], cell.test.metrics)
+            second = read_runs([theirs[split] for split in both], other.test.metrics)
+            paired = aggregate(first, second)["paired"][OTHER]
+        wanted = (table.published, dataset, SETTING_TITLES[setting], row.method, row.variant)
+        columns = ("table", "dataset", "split", "method", "variant")
+        known = next((entry for entry in published if tuple(entry[name] for name in columns) == wanted), {})
+        results = {column: float(known[name]) / 100 for column, name in names.items() if known.get(name)}
+        found = (setting, row, mine, len(cell.jobs), ours, protocol, paired, other.row.name if other else "")
+        lines.append(Line(*found, results, known.get("source", ""), comparable))
+    return lines
+
+
+def read_published(path: Path) -> list[dict[str, str]]:
+    """Load the published results, in per cent, each with its source."""
+    rows = list(csv.DictReader(io.StringIO(read_text(path, "published results"))))
+    wanted = {"table", "dataset", "split", "method", "variant", "source", "avg"}
+    if not rows or not wanted <= set(rows[0]):
+        raise StaleError(f"published results {path}: the columns {', '.join(sorted(wanted))} are expected")
+    return rows
+
+
+def to_markdown(table: Table, lines: Sequence[Line], dataset: str, removed: Mapping[str, Any] | None = None) -> str:
+    """Format the table in per cent: published, ours as mean ± std over splits, the difference, and ``removed`` rows."""
+    columns = columns_of(dataset)
+    parts = [f"## {table.title}: {dataset}"]
+    for setting in dict.fromkeys(line.setting for line in lines):
+        of_setting = [line for line in lines if line.setting == setting]
+        rows = [["", "mAP, %", *columns], ["---", "---", *["---:"] * len(columns)]]
+        rows += [row for line in of_setting for row in _markdown_rows(line, columns)]
+        grid = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        parts.append(f"### {SETTING_TITLES[setting]}\n\n{grid}\n\n{_notes(of_setting)}")
+    if removed:
+        gone = [f"* {row['name']}: {_percent(row['average_mAP'], row['std'])}" for row in removed["rows"].values()]
+        parts.append(f"### Removed settings, last in commit {removed['code']}\n\n" + "\n".join(gone))
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_rows(line: Line, columns: Sequence[str]) -> list[list[str]]:
+    name, rows = f"**{line.row.name}**", []
+    if line.published:
+        source = line.source if line.comparable else f"{line.source}; CLIP features, not comparable"
+        rows.append([name, f"published ({source})", *[_percent(line.published.get(column)) for column in columns]])
+    runs = f"{line.planned} run{'s' if line.planned > 1 else ''}"
+    runs = runs if len(line.runs) == line.planned else f"{len(line.runs)} of {runs}"
+    rows.append(["" if rows else name, f"ours ({runs})", *[_spread(line.ours.get(column)) for column in columns]])
+    if line.published and line.ours and line.comparable:
+        rows.append(["", "difference", *[_percent(line.difference(column), sign="+") for column in columns]])
+    if line.paired:
+        cells = [_spread(line.paired.get(column), "+") for column in columns]
+        rows.append(["", f"paired with {line.paired_with}", *cells])
+    return rows
+
+
+def _notes(lines: Sequence[Line]) -> str:
+    """List each protocol with its rows, and the remarks on rows."""
+    protocols: dict[str, list[str]] = {}
+    for line in lines:
+        if line.protocol:
+            protocols.setdefault(line.protocol, []).append(line.row.name)
+    texts = [f"{', '.join(names)}: {protocol}" for protocol, names in protocols.items()]
+    texts += [f"{line.row.name}: {line.row.note}" for line in lines if line.row.note]
+    return "\n".join(f"* {text}" for text in texts) or "* no run is finished"
+
+
+def to_expected(lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
+    """Return complete rows by ``setting/row``, each with its tolerance: two standard errors, at least one point."""
+    rows = {}
+    for line in lines:
+        if line.ours and len(line.runs) == line.planned:
+            cell = line.ours[AVERAGE]
+            commits = {str(read_json(RunFolder(run).split, "split")["revision"]) for run in line.runs.values()}
+            rows[f"{line.setting}/{line.row.key}"] = {
+                "average_mAP": cell["mean"],
+                "std": cell["std"],
+                "tolerance": max(LEAST_TOLERANCE, 2 * (cell["std"] or 0.0) / math.sqrt(len(line.runs))),
+                "splits": list(line.runs),
+                "values": cell["values"],
+                "protocol": line.protocol,
+                "commit": ", ".join(sorted(commits)),
+            }
+    return rows
+
+
+def record(lines: Sequence[Line], known: Mapping[str, Any], path: Path, about: Mapping[str, Any]) -> int:
+    """Save complete rows as expected results, with ``about`` where a row changed; return the number of those."""
+    earlier = known["rows"]
+    changed = {
+        name: {**row, **about}
+        for name, row in to_expected(lines).items()
+        if any(earlier.get(name, {}).get(key) != value for key, value in row.items())
+    }
+    write_json(path, {**known, "rows": {**earlier, **changed}}, indent=1)
+    return len(changed)
+
+
+def read_expected(path: Path) -> dict[str, Any]:
+    """Load a file of expected results: ``rows``, and ``removed`` for rows of settings that the code no longer has."""
+    if not path.is_file():
+        raise StaleError(f"nothing to check against: {path} does not exist; --record writes it from finished runs")
+    content = read_json(path, "expected results")
+    if not isinstance(content, dict) or not isinstance(content.get("rows"), dict):
+        raise StaleError(f"expected results {path}: an object with 'rows' is expected")
+    return content
+
+
+def compare(lines: Sequence[Line], expected: Mapping[str, Any]) -> list[str]:
+    """Describe each row that is out of tolerance, or that has other splits than the expected ones."""
+    faults = []
+    for line in lines:
+        known = expected.get(f"{line.setting}/{line.row.key}")
+        name = f"{SETTING_TITLES[line.setting]} {line.row.key}"
+        if known and list(line.runs) != known["splits"]:
+            faults.append(f"{name}: splits {list(line.runs)} are finished, {known['splits']} are expected")
+        elif known and abs(line.ours[AVERAGE]["mean"] - known["average_mAP"]) > known["tolerance"]:
+            found, wanted, allowed = line.ours[AVERAGE]["mean"], known["average_mAP"], known["tolerance"]
+            faults.append(f"{name}: average mAP {100 * found:.2f}, expected {100 * wanted:.2f} ± {100 * allowed:.2f}")
+    return faults
+
+
+def _percent(value: float | None, std: float | None = None, sign: str = "") -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:{sign}.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
+
+
+def _spread(cell: Mapping[str, Any] | None, sign: str = "") -> str:
+    return _percent(cell["mean"], cell["std"], sign) if cell else "–"

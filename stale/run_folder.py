@@ -1,0 +1,103 @@
+"""The run folder: where each file of a run lies, which files are the run's own, and its log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from logging.handlers import MemoryHandler
+from pathlib import Path
+
+from stale.config import Config, load_config
+from stale.errors import StaleError
+
+VOCABULARIES = ("unseen", "seen", "all")
+BASELINES = ("whole_video", "snippets")  # rows of the training-free baselines
+
+
+class RunFolder:
+    """Paths inside the folder of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"  # resolved
+        self.split = path / "split.json"  # seen and unseen classes, the held-out videos, the git revision
+        self.log = path / "log.txt"  # of all commands
+        self.history = path / "history.jsonl"  # a JSON line for each logging interval and each epoch
+
+    def checkpoint(self, name: str) -> Path:
+        """``best`` or ``last`` of this run, or any other file."""
+        return self.path / "checkpoints" / f"{name}.pt" if name in ("best", "last") else Path(name)
+
+    def detections(self, vocabulary: str, oracle: str | None = None) -> Path:
+        """Detections of the trained model. The plain name is that of the unseen classes without an oracle."""
+        return self.path / f"detections{_suffix(vocabulary)}{f'_oracle_{oracle}' if oracle else ''}.json"
+
+    def baselines(self, row: str, vocabulary: str) -> Path:
+        """Detections of the training-free baseline ``row``."""
+        return self.path / "baselines" / f"{row}{_suffix(vocabulary)}.json"
+
+    def metrics(self, vocabulary: str) -> Path:
+        """Metrics of :meth:`detections`."""
+        return self.path / f"metrics{_suffix(vocabulary)}.json"
+
+    def own_files(self) -> list[Path]:
+        """The existing files that the commands write by default; the configuration last."""
+        possible = [self.checkpoint(name) for name in ("last", "best")]
+        for vocabulary in VOCABULARIES:
+            possible += [self.detections(vocabulary, oracle) for oracle in (None, "masks", "proposals")]
+            possible += [self.baselines(row, vocabulary) for row in BASELINES]
+            possible.append(self.metrics(vocabulary))
+        possible += [*(self.path / "tensorboard").glob("events.out.tfevents.*"), self.split, self.history, self.log]
+        return [path for path in (*possible, self.config) if path.is_file()]
+
+    def clear(self) -> None:
+        """Remove :meth:`own_files` and folders that are then empty. Other files stay."""
+        for file in self.own_files():  # the configuration last: an interrupted removal still leaves a run
+            file.unlink()
+        for name in ("checkpoints", "baselines", "tensorboard"):
+            folder = self.path / name
+            if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def load_config(self) -> Config:
+        """The run's configuration; a StaleError if there is no run here."""
+        if not self.config.is_file():
+            raise StaleError(f"no run in {self.path}: config.yaml is missing; train one with train.py --output")
+        return load_config([self.config])
+
+
+def _suffix(vocabulary: str) -> str:
+    return "" if vocabulary == "unseen" else f"_{vocabulary}"
+
+
+def start_logging() -> MemoryHandler:
+    """Log to stderr, in all processes but the first errors only. :func:`log_into` takes the returned handler."""
+    logger = logging.getLogger("stale")
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    logger.propagate = False
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    console = logging.StreamHandler()
+    console.setFormatter(logging.Formatter("%(message)s"))
+    kept = MemoryHandler(capacity=1, flushOnClose=False)
+    for new in (console, kept):
+        logger.addHandler(new)
+    return kept
+
+
+def log_into(path: Path, kept: MemoryHandler) -> None:
+    """Append the records ``kept`` so far, and all further ones, to the file ``path``."""
+    file = _LogFile(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    kept.setTarget(file)
+    kept.flush()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that cannot be written is one error, not a traceback for every record."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, the name is logging's
+        """Called where writing ``record`` failed."""
+        raise StaleError(f"cannot write {self.baseFilename}: {sys.exc_info()[1]}") from None

@@ -1,0 +1,307 @@
+"""The paper's tables in one command: the plan, running, resuming, and the report. On tiny data."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts import reproduce
+from stale.config import load_config
+from stale.errors import StaleError
+from stale.reproduce.catalog import TABLES, choose_rows
+from stale.reproduce.plan import Cell, Job, Sources, Test, jobs_of, make_plan, missing_inputs, run_jobs
+from stale.reproduce.report import Line, compare, make_lines, read_published, to_expected, to_markdown
+from stale.run_folder import RunFolder
+from tests.helpers import REPOSITORY
+
+SMALL = ("train.epochs=1", "data.splits=null", "model.masking.layers=1", "data.num_snippets=16")
+PUBLISHED = REPOSITORY / "configs" / "published.csv"
+
+
+SCRIPTS = {name: runpy.run_path(f"{REPOSITORY / name}.py", run_name=name) for name in ("train", "inference", "eval")}
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all tables, so that they share their runs."""
+    return tmp_path_factory.mktemp("output")
+
+
+@pytest.fixture
+def run(data: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
+    """Run ``reproduce.py`` with its commands inside this process, and return the commands."""
+    done: list[list[str]] = []
+
+    def in_process(command: Sequence[str], *_: Any) -> int:
+        done.append(list(command[1:]))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", list(command[1:]))
+            SCRIPTS[Path(command[1]).stem]["main"]()
+        return 0
+
+    def run_table(table: str, *more: str, folder: Path = output, settings: Sequence[str] = ()) -> list[list[str]]:
+        done.clear()
+        reproduce.main(arguments(table, data, folder, *more, settings=settings))
+        return list(done)
+
+    monkeypatch.setattr("stale.reproduce.plan.run_process", in_process)
+    return run_table
+
+
+def arguments(table: str, data: Path, output: Path, *more: str, settings: Sequence[str] = ()) -> list[str]:
+    return [table, "--config", str(data), "--output", str(output), "--splits", "0", *more, "--set", *SMALL, *settings]
+
+
+def plan(
+    table: str, data: Path, output: Path, splits: Sequence[int] = (0,), rows: list[str] | None = None, config: Any = ()
+) -> list[Cell]:
+    sources = Sources(REPOSITORY, (data,), SMALL)
+    settings, chosen = config or TABLES[table].settings, choose_rows(TABLES[table], rows)
+    return make_plan(TABLES[table], chosen, settings, splits=splits, output=output, sources=sources)
+
+
+def lines_of(table: str, cells: list[Cell], dataset: str = "tiny", comparable: bool = True) -> list[Line]:
+    return make_lines(TABLES[table], cells, dataset, read_published(PUBLISHED), comparable=comparable)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("table", "rows", "lines"),
+    [
+        ("masking", ["--rows", "none", "gt"], 2),
+        ("error_propagation", [], 4),
+        ("closed_set", ["--rows", "stale", "effprompt"], 2),
+        ("official_code", ["--rows", "stale", "fill_holes", "predicted_videos", "all_held_out", "all"], 5),
+        ("beyond", ["--settings", "75_25"], 4),
+        ("directions", ["--rows", "stale", "proposals"], 2),
+    ],
+)
+def test_every_table_runs(
+    run: Callable, capsys: pytest.CaptureFixture[str], output: Path, table: str, rows: list[str], lines: int
+) -> None:
+    # A fold leaves five videos.
+    settings = {"official_code": ["data.shrink=0.1", "data.drop_shorter=0.2"], "directions": ["data.holdout=0.5"]}
+    more = settings.get(table, [])
+    run(table, *rows, settings=more)
+    text = (output / f"{table}.md").read_text(encoding="utf-8")
+    assert text in capsys.readouterr().out
+    assert text.count("ours (1 run)") == lines
+    assert ": tiny | 1 runs, splits 0 | tIoU" in text
+    assert "epoch" not in text
+    if table in ("masking", "error_propagation"):
+        assert "oracle GROUND-TRUTH MASKS" in text
+    if table == "beyond":
+        assert text.count("| paired with STALE |") == 1
+        assert "vocabulary seen" in text
+    assert not run(table, *rows, settings=more), "finished runs are skipped"
+
+
+def test_rows_of_the_same_training_share_their_run(data: Path, tmp_path: Path) -> None:
+    jobs = jobs_of(plan("error_propagation", data, tmp_path))
+    assert len(jobs) == 2
+    assert jobs[0].tests == [Test("proposals"), Test()]
+    both = {job.folder for name in ("zero_shot", "error_propagation") for job in jobs_of(plan(name, data, tmp_path))}
+    assert len(both) == 8, "runs are shared between tables"
+
+
+def test_rows_fit_every_configuration_and_differ(tmp_path: Path) -> None:
+    for config in ("activitynet", "thumos14_captions"):
+        sources = Sources(REPOSITORY, (REPOSITORY / "configs" / f"{config}.yaml",))
+        for name, table in TABLES.items():
+            cells = make_plan(table, table.rows, table.settings, splits=(0,), output=tmp_path, sources=sources)
+            assert len({(cell.jobs[0].folder, cell.test) for cell in cells}) == len(cells), name
+
+
+def test_the_plan_has_ten_splits_of_both_settings(data: Path, tmp_path: Path) -> None:
+    assert len(jobs_of(plan("zero_shot", data, tmp_path, range(10), ["stale"]))) == 2 * 10
+    assert len(jobs_of(plan("closed_set", data, tmp_path, range(10), ["stale"]))) == 1
+    folds = jobs_of(plan("directions", data, tmp_path, range(10), ["stale"]))
+    assert [job.config.data.fold for job in folds] == [0, 1, 2]
+    assert len({job.folder for job in folds}) == 3
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--rows", "b3"], "zero_shot has no row b3; its rows: b2, b1, effprompt, stale"),
+        (["--settings", "closed"], "has only the settings 75_25, 50_50"),
+        (["--check"], "nothing to check against.*--record"),
+    ],
+)
+def test_impossible_requests_are_refused_at_once(run: Callable, tmp_path: Path, more: list[str], message: str) -> None:
+    with pytest.raises(StaleError, match=message):
+        run("zero_shot", *more, folder=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_inputs_are_named_before_anything_starts(run: Callable, data: Path, tmp_path: Path) -> None:
+    more = ["data.features=[nowhere.h5, neither.h5]", "model.text.weights=text.pt", "model.visual_projection=true"]
+    with pytest.raises(
+        StaleError, match="nowhere.h5 does not exist.*neither.h5.*model.text.weights: text.pt does not exist"
+    ):
+        run("zero_shot", "--rows", "stale", folder=tmp_path, settings=more)
+    assert not (tmp_path / "runs").exists()
+    config = load_config([data], [*SMALL, "model.text.weights=ViT-B/16"])
+    assert missing_inputs([Job(tmp_path, config, (), ())]) == [], "the weights of a named model are downloaded"
+
+
+def test_a_run_of_another_configuration_is_unfinished(run: Callable, data: Path, tmp_path: Path) -> None:
+    run("masking", "--rows", "none", folder=tmp_path)
+    (job,) = jobs_of(plan("masking", data, tmp_path, rows=["none"]))
+    assert not job.unfinished()
+    config = job.folder / "config.yaml"
+    for text in (config.read_text().replace("seed: 0", "seed: 1"), "train: {sede: 1}"):
+        config.write_text(text)
+        assert job.unfinished() == [Test()]
+
+
+@pytest.mark.slow
+def test_a_listed_line_runs_the_whole_job(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = arguments("masking", data, tmp_path, "--rows", "none", "gt", "--list")
+    reproduce.main(more)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.count(" && ") for line in lines] == [2, 2]
+    line = lines[0].replace("python ", f"{shlex.quote(sys.executable)} ")
+    subprocess.run(line, shell=True, check=True, capture_output=True, timeout=120)
+    reproduce.main(more)
+    assert capsys.readouterr().out.splitlines() == lines[1:], "a finished run is no longer listed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait_for", ["config.yaml", "checkpoints/last.pt"])
+def test_a_killed_table_resumes(run: Callable, data: Path, tmp_path: Path, wait_for: str) -> None:
+    more = arguments("masking", data, tmp_path, "--rows", "conv1d")
+    (job,) = jobs_of(plan("masking", data, tmp_path, rows=["conv1d"]))
+    command = [sys.executable, str(REPOSITORY / "scripts" / "reproduce.py"), *more]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}  # also where the package is not installed
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True, env=environment)
+    limit = time.monotonic() + 60
+    while not (job.folder / wait_for).exists() and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)  # the command and its children at once
+    process.wait()
+    run("masking", "--rows", "conv1d", folder=tmp_path)
+    assert not job.unfinished()
+    records = [json.loads(line) for line in RunFolder(job.folder).history.read_text().splitlines()]
+    assert [record["step"] for record in records if "step" in record] == [1, 2]
+
+
+def test_a_failed_run_does_not_stop_the_others(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def half(command: Sequence[str], device: str, files: tuple[Any, Any], *_: Any) -> int:
+        files[0].write(b"error: no such thing\n")
+        return 2 if "model.masking.kind=none" in command else 0
+
+    monkeypatch.setattr("stale.reproduce.plan.run_process", half)
+    with pytest.raises(SystemExit) as stop:
+        reproduce.main(arguments("masking", data, tmp_path, "--rows", "none", "conv1d"))
+    assert stop.value.code == 1
+    printed = capsys.readouterr()
+    assert "train.py failed (2): error: no such thing" in printed.err
+    assert "no run is finished" in printed.out
+
+
+def test_a_run_that_another_process_works_on_is_left_to_it(data: Path, tmp_path: Path) -> None:
+    (job,) = jobs_of(plan("masking", data, tmp_path, rows=["conv1d"]))
+    job.folder.mkdir(parents=True)
+    with (job.folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        failures = run_jobs([job], REPOSITORY)
+    assert failures == {job.name: f"another process is working in {job.folder}"}
+
+
+def test_each_device_runs_one_job_at_a_time(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    working: set[str] = set()
+    used: set[str] = set()
+
+    def pretend(command: Sequence[str], device: str, *_: Any) -> int:
+        assert device not in working
+        working.add(device)
+        time.sleep(0.05)
+        working.remove(device)
+        used.add(device)
+        return 0
+
+    monkeypatch.setattr("stale.reproduce.plan.run_process", pretend)
+    assert run_jobs(jobs_of(plan("masking", data, tmp_path)), REPOSITORY, ["0", "1"]) == {}
+    assert used == {"0", "1"}
+
+
+def test_published_results_have_a_row_each() -> None:
+    rows = read_published(PUBLISHED)
+    assert len(rows) == 33
+    assert all(row["source"].startswith(("poster", "computed")) for row in rows)
+    for table in ("zero_shot", "masking", "text_encoder", "error_propagation"):
+        wanted = {(row["method"], row["variant"]) for row in rows if row["table"] == table}
+        assert wanted == {(row.method, row.variant) for row in TABLES[table].rows}, table
+
+
+def test_published_results_are_compared_where_the_features_are_the_same(
+    run: Callable, data: Path, output: Path
+) -> None:
+    run("masking", "--rows", "none")
+    cells = plan("masking", data, output, rows=["none"])
+    (line,) = lines_of("masking", cells, "activitynet")
+    assert line.published == {"0.50": pytest.approx(0.217), "average": pytest.approx(0.109)}
+    assert line.difference("average") == pytest.approx(line.ours["average"]["mean"] - 0.109)
+    assert line.difference("0.75") is None
+    text = to_markdown(TABLES["masking"], [line], "activitynet")
+    assert "| **no mask** | published (poster) | 21.7 | – | – | 10.9 |" in text and "| difference |" in text
+    (other,) = lines_of("masking", cells, "activitynet", comparable=False)
+    assert other.difference("average") is None
+    text = to_markdown(TABLES["masking"], [other], "activitynet")
+    assert "CLIP features, not comparable" in text and "| difference |" not in text
+
+
+def test_recorded_results_are_checked(
+    run: Callable, data: Path, output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = tmp_path / "expected.json"
+    more = ("--rows", "none", "gt", "--expected", str(expected))
+    run("masking", "--record", *more)
+    content = json.loads(expected.read_text())
+    assert set(content["rows"]) == {"75_25/none", "75_25/gt"}
+    wanted = {"average_mAP", "tolerance", "seed", "commit", "machine", "command", "splits"}
+    assert wanted <= set(content["rows"]["75_25/gt"])
+    assert run("masking", "--check", *more) == []
+    assert "2 of 2 rows within tolerance" in capsys.readouterr().out
+
+    content["rows"]["75_25/none"]["average_mAP"] += 0.02
+    content["removed"] = {"code": "abc", "rows": {"75_25/old": {"name": "old idea", "average_mAP": 0.1, "std": 0.01}}}
+    expected.write_text(json.dumps(content))
+    with pytest.raises(SystemExit) as stop:
+        run("masking", "--check", *more)
+    assert stop.value.code == 1
+    printed = capsys.readouterr()
+    assert "out of tolerance: 75/25 none" in printed.err
+    assert "last in commit abc\n\n* old idea: 10.0 ± 1.0" in printed.out
+
+    two = lines_of("masking", plan("masking", data, output, (0, 1), ["none"]))
+    assert to_expected(two) == {}, "incomplete rows are not recorded"
+    assert "ours (1 of 2 runs)" in to_markdown(TABLES["masking"], two, "tiny")
+    known = {"75_25/none": {"average_mAP": 0.5, "tolerance": 1.0, "splits": [0, 1]}}
+    assert compare(two, known) == ["75/25 none: splits [0] are finished, [0, 1] are expected"]
+
+
+def test_the_expected_results_of_the_repository_are_sound() -> None:
+    for path in (REPOSITORY / "configs" / "expected").glob("*.json"):
+        table, content = path.name.split(".")[0], json.loads(path.read_text())
+        known = {f"{setting}/{row.key}" for setting in TABLES[table].settings for row in TABLES[table].rows}
+        removed = content.get("removed", {}).get("rows", {})
+        assert set(content["rows"]) <= known and not set(removed) & known
+        for row in [*content["rows"].values(), *removed.values()]:
+            assert 0 <= row["average_mAP"] <= 1
+            assert {"tolerance", "splits", "seed", "commit", "machine", "command"} <= set(row)

@@ -1,0 +1,148 @@
+"""Rescaled features and segment lists of a data set."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stale.data.annotations import Video, all_labels, in_subset, repair
+from stale.data.dataset import IGNORED, PADDING, VideoDataset, load_features, read_ahead, rescale, segment_lists
+from stale.data.features import open_features
+from stale.errors import StaleError
+from tests.helpers import needs_shared, video, write_folder
+
+WIDTH = 3
+
+
+# Rescaling
+
+
+def slow_rescale(features: list[list[float]], num_snippets: int) -> list[list[float]]:
+    """Linear interpolation between snippet centres; before the first and after the last one it is constant."""
+    length = len(features)
+    result = []
+    for t in range(num_snippets):
+        place = min(max((t + 0.5) * length / num_snippets - 0.5, 0.0), length - 1.0)
+        left = min(int(place), length - 1)
+        right, share = min(left + 1, length - 1), place - left
+        result.append([(1 - share) * a + share * b for a, b in zip(features[left], features[right], strict=True)])
+    return result
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+@settings(deadline=None)
+def test_rescaling_equals_plain_linear_interpolation(length: int, num_snippets: int) -> None:
+    features = torch.randn(length, WIDTH, generator=torch.Generator().manual_seed(length))
+    expected = torch.tensor(slow_rescale(features.tolist(), num_snippets))
+    torch.testing.assert_close(rescale(features, num_snippets), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(rescale(features, length), features)
+
+
+# Features as one block
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_features_keep_their_precision_and_order(tmp_path: Path, dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal((length, WIDTH)).astype(dtype) for name, length in (("a", 4), ("b", 9))}
+    block = load_features(["b", "a"], open_features(write_folder(tmp_path / "features", arrays)), 6)
+    assert block.shape == (2, 6, WIDTH)
+    assert block.dtype == torch.from_numpy(arrays["a"]).dtype
+    for row, name in enumerate("ba"):
+        assert torch.equal(block[row], rescale(torch.from_numpy(arrays[name]), 6).to(block.dtype))
+
+
+def test_mixed_precisions_lose_nothing(tmp_path: Path) -> None:
+    large = np.full((4, WIDTH), 1e6, np.float32)  # infinite in half precision
+    arrays = {"a": np.ones((4, WIDTH), np.float16), "b": large}
+    store = open_features(write_folder(tmp_path / "features", arrays))
+    block = load_features(["a", "b", "a"], store, 4)
+    assert block.dtype == torch.float32
+    assert torch.equal(block[:, 0, 0], torch.tensor([1.0, 1e6, 1.0]))
+    assert load_features([], store, 6).shape == (0, 6, WIDTH)
+
+
+# Loading ahead
+
+
+def test_one_item_is_loaded_ahead_and_an_error_is_raised_at_its_item() -> None:
+    loaded: list[int] = []
+
+    def load(item: int) -> int:
+        loaded.append(item)
+        if item == 3:
+            raise StaleError("broken")
+        return 10 * item
+
+    used, before = [], threading.active_count()
+    with pytest.raises(StaleError, match="broken"):
+        for item, value in read_ahead(load, [1, 2, 3, 4]):
+            assert value == 10 * item
+            assert len(loaded) <= item + 1
+            used.append(item)
+    assert used == [1, 2]
+    assert threading.active_count() == before
+    assert list(read_ahead(load, [])) == []
+
+
+def test_a_generator_is_advanced_in_the_thread_and_closed_when_the_consumer_stops() -> None:
+    threads, closed = set(), threading.Event()
+
+    def items() -> Iterator[int]:
+        threads.add(threading.current_thread())
+        try:
+            yield from range(5)
+        finally:
+            closed.set()
+
+    ahead = read_ahead(lambda item: item, items(), depth=2)
+    assert [next(ahead) for _ in range(2)] == [(0, 0), (1, 1)]
+    ahead.close()
+    assert closed.is_set()
+    assert threading.main_thread() not in threads
+
+
+# Segment lists
+
+
+def test_segment_lists_are_padded_and_in_snippets() -> None:
+    videos = [
+        video("a", (1, 2, "x"), (4, 10, "elsewhere"), (0, 5, "y"), duration=10.0),
+        video("b", (3, 30, "y"), duration=60.0),
+        video("c", duration=5.0),
+    ]
+    segments, labels = segment_lists(videos, ["x", "y"], 20)
+    assert segments.tolist() == [
+        [[2, 4], [8, 20], [0, 10]],
+        [[1, 10], [0, 0], [0, 0]],
+        [[0, 0], [0, 0], [0, 0]],
+    ]
+    assert labels.tolist() == [[0, IGNORED, 1], [1, PADDING, PADDING], [PADDING, PADDING, PADDING]]
+
+
+@needs_shared
+def test_every_thumos14_training_instance_has_a_label(thumos14: dict[str, Video]) -> None:
+    """All 3,007 less 4 after their videos' ends; the released code lost most of them."""
+    videos, _ = repair(in_subset(thumos14.values(), "validation"))
+    _, labels = segment_lists(videos, all_labels(videos), 256)
+    assert (int((labels >= 0).sum()), int((labels == IGNORED).sum())) == (3003, 0)
+
+
+def test_a_batch_holds_the_asked_videos_in_single_precision(tmp_path: Path) -> None:
+    arrays = {name: np.full((4, WIDTH), number, np.float16) for number, name in enumerate("abc")}
+    videos = [video(name, (number, number + 1, "x")) for number, name in enumerate("abc")]
+    store = open_features(write_folder(tmp_path / "features", arrays))
+    data = VideoDataset(videos, store, ["x"], 10).to(torch.device("cpu"))
+    assert len(data) == 3
+    batch = data.batch(torch.tensor([2, 0]))
+    assert batch.features.dtype == torch.float32
+    assert batch.features[:, 0, 0].tolist() == [2, 0]
+    assert batch.segments[:, 0].tolist() == [[2, 3], [0, 1]]
+    assert batch.labels.tolist() == [[0], [0]]

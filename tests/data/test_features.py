@@ -1,0 +1,290 @@
+"""Features in their forms and precisions, and everything that can be wrong with them."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from stale.data.annotations import Video
+from stale.data.features import FeatureStore, check_features, duration_mismatch, open_features
+from stale.data.pack import write_packed
+from stale.errors import StaleError
+from tests.helpers import write_folder
+
+FORMS = ("npy", "hdf5", "packed", "packed hdf5")
+WIDTH = 5
+
+
+def some_features(dtype: Any = np.float32, count: int = 3, snippets: int = 4) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {f"clip_{i}": rng.standard_normal((snippets, WIDTH)).astype(dtype) for i in range(count)}
+
+
+def write_features(folder: Path, form: str, arrays: dict[str, np.ndarray]) -> Path:
+    """Write ``arrays`` (of equal lengths, for ``packed hdf5``) in one of the forms."""
+    path = folder / form
+    if form == "npy":
+        write_folder(path, arrays)
+    elif form == "packed":
+        array = next(iter(arrays.values()))
+        videos = [(name, {}, array) for name, array in arrays.items()]
+        write_packed(path, videos, width=array.shape[1], precision=array.dtype.str, notes={})
+    else:
+        with h5py.File(path, "w") as file:
+            file.update(arrays if form == "hdf5" else {"features": np.stack([*arrays.values()]), "ids": [*arrays]})
+    return path
+
+
+# What all forms share
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"], ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_back_what_was_written(tmp_path: Path, form: str, dtype: Any) -> None:
+    arrays = some_features(dtype)
+    store = open_features(write_features(tmp_path, form, arrays))
+    assert set(store.ids) == set(arrays)
+    assert store.width == WIDTH
+    expected = np.float16 if dtype is np.float16 else np.float32  # of this machine's byte order: torch takes no other
+    for name, array in arrays.items():
+        loaded = store.read(name)
+        assert loaded.dtype == expected
+        np.testing.assert_array_equal(loaded, array.astype(expected))
+        np.testing.assert_array_equal(store.read(f"v_{name}"), loaded)
+    with pytest.raises(StaleError, match=f"^features of video 'other' are missing in {store.path}$"):
+        store.read("other")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("form", FORMS)
+def test_values_that_are_no_numbers_are_refused(tmp_path: Path, form: str, value: float) -> None:
+    arrays = some_features()
+    arrays["clip_1"][2, 3] = value
+    store = open_features(write_features(tmp_path, form, arrays))
+    store.read("clip_0")
+    where = re.escape(f"features of video 'clip_1' in {store.path}")
+    with pytest.raises(StaleError, match=f"^{where}: NaN or infinite values"):
+        store.read("clip_1")
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((0, WIDTH), np.float32), r"shape \(0, 5\)"),
+        (np.zeros((4, 0), np.float32), r"shape \(4, 0\)"),
+        (np.zeros(WIDTH, np.float32), r"shape \(5,\)"),
+        (np.zeros((1, 4, WIDTH), np.float32), r"shape \(1, 4, 5\)"),
+        (np.float32(3), r"shape \(\)"),
+        (np.zeros((4, WIDTH), np.int64), "type int64; float16 or float32 is expected"),
+        (np.full((4, WIDTH), 1e300), "NaN or infinite"),  # infinite in float32
+    ],
+)
+def test_unusable_arrays_are_refused(array: np.ndarray, message: str) -> None:
+    with pytest.raises(StaleError, match=f"^clip: .*{message}"):
+        check_features(array, "clip")
+
+
+# The record, and the rule for durations
+
+
+def recorded_store(folder: Path, record: dict) -> FeatureStore:
+    """A folder with 40 snippets of the video ``a`` and its record."""
+    np.save(folder / "a.npy", np.ones((40, WIDTH), np.float32))
+    (folder / "a.json").write_text(json.dumps(record))
+    return open_features(folder)
+
+
+@pytest.mark.parametrize(
+    ("record", "extent"),
+    [({"fps": 4}, ""), ({"fps": 1}, "40.0"), ({"fps": None}, ""), ({"duration": 99}, "99.0")]
+    + [({"duration": 12.9}, ""), ({"duration": 13.1}, "13.1"), ({"duration": 7.1}, ""), ({"duration": 6.9}, "6.9")],
+)
+def test_the_record_is_compared_with_the_annotated_duration(tmp_path: Path, record: dict, extent: str) -> None:
+    """At most 3 s off or, of long videos, 10 %."""
+    expected = f"{tmp_path} ({extent} s, annotated 10.0 s)" if extent else ""
+    assert duration_mismatch(recorded_store(tmp_path, record), Video("a", "test", 10.0, ())) == expected
+    for seconds, fits in ((91, True), (109, True), (89, False), (111, False)):
+        store = recorded_store(tmp_path, {"duration": seconds})
+        assert (duration_mismatch(store, Video("a", "test", 100.0, ())) == "") is fits
+
+
+@pytest.mark.parametrize("value", ["5", 0, -1, float("nan"), float("inf"), True, [5, 5]], ids=str)
+@pytest.mark.parametrize("name", ["fps", "duration"])
+def test_a_rate_or_duration_that_is_none_is_named(tmp_path: Path, name: str, value: Any) -> None:
+    store = recorded_store(tmp_path, {name: value})
+    with pytest.raises(StaleError, match=f"features of video 'a' in {tmp_path}: '{name}' is recorded as .*; a number"):
+        duration_mismatch(store, Video("a", "test", 10.0, ()))
+
+
+def test_a_packed_hdf5_file_has_no_rate_and_a_mark_is_kept(tmp_path: Path) -> None:
+    path = hdf5(tmp_path / "a.h5", features=BLOCK, ids=np.array([b"a", "Ä".encode()]))
+    with h5py.File(path, "r+") as file:
+        file.attrs.update({"fps": 4.0, "duration": 9.0, "backbone": "ViT-B/16", "simulated": True})
+    store = open_features(path)
+    assert set(store.ids) == {"a", "Ä"}
+    assert (store.attributes("a"), store.simulated, store.rescaled) == ({"backbone": "ViT-B/16"}, True, True)
+
+
+# A folder of .npy
+
+
+def npy_store(folder: Path, content: bytes) -> FeatureStore:
+    """A folder with a sound clip and one whose file holds ``content``."""
+    path = write_features(folder, "npy", some_features(count=1))
+    (path / "clip_1.npy").write_bytes(content)
+    return open_features(path)
+
+
+def npy_bytes(array: np.ndarray, save: Callable = np.save) -> bytes:
+    buffer = io.BytesIO()
+    save(buffer, array)
+    return buffer.getvalue()
+
+
+WHOLE = npy_bytes(np.zeros((4, WIDTH), np.float32))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        WHOLE[:40],
+        WHOLE[:-1],
+        b"<html>404 not found</html>",
+        WHOLE.replace(b"(4, 5), }", b"(4,1e9),}"),
+        WHOLE.replace(b"(4, 5), }               ", b"(4, 500000000000000), }"),
+        npy_bytes(np.zeros((4, WIDTH)), np.savez),
+    ],
+    ids=["empty", "cut header", "cut data", "web page", "bad header", "huge header", "npz"],
+)
+def test_damaged_npy_files_are_named(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(StaleError, match=f"{tmp_path}/npy/clip_1"):
+        npy_store(tmp_path, content).read("clip_1")
+
+
+@pytest.mark.parametrize("form", ["npy", "hdf5"])
+def test_a_first_video_of_another_shape_is_named(tmp_path: Path, form: str) -> None:
+    path = write_features(tmp_path, form, {"clip": np.zeros(3)})
+    with pytest.raises(StaleError, match=f"^features of video 'clip' in {path}: shape .3,., not .snippets, width.$"):
+        open_features(path)
+
+
+def test_files_that_are_no_features_are_not_videos(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing here")
+    with pytest.raises(StaleError, match=f"^features folder {tmp_path} holds no .npy file$"):
+        open_features(tmp_path)
+    path = write_features(tmp_path, "npy", some_features(count=1))
+    (path / "._clip_0.npy").write_bytes(b"\x00\x05\x16\x07")  # left by macOS
+    assert set(open_features(path).ids) == {"clip_0"}
+
+
+# A packed folder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index: index["videos"].append(index["videos"][0]),
+        lambda index: index["videos"][2].update(count=5),
+        lambda index: index["videos"][0].update(first=-1),
+        lambda index: index["videos"][0].update(count=0),
+        lambda index: index["videos"][0].update(first=0.5),
+        lambda index: index["videos"][0].pop("id"),
+        lambda index: index.pop("videos"),
+    ],
+)
+def test_an_index_that_does_not_fit_is_named(tmp_path: Path, change: Callable[[dict], Any]) -> None:
+    path = write_features(tmp_path, "packed", some_features())
+    index = json.loads((path / "index.json").read_text())
+    change(index)
+    (path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(StaleError, match=f"^features {path}: index.json does not fit features.npy"):
+        open_features(path)
+
+
+def test_an_incomplete_packed_folder_is_named(tmp_path: Path) -> None:
+    path = write_features(tmp_path, "packed", some_features())
+    rows = (path / "features.npy").read_bytes()
+    (path / "features.npy").write_bytes(rows[:-1])
+    with pytest.raises(StaleError, match=f"^features file {path}/features.npy cannot be read"):
+        open_features(path)
+    (path / "index.json").unlink()
+    with pytest.raises(StaleError, match=f"^features {path}: features.npy without index.json; pack the features again"):
+        open_features(path)
+
+
+# HDF5
+
+
+def hdf5(path: Path, **items: Any) -> Path:
+    with h5py.File(path, "w") as file:
+        file.update(items)
+    return path
+
+
+BLOCK = np.zeros((2, 4, WIDTH), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ({}, "no dataset a video and no packed 'features' with 'ids'"),
+        ({"features": BLOCK, "ids": ["a"]}, "'features' must be videos × T × width with one of 'ids' a video"),
+        ({"features": BLOCK[0], "ids": ["a", "b", "c", "d"]}, "'features' must be videos × T × width"),
+        ({"features": BLOCK, "ids": [1, 2]}, "'ids' must be the videos' ids as text, not int64"),
+        ({"features": BLOCK, "ids": ["a", "a"]}, "'ids' names a video twice"),
+        ({"clip": h5py.ExternalLink("secret.h5", "/clip")}, "clip lie in other files: refused"),
+        ({"features": h5py.ExternalLink("secret.h5", "/clip"), "ids": ["a"]}, "features lie in other files: refused"),
+    ],
+)
+def test_hdf5_of_another_layout_is_refused(tmp_path: Path, items: dict, message: str) -> None:
+    path = hdf5(tmp_path / "a.h5", **items)
+    with pytest.raises(StaleError, match=f"^features {path}: {message}"):
+        open_features(path)
+
+
+def test_data_in_other_files_are_not_followed(tmp_path: Path) -> None:
+    hdf5(tmp_path / "secret.h5", clip=np.ones((4, WIDTH), np.float32))
+    layout = h5py.VirtualLayout((4, WIDTH), np.float32)
+    layout[:] = h5py.VirtualSource(tmp_path / "secret.h5", "clip", (4, WIDTH))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_virtual_dataset("virtual", layout)
+        file.create_dataset("external", (4, WIDTH), np.float32, external=[(str(tmp_path / "secret.h5"), 0, 80)])
+    for name in ("virtual", "external"):
+        with pytest.raises(StaleError, match=f"video '{name}' in .* lies outside the file: refused"):
+            open_features(tmp_path / "a.h5").read(name)
+
+
+def test_a_file_that_is_no_hdf5_or_cut_short_is_named(tmp_path: Path) -> None:
+    path = write_features(tmp_path, "hdf5", some_features())
+    for content in (path.read_bytes()[:-100], b"not at all"):
+        path.write_bytes(content)
+        with pytest.raises(StaleError, match=f"^features {path}: not an HDF5 file or damaged"):
+            open_features(path)
+    with pytest.raises(StaleError, match=f"^features not found: {tmp_path}/none; set data.features"):
+        open_features(tmp_path / "none")
+
+
+@pytest.mark.parametrize("form", ["hdf5", "packed hdf5"])
+def test_damaged_hdf5_data_is_named_with_its_video(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "a.h5"
+    array = np.random.default_rng(0).standard_normal((2, 50, WIDTH)).astype(np.float32)
+    with h5py.File(path, "w") as file:
+        name, part = ("clip_1", array[1]) if form == "hdf5" else ("features", array)
+        data = file.create_dataset(name, data=part, chunks=part.shape, compression="gzip")
+        chunk = data.id.get_chunk_info(0)
+        if form == "packed hdf5":
+            file["ids"] = ["clip_0", "clip_1"]
+    content = bytearray(path.read_bytes())
+    content[chunk.byte_offset + 20 : chunk.byte_offset + 220] = b"\xff" * 200
+    path.write_bytes(content)
+    with pytest.raises(StaleError, match=f"^features of video 'clip_1' in {path} cannot be read"):
+        open_features(path).read("clip_1")

@@ -1,0 +1,120 @@
+"""Synthetic features: sound, the same for the same seed, and marked where they stand for a real data set's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scripts import simulate_features as command
+from stale.data import pack
+from stale.data.annotations import Video, all_labels, in_subset, read_annotations, repair
+from stale.data.features import duration_mismatch, open_features
+from stale.data.synthetic import CLASSES, embed, random_videos, write_synthetic
+from stale.errors import StaleError
+from stale.io import read_json
+
+SMALL = {"training_videos": 2, "validation_videos": 1}
+
+# The demo
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small demo data set."""
+    path = tmp_path_factory.mktemp("demo")
+    write_synthetic(path, **SMALL)
+    return path
+
+
+@pytest.fixture(scope="module")
+def videos(folder: Path) -> list[Video]:
+    return list(read_annotations(folder / "annotations.json").values())
+
+
+def test_the_same_seed_gives_the_same_bytes(folder: Path, tmp_path: Path, videos: list[Video]) -> None:
+    assert write_synthetic(tmp_path, **SMALL) == videos
+    for name in ("annotations.json", "features.h5", "text_encoder.pt"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+    assert len(list(tmp_path.iterdir())) == 3
+    assert random_videos(1, 2, 1) != videos
+
+
+def test_both_subsets_have_every_class_and_sound_instances(videos: list[Video]) -> None:
+    for subset in ("training", "validation"):
+        assert all_labels(in_subset(videos, subset)) == list(CLASSES)
+    for video in videos:
+        edges = [0.0, *(time for item in video.instances for time in (item.start, item.end)), video.duration]
+        assert edges == sorted(edges)
+        assert 1 <= len(video.instances) <= 4
+    assert repair(videos)[0] == videos
+    mixed = [video for video in random_videos(0, 16, 8) if len({item.label for item in video.instances}) == 2]
+    assert 0.05 < len(mixed) / 480 < 0.3
+
+
+def test_the_demo_features_and_text_weights_have_the_usual_form(folder: Path, videos: list[Video]) -> None:
+    weights = torch.load(folder / "text_encoder.pt", weights_only=True)
+    assert (weights["token_embedding.weight"].shape, weights["positional_embedding"].shape) == ((49408, 64), (77, 64))
+    assert all(tensor.dtype == torch.float16 for tensor in weights.values())
+    store = open_features(folder / "features.h5")
+    for video in videos:
+        features = store.read(video.id)
+        assert (features.dtype, features.shape) == (np.float16, (round(video.duration), 64))
+        np.testing.assert_allclose(np.linalg.norm(features.astype(float), axis=1), 1, atol=2e-3)
+
+
+def test_actions_are_recognized_better_than_by_chance_but_not_perfectly(folder: Path, videos: list[Video]) -> None:
+    text = embed(torch.load(folder / "text_encoder.pt", weights_only=True), CLASSES)
+    store, hits = open_features(folder / "features.h5"), []
+    for video in videos:
+        best = (store.read(video.id).astype(float) @ text.T).argmax(1)
+        for item in video.instances:
+            hits.extend(best[round(item.start) : round(item.end)] == CLASSES.index(item.label))
+    assert 0.5 < np.mean(hits) < 0.8
+
+
+# Stand-ins for features of real annotations
+
+
+@pytest.fixture
+def inputs(folder: Path, tmp_path: Path) -> list[str]:
+    """Annotations, one of whose videos has no instance, and text weights, as the command takes them."""
+    content = read_json(folder / "annotations.json", "annotations")
+    content["database"]["none"] = {"subset": "testing", "duration": 50.0}
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    return ["--annotations", str(tmp_path / "annotations.json"), "--text-weights", str(folder / "text_encoder.pt")]
+
+
+def test_simulated_features_say_so_and_last_as_long_as_their_videos(
+    inputs: list[str], tmp_path: Path, videos: list[Video]
+) -> None:
+    command.main([*inputs, "--snippets", "20"])
+    store = open_features(tmp_path / "features_simulated")
+    assert (store.width, len(store.ids), store.read("demo_0001").shape) == (64, 60, (20, 64))
+    assert store.simulated
+    assert store.rescaled
+    assert store.find("none") is None
+    assert store.attributes("demo_0001")["sampling"] == "simulated: not extracted from any video"
+    command.main([*inputs, "--rate", "2", "--output", str(tmp_path / "simulated")])
+    store = open_features(tmp_path / "simulated")
+    for video in videos:
+        assert len(store.read(video.id)) == round(2 * video.duration)
+        assert duration_mismatch(store, video) == ""
+    with pytest.raises(StaleError, match="must contain 'simulated'"):
+        command.main([*inputs, "--output", str(tmp_path / "features")])
+    assert not (tmp_path / "features").exists()
+
+
+def test_an_interrupted_simulation_leaves_no_index(
+    inputs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pack, "write_json", stop)
+    with pytest.raises(KeyboardInterrupt):
+        command.main(inputs)
+    assert not (tmp_path / "features_simulated/index.json").exists()

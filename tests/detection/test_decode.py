@@ -1,0 +1,216 @@
+"""Decoding against loops: masks, foreground and video-level scores to proposals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from eval import main as evaluate
+from stale.api import infer, load
+from stale.config import DetectionConfig, load_config
+from stale.data.annotations import Video
+from stale.detection.decode import Proposals, class_scores, decode, min_max_normalize, threshold_masks
+from stale.detection.run import class_features, propose
+from stale.io import read_json
+from stale.model.stale import Outputs, Stale, build_model
+from stale.training.trainer import train
+from tests.helpers import REPOSITORY, make_data_set, tiny_text_transformer
+from tests.reference.detection import plain_decode, plain_regions
+
+Found = dict[tuple[int, float, float], float]  # (label, start, end) → score
+EVERY = 10_000
+
+
+def as_found(proposals: Proposals, video: int) -> Found:
+    """The proposals of one video."""
+    rows = zip(*(getattr(proposals, name)[video].tolist() for name in ("labels", "segments", "scores")), strict=True)
+    return {(label, *segment): score for label, segment, score in rows if score > 0}
+
+
+# Masks
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    K=st.integers(1, 4),
+    T=st.integers(2, 14),
+    top=st.integers(1, 70),
+    limit=st.integers(1, 12),
+    thresholds=st.lists(st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.55, 0.8, 0.99]), min_size=1, max_size=5, unique=True),
+    min_length=st.sampled_from([0.0, 0.2, 0.5]),
+    levels=st.sampled_from([2, 5, 1000]),
+    proposal_score=st.sampled_from(["max", "mean", "contrast"]),
+    fill_holes=st.booleans(),
+)
+def test_decoding_equals_loops(
+    seed: int, K: int, T: int, top: int, limit: int, thresholds: list[float], levels: int, **switches: object
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    B = 3
+    class_logits = torch.rand(B, K + 1, T, generator=generator)
+    mask_logits = ((torch.rand(B, T, T, generator=generator) * levels).floor() / levels - 0.5) * 8  # long regions, ties
+    outputs = Outputs(torch.zeros(1), class_logits, mask_logits, None)
+    options = DetectionConfig(top_snippets=top, thresholds=thresholds, **switches)
+    proposals, few = (decode(outputs, options.model_copy(update={"max_proposals": n})) for n in (EVERY, limit))
+    assert torch.equal(few.scores, proposals.scores[:, :limit])
+    assert (few.scores.diff(dim=1) <= 0).all()
+    rounding = 1e-6 if switches["proposal_score"] == "contrast" else 0.0  # of a difference, which can be 0
+    scores, masks = class_logits.softmax(1)[:, :-1].numpy(), mask_logits.sigmoid().numpy()  # without the background
+    for b in range(B):
+        plain = plain_decode(scores[b], masks[b], top, thresholds, **switches)
+        expected = {tuple(row[:3]): row.score for row in plain if row.score > rounding}
+        found = {key: score for key, score in as_found(proposals, b).items() if score > rounding}
+        assert len(found) == (proposals.scores[b] > rounding).sum(), "equal segments of a class are one proposal"
+        assert found.keys() == expected.keys()
+        assert found == pytest.approx(expected, rel=1e-5, abs=rounding or None)
+        assert as_found(few, b).items() <= as_found(proposals, b).items()
+
+
+@pytest.mark.parametrize(
+    ("curve", "thresholds", "expected"),
+    [
+        ([0, 0.9, 0.8, 0, 0, 0.7, 0.7, 0], [0.3, 0.5], {(0, 1.0, 3.0): 0.9, (0, 5.0, 7.0): 0.7}),  # no hole is filled
+        ([0.9, 0.9, 0.1, 0.6], [0.5], {(0, 0.0, 2.0): 0.9, (0, 3.0, 4.0): 0.6}),  # both ends of the video
+    ],
+)
+def test_regions_of_a_curve(curve: list[float], thresholds: list[float], expected: Found) -> None:
+    options = DetectionConfig(thresholds=thresholds)
+    proposals = threshold_masks(torch.ones(1, 1, 1), torch.tensor([curve]).unsqueeze(2), options)
+    assert as_found(proposals, 0) == pytest.approx(expected)
+    assert proposals.num_snippets == len(curve)
+
+
+def test_a_video_without_proposals_beside_one_with() -> None:
+    masks = torch.stack([torch.full((4, 4), 0.05), torch.full((4, 4), 0.9)])
+    proposals = threshold_masks(torch.full((2, 1, 4), 0.5), masks, DetectionConfig())
+    assert as_found(proposals, 0) == {}
+    assert as_found(proposals, 1) == pytest.approx({(0, 0.0, 4.0): 0.45})
+    nothing = threshold_masks(torch.rand(2, 3, 8), torch.full((2, 8, 8), 0.05), DetectionConfig())
+    assert (nothing.scores == 0).all()
+    assert nothing.segments.shape == (2, 1, 2)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_foreground_weight_multiplies_class_scores_by_the_foreground(weighted: bool) -> None:
+    logits, foreground = torch.randn(1, 3, 4), torch.tensor([[-9.0, 2.0, 2.0, -9.0]])
+    outputs = Outputs(torch.zeros(1), logits, torch.zeros(1, 4, 4), foreground)
+    expected = logits.softmax(1)[:, :2] * (foreground.sigmoid() if weighted else 1)
+    torch.testing.assert_close(class_scores(outputs, DetectionConfig(foreground_weight=weighted)), expected)
+
+
+def test_min_max_normalization() -> None:
+    curves = torch.tensor([[2.0, 4.0, 3.0], [5.0, 5.0, 5.0]])
+    torch.testing.assert_close(min_max_normalize(curves), torch.tensor([[0.0, 1.0, 0.5], [0.0, 0.0, 0.0]]))
+
+
+# Other sources of proposals, with a model of the overlay
+
+B, T, C = 2, 16, 64
+NAMES = ["diving", "high jump", "shot put"]
+K = len(NAMES)
+OVERLAY = REPOSITORY / "configs" / "stale_plus.yaml"
+VIDEOS = [Video(f"video {b}", "", 32.0, ()) for b in range(B)]
+
+
+@pytest.fixture(scope="module")
+def model() -> Stale:
+    torch.manual_seed(0)
+    return build_model(
+        load_config([OVERLAY]).model, T, C, tiny_text_transformer(num_tokens=49408, layers=1), NAMES
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def features() -> Tensor:
+    return torch.randn(B, 2 * T, C, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def proposals_of(model: Stale, features: Tensor, **changes: object) -> Proposals:
+    options = DetectionConfig(top_snippets=K * T, max_proposals=EVERY, **changes)
+    return propose(model, VIDEOS, features, class_features(model, NAMES), options=options)[1]
+
+
+def as_scores(proposals: Proposals) -> dict[tuple, float]:
+    """(video, label, start, end) → score."""
+    return {(b, *key): score for b in range(B) for key, score in as_found(proposals, b).items()}
+
+
+def video_level(model: Stale, features: Tensor, temperature: float) -> Tensor:
+    """The video-level scores (B, K), by loops: before the temporal model and the adaptation."""
+    text, cosine = class_features(model, NAMES).text, torch.empty(B, K)
+    for b in range(B):
+        mean = sum(x / x.norm() for x in features[b].reshape(T, 2, C).mean(1)) / T
+        for k in range(K):
+            cosine[b, k] = F.cosine_similarity(mean, text[k], dim=0)
+    return (cosine / temperature).softmax(1)
+
+
+def test_video_scores_weigh_the_classes_of_a_video(model: Stale, features: Tensor) -> None:
+    plain = as_scores(proposals_of(model, features))
+    weighted = as_scores(proposals_of(model, features, video_score=True, video_temperature=0.05))
+    of_video = video_level(model, features, 0.05)
+    assert weighted == pytest.approx({key: plain[key] * float(of_video[key[:2]]) for key in plain}, rel=1e-3)
+
+
+def test_proposals_from_the_foreground_by_loops(model: Stale, features: Tensor) -> None:
+    """At twice T: half a snippet is the finest step."""
+    found = as_scores(proposals_of(model, features, proposals="foreground", video_score=True, video_temperature=0.05))
+    with torch.no_grad():
+        finer = model.predict_foreground(features)
+    of_video, expected = video_level(model, features, 0.05), {}
+    for b in range(B):
+        low, high = finer[b].min(), finer[b].max()
+        curve = ((finer[b] - low) / (high - low)).tolist()
+        for threshold in torch.tensor(DetectionConfig().thresholds).tolist():
+            for start, end in plain_regions(curve, threshold):
+                for k in range(K):
+                    key, score = (b, k, start / 2, end / 2), float(of_video[b, k]) * max(curve[start:end])
+                    expected[key] = max(expected.get(key, 0.0), score)
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert any(start % 1 == 0.5 for _, _, start, _ in found)
+
+
+def test_both_sources_of_proposals_are_concatenated(model: Stale, features: Tensor) -> None:
+    masks, foreground, both = (
+        proposals_of(model, features, proposals=name) for name in ("masks", "foreground", "both")
+    )
+    assert sorted(both.scores[0].tolist()) == sorted(masks.scores[0].tolist() + foreground.scores[0].tolist())
+    assert both.num_snippets == T
+
+
+def test_upsampling_refines_proposals_from_the_foreground_alone(model: Stale, features: Tensor) -> None:
+    coarse = model.coarsen(features)
+    torch.testing.assert_close(coarse[1, 3], (features[1, 6] + features[1, 7]) / 2)
+    assert torch.equal(proposals_of(model, features).segments, proposals_of(model, coarse).segments)
+    at_t = proposals_of(model, coarse, proposals="foreground").segments
+    assert (at_t % 1 == 0).all()
+    assert at_t.max() <= T
+
+
+def test_class_agnostic_proposals_take_every_class(model: Stale, features: Tensor) -> None:
+    found = as_scores(proposals_of(model, features, classify_by="proposals"))
+    segments = {(b, *segment) for b, _, *segment in found}
+    assert len(found) == K * len(segments)
+    for b, *segment in segments:  # the proposal's score times probabilities
+        assert sum(found[(b, k, *segment)] for k in range(K)) <= 1 + 1e-5
+
+
+@pytest.mark.slow
+def test_the_overlay_from_training_to_a_picture(tmp_path: Path) -> None:
+    run = train(load_config([make_data_set(tmp_path / "data"), OVERLAY], ["train.epochs=1"]), tmp_path / "run")
+    infer(run)
+    evaluate(["--run", str(run.path)])
+    assert read_json(run.path / "metrics.json", "metrics")["protocol"]["external_scores"] == "none"
+    results = read_json(run.path / "detections.json", "detections")["results"]
+    video = max(results, key=lambda name: len(results[name]))
+    assert results[video]
+    again = load(run.path).detect_annotated(video)
+    assert [item["segment"] for item in again] == [item["segment"] for item in results[video]]

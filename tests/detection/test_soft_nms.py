@@ -1,0 +1,70 @@
+"""Gaussian SoftNMS against its definition, one video and class at a time."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stale.config import DetectionConfig
+from stale.detection.soft_nms import _MOST_PAIRS, soft_nms
+from tests.reference.detection import plain_soft_nms
+
+
+def options_of(max_detections: int, sigma: float = 0.5, nms: str = "gaussian") -> DetectionConfig:
+    return DetectionConfig(max_detections=max_detections, nms_sigma=sigma, nms=nms)
+
+
+def random_proposals(seed: int, B: int, M: int, K: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    segments = torch.randint(0, 12, (B, M, 2), generator=generator).double().sort(2).values
+    segments[..., 1] += 1
+    scores = torch.rand(B, M, generator=generator, dtype=torch.double)
+    return segments, scores, torch.randint(0, K, (B, M), generator=generator)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    M=st.integers(1, 25),
+    K=st.integers(1, 3),
+    sigma=st.sampled_from([0.1, 0.5, 2.0]),
+    limit=st.integers(1, 30),
+)
+def test_soft_nms_equals_its_definition(seed: int, M: int, K: int, sigma: float, limit: int) -> None:
+    segments, scores, labels = random_proposals(seed, 4, M, K)
+    scores[2, M // 2 :] = 0  # padding
+    before = scores.clone()
+    picked, lowered = soft_nms(segments, scores, labels, options_of(limit, sigma))
+    assert picked.shape == lowered.shape == (4, min(M, limit))
+    assert torch.equal(scores, before)
+    for b in range(4):
+        expected = plain_soft_nms(segments[b].numpy(), scores[b].numpy(), labels[b].numpy(), sigma, limit)
+        real = sum(score > 0 for _, score in expected)
+        assert picked[b, :real].tolist() == [index for index, _ in expected[:real]]
+        assert lowered[b].tolist() == pytest.approx([score for _, score in expected], rel=1e-9)
+
+
+@pytest.mark.parametrize("form", ["gaussian", "official"])
+def test_factors_in_advance_and_at_each_pick_give_the_same(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    segments, scores, labels = random_proposals(1, 6, 40, 3)
+    proposals, options = (segments.float(), scores.float(), labels), options_of(30, nms=form)
+    expected = soft_nms(*proposals, options)
+    monkeypatch.setitem(_MOST_PAIRS, "cpu", 0)
+    assert all(map(torch.equal, soft_nms(*proposals, options), expected))
+
+
+def test_only_the_official_form_raises_the_score_of_a_slight_overlap() -> None:
+    segments = torch.tensor([[[0.0, 10.0], [9.0, 19.0], [0.0, 9.0], [30.0, 40.0]]])
+    scores, labels = torch.tensor([[0.9, 0.5, 0.4, 0.3]]), torch.zeros(1, 4, dtype=torch.long)
+    picked, lowered = soft_nms(segments, scores, labels, options_of(4, nms="official"))
+    result = dict(zip(picked[0].tolist(), lowered[0].tolist(), strict=True))
+    assert result[1] == pytest.approx(0.5 * math.exp(-10 * (1 / 19) ** 2) / 0.6)
+    assert result[1] > 0.5
+    assert result[2] == pytest.approx(0.4 * math.exp(-10 * 0.9**2) / 0.6, rel=1e-3)
+    assert result[3] == pytest.approx(0.3), "no overlap, no change"
+    picked, proper = soft_nms(segments, scores, labels, options_of(4))
+    assert (proper <= scores.gather(1, picked)).all()

@@ -1,0 +1,78 @@
+"""Files of detections: results JSON, WebVTT, SubRip, CSV, tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stale.detection.writers import OutputFiles, clock, csv_text, srt_text, vtt_text, write_detections
+from stale.errors import StaleError
+from stale.io import read_json
+
+NASTY = 'a "b", <i>c</i> & {\\an8} $x$'
+
+
+class Found(list):
+    """The detections of a video."""
+
+    @property
+    def detections(self) -> list:
+        return list(self)
+
+
+def detection(start: float, end: float, label: str = "x", score: float = 0.5) -> dict:
+    return {"segment": [start, end], "label": label, "score": score}
+
+
+def test_webvtt_is_as_the_standard_says() -> None:
+    text = vtt_text([detection(61.25, 3725.0, NASTY), detection(1, 2, "--> x", 0.25), detection(1, 1)])
+    assert text == (
+        "WEBVTT\n\n"
+        "00:00:01.000 --> 00:00:01.001\nx 0.50\n\n"
+        "00:00:01.000 --> 00:00:02.000\n--&gt; x 0.25\n\n"
+        '00:01:01.250 --> 01:02:05.000\na "b", &lt;i&gt;c&lt;/i&gt; &amp; {\\an8} $x$ 0.50\n'
+    )
+    assert vtt_text([]) == "WEBVTT\n"
+
+
+def test_subrip_is_numbered_and_opens_no_tag() -> None:
+    text = srt_text([detection(61.25, 3725.0, NASTY), detection(0.0004, 2)])
+    blocks = text.split("\n\n")
+    assert blocks[0] == "1\n00:00:00,000 --> 00:00:02,000\nx 0.50"
+    assert blocks[1].startswith("2\n00:01:01,250 --> 01:02:05,000\na")
+    assert not re.search(r"<[a-z/]|\{\\", text)
+    assert blocks[1].replace("\u2060", "").splitlines()[2] == f"{NASTY} 0.50"
+    assert srt_text([]) == ""
+
+
+def test_csv_gives_names_back_as_they_are() -> None:
+    rows = list(csv.reader(io.StringIO(csv_text({'v "1", a': [detection(1, 2.5, NASTY)]}))))
+    assert rows == [["video", "start", "end", "class", "score"], ['v "1", a', "1.000", "2.500", NASTY, "0.500000"]]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00.0"), (59.96, "1:00.0"), (62.54, "1:02.5"), (3599.99, "1:00:00.0"), (36125.0, "10:02:05.0")],
+)
+def test_a_clock_carries_over(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+def test_the_best_are_written_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    items = [detection(0, 1, label, score) for label, score in (("weak", 0.2), ("best", 0.9), ("good", 0.5))]
+    files = OutputFiles(tmp_path / "all.json", tmp_path / "all.csv", top=2)
+    for options in (files, replace(files, top=9, min_score=0.5)):
+        found = [("clip", Found(items)), ("clip", Found(items)), ("none", Found([])), ("bad", StaleError("why"))]
+        results, broken = write_detections(found, options, {"run": "r"})
+        assert results == {"clip": items, "none": []}
+        assert broken == {"clip": "a second video is named 'clip': detect in it by itself", "bad": "why"}
+        assert read_json(files.results, "results")["results"] == results, "the JSON holds all of them"
+        assert [row["class"] for row in csv.DictReader(files.csv.open())] == ["best", "good"]
+        assert capsys.readouterr().out.endswith(
+            "best   0.900\n   0:00.0     0:01.0  good   0.500\nnone: nothing found\n"
+        )

@@ -1,0 +1,111 @@
+"""The error analysis: kinds of false positives on hand-made cases."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from stale.evaluation import evaluate, ground_truth
+from stale.evaluation.analysis import (
+    KINDS,
+    analyze,
+    class_confusion,
+    diagnose,
+    false_positive_profile,
+    normalized_map,
+    on_instances,
+    removal_impact,
+    sensitivity,
+)
+from tests.reference.evaluation import cases, found_in, video
+
+TRUTH = ground_truth([video("a", (0, 10, "x"), (50, 60, "y")), video("b", (20, 30, "y"))])
+
+
+def kinds_of(found, tiou=0.5):
+    diagnosis = diagnose(TRUTH, found, [tiou])
+    segments = map(tuple, diagnosis.ranked.segments.tolist())
+    return {segment: KINDS[kind] for segment, kind in zip(segments, diagnosis.kind[0], strict=True)}
+
+
+def test_each_kind_of_false_positive():
+    found = found_in(
+        TRUTH,
+        a=[
+            (0, 10, "x", 0.9),  # right
+            (0, 9, "x", 0.8),  # taken already
+            (50, 59, "x", 0.7),  # on the other class
+            (7, 20, "x", 0.6),  # a little of its class
+            (58, 70, "x", 0.5),  # a little of the other
+            (80, 90, "x", 0.4),  # nothing
+            (9.9, 20, "x", 0.3),  # less than a tenth
+        ],
+    )
+    expected = dict(zip([(0, 10), (0, 9), (50, 59), (7, 20), (58, 70), (80, 90)], KINDS, strict=True))
+    assert kinds_of(found) == {**expected, (9.9, 20): "background"}
+
+
+def test_profile_counts_by_bands_of_the_class():
+    found = found_in(TRUTH, a=[(0, 10, "x", 0.9), (80, 90, "x", 0.8), (50, 60, "y", 0.7)], b=[(0, 1, "y", 0.1)])
+    profile = false_positive_profile(diagnose(TRUTH, found, [0.5]))
+    assert profile["counts"][:3] == [3, 1, 0]
+    assert profile["bands"][0] == pytest.approx([2 / 3, 0, 0, 0, 0, 1 / 3])
+    assert profile["bands"][1] == pytest.approx([0, 0, 0, 0, 0, 1.0])
+
+
+def test_removal_of_the_only_error_makes_it_perfect():
+    found = found_in(TRUTH, a=[(80, 90, "x", 0.9), (0, 10, "x", 0.8), (50, 60, "y", 0.7)], b=[(20, 30, "y", 0.1)])
+    impact = removal_impact(diagnose(TRUTH, found, [0.5]))
+    assert impact["average_mAP_N"] + impact["gain"]["background"] == pytest.approx(1.0)
+    assert impact["gain"]["localization"] == 0.0
+
+
+def test_sensitivity_leaves_the_others_out():
+    found = found_in(TRUTH, a=[(0, 10, "x", 0.9), (50, 60, "y", 0.8)], b=[(70, 80, "y", 0.9)])
+    diagnosis = diagnose(TRUTH, found, [0.5])
+    assert on_instances(diagnosis, np.array([True, False, False])) == (1.0, 0.0)
+    assert on_instances(diagnosis, np.array([False, False, True])) == (0.0, 1.0)
+    assert on_instances(diagnosis, np.array([True, True, True]))[1] == pytest.approx(1 / 3)
+
+
+def test_instances_fall_into_buckets():
+    truth = ground_truth([video("a", (0, 10, "x"), (20, 25, "x"), (0, 50, "y"), duration=50.0)])
+    edges = {"coverage": (0.1, 0.2), "length": (5, 10), "instances": (1, 2)}
+    buckets = sensitivity(diagnose(truth, found_in(truth), [0.5]), edges)
+    counts = {name: [one["count"] for one in rows] for name, rows in buckets.items()}
+    assert counts == {"coverage": [1, 1, 1], "length": [1, 1, 1], "instances": [1, 2, 0]}
+    assert buckets["instances"][2] == {
+        "bucket": "M",
+        "above": 2,
+        "up_to": None,
+        "count": 0,
+        "mAP_N": None,
+        "missed": None,
+    }
+
+
+def test_confusion_of_classes():
+    found = found_in(TRUTH, a=[(0, 10, "y", 0.9), (50, 60, "y", 0.8)])
+    assert class_confusion(diagnose(TRUTH, found, [0.5])) == [{"true": "x", "predicted": "y", "count": 1}]
+
+
+@settings(max_examples=50, deadline=None)
+@given(cases())
+def test_diagnosis_agrees_with_the_evaluator(case):
+    truth, found = case
+    diagnosis = diagnose(truth, found, [0.5, 0.75])
+    counts = diagnosis.num_instances
+    # With as many instances in every class the normalization changes nothing.
+    if len(set(counts[counts > 0].tolist())) == 1:
+        plain = evaluate(truth, found, [0.5, 0.75]).average
+        assert normalized_map(diagnosis, diagnosis.kind >= 0) == pytest.approx(plain)
+    content = analyze(truth, found, [0.5, 0.75])
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+    assert all(gain >= -1e-12 for gain in content["removal"]["gain"].values())
+    for buckets in content["sensitivity"].values():
+        assert sum(one["count"] for one in buckets) == len(truth)
+    for shares, count in zip(content["false_positives"]["bands"], content["false_positives"]["counts"], strict=True):
+        assert sum(shares) == pytest.approx(1.0 if count else 0.0)

@@ -1,0 +1,274 @@
+"""``eval.py`` end to end: predictions, run folders, many runs; the protocol; what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import eval as command
+from stale.data.datasets import facts
+from stale.errors import StaleError
+from stale.evaluation.aggregate import aggregate, statistics
+from stale.evaluation.tables import check_tious, format_tious, text_table
+from stale.run_folder import RunFolder
+
+LABELS = ["Archery", "Ballet", "Curling"]
+ROWS = ("whole_video", "snippets")
+
+
+def annotations(folder, seed=0):
+    """Eight test videos and one training video of three classes."""
+    rng = np.random.default_rng(seed)
+    database = {"train": {"subset": "training", "duration": 9.0, "annotations": []}}
+    for index in range(8):
+        starts = rng.uniform(0, 80, 3)
+        items = [{"segment": [s, s + 10.0], "label": LABELS[(index + n) % 3]} for n, s in enumerate(starts)]
+        database[f"v{index}"] = {"subset": "validation", "duration": 100.0, "annotations": items}
+    path = folder / "annotations.json"
+    path.write_text(json.dumps({"database": database}))
+    return path, database
+
+
+def detect(database, classes, seed, spread=4.0):
+    """Noisy copies of the ground truth of ``classes``."""
+    rng = np.random.default_rng(seed)
+    results = {}
+    for name, entry in database.items():
+        for item in entry["annotations"]:
+            if item["label"] in classes:
+                segment = (np.sort(item["segment"] + rng.normal(0, spread, 2))).tolist()
+                found = {"segment": segment, "label": item["label"], "score": float(rng.random())}
+                results.setdefault(name, []).append(found)
+    return results
+
+
+def make_run(folder, split=0, vocabulary="unseen", seed=0, **protocol):
+    """A run folder as inference.py leaves it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, database = annotations(folder)
+    classes = {"unseen": ["Curling"], "seen": ["Archery", "Ballet"], "all": LABELS}[vocabulary]
+    stated = {
+        "dataset": "activitynet",
+        "setting": "75_25",
+        "split": split,
+        "split_source": "official lists",
+        "subset": "validation",
+        "vocabulary": vocabulary,
+        "classes": classes,
+        "tious": [0.3, 0.5],
+        "annotations": str(path),
+        "checkpoint": "best",
+        "features": "random",
+        "skipped_videos": 0,
+        "checkpoint_chosen_on": f"mAP of held-out videos of seen classes, epoch {split}",
+        **protocol,
+    }
+    run = RunFolder(folder)
+    files = {run.detections(vocabulary): 3.0, **{run.baselines(name, vocabulary): 20.0 for name in ROWS}}
+    for target, spread in files.items():
+        target.parent.mkdir(exist_ok=True)
+        content = {"version": "stale", "external_data": {"used": False, "details": ""}, "protocol": stated}
+        target.write_text(json.dumps({**content, "results": detect(database, classes, seed + split, spread)}))
+    return folder
+
+
+def evaluated(folder, *options, **settings):
+    run = make_run(folder, **settings)
+    command.main(["--run", str(run), *options])
+    return run
+
+
+def load(path):
+    return json.loads(Path(path).read_text())
+
+
+def test_run_writes_metrics_and_prints_the_protocol_once(tmp_path, capsys):
+    run = evaluated(tmp_path / "run")
+    metrics = load(run / "metrics.json")
+    assert list(metrics["mAP"]) == ["0.30", "0.50"] and set(metrics["per_class"]) == {"Curling"}
+    assert metrics["average_mAP"] == pytest.approx(np.mean(list(metrics["mAP"].values())))
+    assert (metrics["num_ground_truth"], metrics["num_videos"], metrics["num_classes"]) == (8, 8, 1)
+    assert set(metrics["baselines"]) == {"random", *ROWS}
+    assert set(metrics["average_recall"]) == {"1", "5", "10", "50", "100"}
+    for row in metrics["baselines"].values():
+        assert 0 <= row["average_mAP"] < metrics["average_mAP"] <= 1
+    printed = capsys.readouterr().out
+    assert printed.count("protocol:") == 1 and max(map(len, printed.splitlines())) <= 100
+    parts = [
+        *("setting 75_25, split 0 (official lists)", "subset validation: 8 videos, 8 instances, 1 classes (unseen)"),
+        *("tIoU 0.30, 0.50", "duplicates kept", "external scores none"),
+        "checkpoint best, chosen on mAP of held-out videos of seen classes, epoch 0",
+    ]
+    assert all(f"\n  {part}\n" in printed for part in parts)
+    assert metrics["protocol"]["line"].split(" | ")[1] == parts[0]
+    rows = ["training-free: top-1 label, whole video", "training-free: thresholded snippets", "random: every class"]
+    assert all(f"\n{row}" in printed for row in rows)
+
+
+def test_absent_files_of_a_run_are_named(tmp_path, capsys):
+    with pytest.raises(StaleError, match="run inference.py first"):
+        command.main(["--run", str(tmp_path)])
+    run = make_run(tmp_path / "run")
+    RunFolder(run).baselines("snippets", "unseen").unlink()
+    command.main(["--run", str(run)])
+    assert set(load(run / "metrics.json")["baselines"]) == {"random", "whole_video"}
+    assert "did not write" in capsys.readouterr().out
+
+
+def test_generalised_run_shows_seen_unseen_and_all(tmp_path, capsys):
+    run = make_run(tmp_path / "run")
+    evaluated(run, "--vocabulary", "all", vocabulary="all")
+    metrics = load(run / "metrics_all.json")
+    averages = {label: row["average"] for label, row in metrics["per_class"].items()}
+    seen, unseen = (averages["Archery"] + averages["Ballet"]) / 2, averages["Curling"]
+    mean = 2 * seen * unseen / (seen + unseen)
+    expected = {"seen classes": seen, "unseen classes": unseen, "harmonic mean": mean}
+    assert {name: row["average_mAP"] for name, row in metrics["groups"].items()} == pytest.approx(expected)
+    printed = capsys.readouterr().out
+    assert all(f"\n{name}" in printed for name in ("all classes", *expected))
+
+
+def test_predictions_from_anywhere(tmp_path, capsys):
+    path, database = annotations(tmp_path)
+    results = detect(database, LABELS, 0)
+    results["v0"].append({"segment": [3, 1], "label": "Ballet", "score": 0.1})
+    (tmp_path / "p.json").write_text(json.dumps({"results": results}))
+    (tmp_path / "list").write_text("Ballet\r\nCurling")
+    base = ["--predictions", str(tmp_path / "p.json"), "--annotations", str(path)]
+    command.main([*base, "--split-file", str(tmp_path / "list"), "--json", str(tmp_path / "out.json")])
+    metrics = load(tmp_path / "out.json")
+    assert set(metrics["per_class"]) == {"Ballet", "Curling"} and set(metrics["baselines"]) == {"random"}
+    kinds = {"a segment of negative length", "a label outside the vocabulary"}
+    assert {one["kind"] for one in metrics["problems"]} == kinds
+    with pytest.raises(StaleError, match=". with a segment of negative length .*; correct it or leave out --strict"):
+        command.main([*base, "--strict"])
+    printed = capsys.readouterr().out
+    assert "external scores none here, the file does not state its own" in printed
+    assert "1 with a segment of negative length: v0" in printed
+
+
+def test_external_scores_are_named(tmp_path, capsys):
+    run = make_run(tmp_path / "run")
+    options = ["--run", str(run), "--video-scores", str(tmp_path / "s.json")]
+    results = {f"v{index}": [0.5] for index in range(8)}
+    (tmp_path / "s.json").write_text(json.dumps({"class": ["Curling"], "results": results}))
+    command.main(options)
+    printed = capsys.readouterr().out
+    assert "external scores s.json" in printed and "detections, external scores" in printed
+    assert "external label, whole video" in printed
+
+
+def test_runs_are_aggregated(tmp_path, capsys):
+    runs = [str(evaluated(tmp_path / "a" / str(split), split=split)) for split in range(3)]
+    other = [str(evaluated(tmp_path / "b" / str(split), split=split, seed=50)) for split in range(3)]
+    capsys.readouterr()
+    command.main(["--runs", *runs, "--versus", *other, "--json", str(tmp_path / "out.json")])
+    content = load(tmp_path / "out.json")
+    values = [load(Path(run, "metrics.json"))["average_mAP"] for run in runs]
+    cell = content["rows"]["detections"]["average"]
+    assert cell["mean"] == pytest.approx(np.mean(values)) and cell["std"] == pytest.approx(np.std(values, ddof=1))
+    half = 4.3027 * np.std(values, ddof=1) / np.sqrt(3)
+    assert cell["ci95"] == pytest.approx([np.mean(values) - half, np.mean(values) + half])
+    assert set(content["paired"]) == {"versus", "random", *ROWS}
+    gap = content["paired"]["versus"]["average"]["values"]
+    assert gap == pytest.approx(np.subtract(values, content["rows"]["versus"]["average"]["values"]).tolist())
+    printed = capsys.readouterr().out
+    assert printed.startswith("protocol: activitynet\n  3 runs, splits 0, 1, 2\n") and "detections − row" in printed
+    assert max(map(len, printed.splitlines())) <= 100
+
+
+def test_runs_that_cannot_be_aggregated(tmp_path):
+    first, again, second = (str(evaluated(tmp_path / str(i), split=s)) for i, s in enumerate((0, 0, 1)))
+    different = {"setting": "50_50", "tious": [0.5], "checkpoint_chosen_on": "the unseen loss", "features": "other"}
+    cases = [([first, again, second], "split 0 given more than once"), ([str(tmp_path)], "evaluate the run first")]
+    cases.append(([first, "--versus", second], "need the same splits"))
+    cases.append(([first, first], "run folder given twice"))
+    fewer = load(Path(again, "metrics.json"))
+    fewer["protocol"]["num_videos"] -= 1
+    (tmp_path / "fewer").mkdir()
+    (tmp_path / "fewer" / "metrics.json").write_text(json.dumps(fewer))
+    cases.append(([first, "--versus", str(tmp_path / "fewer")], "were not tested on the same: num_videos is"))
+    for key, value in different.items():
+        other = str(evaluated(tmp_path / key, split=1, **{key: value}))
+        cases.append(([first, other], f"protocols differ in {key}"))
+    for arguments, message in cases:
+        with pytest.raises(StaleError, match=message):
+            command.main(["--runs", *arguments])
+    command.main(["--runs", first, again])  # seeds of one split
+
+
+def test_statistics(tmp_path):
+    run = evaluated(tmp_path / "run")
+    one = aggregate({"run": load(run / "metrics.json")})["rows"]["detections"]["average"]
+    assert one["std"] is None and one["ci95"] is None
+    assert statistics(np.array([1.0, 2.0, 3.0]))["std"] == 1.0
+    values = np.arange(41.0)
+    half = statistics(values)["ci95"][1] - values.mean()
+    assert half / values.std(ddof=1) * 41**0.5 == pytest.approx(2.0211, abs=1e-3)
+
+
+def test_thresholds():
+    assert format_tious(facts("activitynet").tious) == "0.50:0.05:0.95" and format_tious([0.5]) == "0.50"
+    for wrong in ([], [0.0], [50], [0.5, 0.5]):
+        with pytest.raises(StaleError):
+            check_tious(wrong)
+
+
+def test_tables_fit_the_terminal():
+    lines = text_table(["name", "a"], [["n" * 200, "1"], ["\x1b[2J", "22"]]).splitlines()
+    assert {len(line) for line in lines} == {100}
+    assert "…" in lines[2] and "\x1b" not in lines[3]
+
+
+def test_another_protocol_leaves_the_metrics_of_the_run_alone(tmp_path, capsys):
+    run = evaluated(tmp_path / "run")
+    before = (run / "metrics.json").read_text()
+    command.main(["--run", str(run), "--duplicates", "drop", "--tiou", "0.9", "--json", str(tmp_path / "out.json")])
+    assert (run / "metrics.json").read_text() == before
+    assert list(load(tmp_path / "out.json")["mAP"]) == ["0.90"]
+    printed = capsys.readouterr().out
+    assert "metrics.json is not written" in printed and "duplicates dropped (0)" in printed
+
+
+def test_ground_truth_of_predicted_videos_alone_is_stated(tmp_path, capsys):
+    path = RunFolder(make_run(tmp_path / "run")).detections("unseen")
+    content = load(path)
+    content["results"]["v0"] = []
+    path.write_text(json.dumps(content))
+    command.main(["--run", str(tmp_path / "run")])
+    assert "ground truth" not in capsys.readouterr().out
+    command.main(["--run", str(tmp_path / "run"), "--ground-truth", "predicted-videos"])
+    assert "\n  ground truth ONLY IN VIDEOS WITH PREDICTIONS (7 of 8)\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--predictions", "p"],
+        ["--predictions", "p", "--vocabulary", "all"],
+        ["--run", "r", "--versus", "q"],
+        ["--run", "r", "--split-file", "l"],
+        ["--runs", "r", "--tiou", "0.5"],
+        ["--runs", "r", "--report", "d"],
+        ["--run", "r", "--allow-unseen-supervision"],
+    ],
+)
+def test_options_without_effect_are_refused(arguments):
+    with pytest.raises(SystemExit):
+        command.main(arguments)
+
+
+def test_subset_and_list_are_checked(tmp_path):
+    path, _ = annotations(tmp_path)
+    (tmp_path / "p.json").write_text('{"results": {}}')
+    (tmp_path / "list").write_text("Juggling\n")
+    base = ["--predictions", str(tmp_path / "p.json"), "--annotations", str(path)]
+    with pytest.raises(StaleError, match="no video in subset 'test'"):
+        command.main([*base, "--subset", "test"])
+    with pytest.raises(StaleError, match="not in the annotations: Juggling"):
+        command.main([*base, "--split-file", str(tmp_path / "list")])
+    command.main(base)

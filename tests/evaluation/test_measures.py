@@ -1,0 +1,128 @@
+"""Recall, top-1 accuracy, localization or classification alone, external video scores."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from stale.errors import StaleError
+from stale.evaluation import Detections, evaluate, ground_truth
+from stale.evaluation.measures import (
+    average_recall,
+    best_of_equal_segments,
+    class_agnostic,
+    random_whole_video,
+    top1_accuracy,
+    top1_whole_video,
+    with_true_labels,
+    with_true_segments,
+)
+from stale.evaluation.results import read_video_scores
+from tests.reference.evaluation import cases, found_in, tiou, video
+
+TRUTH = ground_truth([video("a", (0, 10, "x"), (50, 60, "y")), video("b", (20, 30, "y"))])
+
+
+def test_recall_counts_a_segment_with_two_labels_once():
+    twice = found_in(TRUTH, a=[(0, 10, "x", 0.9), (0, 10, "y", 0.8), (50, 60, "y", 0.7)])
+    assert average_recall(TRUTH, twice, [0.5], at=(2,))["2"] == pytest.approx(2 / 3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(cases())
+def test_recall_equals_its_definition(case):
+    truth, found = case
+    for k, recall in average_recall(truth, found, [0.5, 0.75], at=(1, 3)).items():
+        covered = []
+        for where, segment in zip(truth.video, truth.segments, strict=True):
+            order = [i for i in np.lexsort((-np.arange(len(found)), -found.scores)) if found.video[i] == where]
+            best = list(dict.fromkeys(tuple(found.segments[i]) for i in order))[: int(k)]
+            covered += [max((tiou(one, segment) for one in best), default=0) >= t for t in (0.5, 0.75)]
+        # Ties of score between different segments may fall either way after merging equal segments.
+        if len(set(found.scores.tolist())) == len(found):
+            assert recall == pytest.approx(np.mean(covered))
+
+
+def test_top1_is_the_label_of_the_best_detection():
+    found = found_in(TRUTH, a=[(0, 1, "x", 0.2), (3, 9, "y", 0.9)], b=[(0, 1, "x", 0.9), (0, 1, "y", 0.3)])
+    assert top1_accuracy(TRUTH, found) == 0.5
+    assert top1_accuracy(TRUTH, found_in(TRUTH)) == 0.0
+
+
+def test_class_agnostic_ignores_labels():
+    found = found_in(TRUTH, a=[(0, 10, "y", 0.9), (50, 60, "x", 0.8), (50, 60, "y", 0.5)], b=[(20, 30, "x", 0.7)])
+    assert class_agnostic(TRUTH, found, [0.5]).average == 1.0
+    assert evaluate(TRUTH, found, [0.5]).average == pytest.approx(0.5 * 1 / 2 * 1 / 2)
+    twice = ground_truth([video("a", (0, 10, "Diving"), (0, 10, "CliffDiving"))])
+    assert class_agnostic(twice, found_in(twice, a=[(0, 10, "Diving", 1.0)]), [0.5]).average == 1.0
+
+
+def test_true_labels_leave_only_the_error_of_localization():
+    found = found_in(TRUTH, a=[(0, 10, "y", 0.9), (52, 60, "x", 0.8)], b=[(80, 90, "x", 0.7)])
+    metrics = with_true_labels(TRUTH, found, [0.5])
+    assert metrics.ap[0].tolist() == [1.0, 0.5]
+
+
+def test_true_segments_leave_only_the_error_of_classification():
+    found = found_in(TRUTH, a=[(0, 3, "x", 0.9), (49, 52, "x", 0.95), (55, 70, "y", 0.2)], b=[(25, 90, "y", 0.7)])
+    metrics = with_true_segments(TRUTH, found, [0.95])
+    assert metrics.ap[0].tolist() == [1.0, 1.0]
+    assert with_true_segments(TRUTH, found_in(TRUTH), [0.95]).average == 0.0
+
+
+@settings(max_examples=50, deadline=None)
+@given(cases())
+def test_measures_accept_anything_and_perfect_detections_score_full(case):
+    truth, found = case
+    truth = truth.take(truth.segments[:, 0] < truth.segments[:, 1])
+    perfect = Detections(truth.video, truth.label, truth.segments, np.ones(len(truth)))
+    for measure in (evaluate, class_agnostic, with_true_labels, with_true_segments) if len(truth) else ():
+        assert measure(truth, perfect, [0.5, 1.0]).average == pytest.approx(1.0)
+    truth, found = case
+    for measure in (class_agnostic, with_true_labels, with_true_segments):
+        assert np.all((metrics := measure(truth, found, [0.5]).mean_ap) >= 0) and np.all(metrics <= 1 + 1e-12)
+    assert 0 <= top1_accuracy(truth, found) <= 1
+    assert len(best_of_equal_segments(found)) <= len(found)
+    assert len(random_whole_video(truth)) == len(truth.videos) * len(truth.classes)
+    assert len(top1_whole_video(truth, found)) == len(set(found.video.tolist()) - {-1})
+
+
+def test_top1_label_on_the_whole_video():
+    whole = top1_whole_video(TRUTH, found_in(TRUTH, a=[(0, 1, "x", 0.2), (3, 9, "y", 0.9)], b=[(0, 1, "x", 0.9)]))
+    rows = zip(whole.video.tolist(), whole.label.tolist(), whole.segments.tolist(), whole.scores.tolist(), strict=True)
+    assert sorted(rows) == [(0, 1, [0.0, 100.0], 0.9), (1, 0, [0.0, 100.0], 0.9)]
+
+
+def scores_file(folder, classes, **results):
+    path = folder / "s.json"
+    path.write_text(json.dumps({"class": classes, "results": results}))
+    return path
+
+
+def test_video_scores_overwrite_labels(tmp_path):
+    scores = read_video_scores(scores_file(tmp_path, ["y", "x"], a=[0.5, 0.1], v_b=[0.2, 0.25]), TRUTH)
+    found = scores.apply(found_in(TRUTH, a=[(0, 10, "x", 0.8), (0, 10, "y", 0.4)], b=[(1, 2, "y", 1.0)]))
+    assert found.label.tolist() == [1, 0] and found.scores.tolist() == [0.4, 0.25]
+    whole = scores.whole_videos(TRUTH)
+    assert whole.segments.tolist() == [[0, 100], [0, 100]] and whole.label.tolist() == [1, 0]
+
+
+def test_classes_beyond_the_vocabulary_are_refused_or_left_out_and_named(tmp_path):
+    path = scores_file(tmp_path, ["y", "z"], a=[0.1, 0.9])
+    with pytest.raises(StaleError, match="1 classes beyond those under test .z.: .*--allow-unseen-supervision"):
+        read_video_scores(path, TRUTH)
+    scores = read_video_scores(path, TRUTH, allow_unseen=True)
+    assert scores.label.tolist() == [1, -1] and scores.score.tolist() == [0.1, 0.0]
+    assert scores.source == "s.json with --allow-unseen-supervision, nothing for 1 of 2 videos"
+
+
+@pytest.mark.parametrize(
+    "content", [[], {}, {"class": ["x"]}, *({"class": ["x"], "results": {"a": row}} for row in ([1, 2], 3, [None]))]
+)
+def test_wrong_video_scores_are_named(tmp_path, content):
+    (tmp_path / "s.json").write_text(json.dumps(content))
+    with pytest.raises(StaleError, match="video scores"):
+        read_video_scores(tmp_path / "s.json", TRUTH)

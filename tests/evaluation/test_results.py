@@ -1,0 +1,90 @@
+"""Loading anyone's detections: every form, every irregularity by name."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+
+import pytest
+
+from stale.data.annotations import Instance, Video
+from stale.errors import StaleError
+from stale.evaluation import align, ground_truth, read_results, results_from_dict
+
+NAN = float("nan")
+GOOD = {"segment": [0.0, 5.0], "label": "Ballet", "score": 0.9}
+
+
+def truth():
+    videos = [Video(name, "test", 100.0, (Instance(0, 5, "Ballet"),)) for name in ("a", "v_b")]
+    return ground_truth(videos, ["Ballet", "Archery"])
+
+
+def write(path, content):
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_activitynet_form(tmp_path):
+    content = {"version": "1", "external_data": {"used": False}, "results": {"a": [GOOD], "b": []}}
+    plain = read_results(write(tmp_path / "p.json", content))
+    (tmp_path / "p.json.gz").write_bytes(gzip.compress(json.dumps(content).encode()))
+    for results in (plain, read_results(tmp_path / "p.json.gz")):
+        assert results.videos == ("a", "b") and results.labels == ("Ballet",)
+        assert results.segments.tolist() == [[0.0, 5.0]] and results.scores.tolist() == [0.9]
+        assert results.external_data == {"used": False}
+    assert len(read_results(write(tmp_path / "bare.json", {"a": [GOOD, GOOD]}))) == 2
+    columns = {"video-id": ["a"], "t-start": [0], "t-end": [5], "label": ["Ballet"], "score": [0.9]}
+    actionformer = read_results(write(tmp_path / "columns.json", columns))
+    assert actionformer.segments.tolist() == plain.segments.tolist() and actionformer.labels == plain.labels
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "an object with 'results'"),
+        ({"results": []}, "must map each video"),
+        ({"results": {"a": [{"segment": [0, 1], "label": "x"}]}}, "video 'a': a detection needs"),
+        ({"results": {"a": [{"segment": [0], "label": "x", "score": 1}]}}, "video 'a': a detection needs"),
+        ({"results": {"a": [{"segment": [0, 1], "label": 3, "score": 1}]}}, "video 'a': a detection needs"),
+        ({"results": {"a": [3]}}, "video 'a': a detection needs"),
+        ({"video-id": ["a"], "t-start": [], "t-end": [], "label": [], "score": []}, "differ in length"),
+    ],
+)
+def test_wrong_forms_are_named(tmp_path, content, message):
+    with pytest.raises(StaleError, match=message):
+        read_results(write(tmp_path / "p.json", content))
+
+
+def test_files_that_are_not_loaded(tmp_path):
+    (tmp_path / "twice.json").write_text('{"results": {"a": [], "a": []}}')
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps({"video-id": ["a"]}))
+    for name, message in (("twice.json", "listed twice: a"), ("p.pkl", "is a pickle"), ("none", "file not found")):
+        with pytest.raises(StaleError, match=message):
+            read_results(tmp_path / name)
+
+
+ODD = {
+    "a segment or score that is not a number": {"a": [{**GOOD, "score": NAN}, {**GOOD, "segment": [None, 3]}]},
+    "a segment of negative length": {"a": [{**GOOD, "segment": [5, 1]}]},
+    "an unknown video": {"zzz": [GOOD, GOOD]},
+    "a label outside the vocabulary": {"a": [{**GOOD, "label": "Juggling"}]},
+}
+NAMES = {"an unknown video": "zzz", "a label outside the vocabulary": "Juggling"}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_oddities_are_counted_and_named(kind):
+    odd = ODD[kind]
+    results = results_from_dict({"v_b": [GOOD], **odd})
+    found, problems = align(results, truth())
+    assert [(one.kind, one.count) for one in problems] == [(kind, sum(map(len, odd.values())))]
+    assert problems[0].names == (NAMES.get(kind, "a"),)
+    left_out = problems[0].treatment == "left out"
+    assert len(found) == (1 if left_out else 1 + problems[0].count)
+
+
+def test_known_videos_and_ids_with_or_without_prefix_are_no_problem():
+    found, problems = align(results_from_dict({"seen": [GOOD], "v_a": [GOOD], "b": [GOOD]}), truth(), {"seen"})
+    assert not problems and found.video.tolist() == [-1, 0, 1]

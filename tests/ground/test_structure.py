@@ -1,0 +1,87 @@
+"""The package's structure: imports point downwards, evaluation needs no torch, calls name their arguments."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.helpers import REPOSITORY
+
+PACKAGE = REPOSITORY / "stale"
+# A module may import its own floor and those below it; the first name that fits decides.
+FLOORS = (
+    ("config", "distributed", "device", "io", "segments", "errors", "version", "run_folder"),
+    ("model", "data", "video", "preparation", "plots", "checkpoint"),
+    ("training", "detection", "evaluation", "reports", "reproduce"),
+    ("api",),
+)
+
+
+def floor_of(module: str) -> int:
+    return next(number for number, names in enumerate(FLOORS) if module.split(".")[1] in names)
+
+
+def modules() -> dict[str, ast.Module]:
+    paths = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
+    names = [".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in paths]
+    return {
+        name.removesuffix(".__init__"): ast.parse(path.read_text("utf-8"))
+        for name, path in zip(names, paths, strict=True)
+    }
+
+
+def imported(tree: ast.Module, known: set[str]) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.update({node.module, *(f"{node.module}.{alias.name}" for alias in node.names)})
+    return found & known
+
+
+def test_imports_point_downwards_without_cycles() -> None:
+    trees = modules()
+    imports = {name: imported(tree, set(trees)) - {name} for name, tree in trees.items()}
+    upwards = [
+        f"{name} imports {other}" for name in imports for other in imports[name] if floor_of(other) > floor_of(name)
+    ]
+    assert upwards == []
+    left = dict(imports)
+    while ready := [name for name in left if not left[name] & set(left)]:
+        for name in ready:
+            del left[name]
+    assert sorted(left) == [], "these import each other"
+
+
+def test_a_file_name_is_used_once() -> None:
+    names = [path.name for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
+    assert sorted(name for name in names if names.count(name) > 1) == []
+
+
+def test_no_call_has_more_than_four_positional_arguments() -> None:
+    """Of what the project defines; others' functions have the signatures they have."""
+    trees = modules()
+    own = {
+        node.name
+        for tree in trees.values()
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    }
+    own -= set(dir(builtins))
+    calls = [(name, node) for name, tree in trees.items() for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    crowded = [
+        f"{name}:{call.lineno}"
+        for name, call in calls
+        if ast.unparse(call.func).rpartition(".")[2] in own
+        and len([a for a in call.args if not isinstance(a, ast.Starred)]) > 4
+    ]
+    assert crowded == []
+
+
+def test_evaluation_and_reports_do_not_import_torch(tmp_path: Path) -> None:
+    code = "import sys, stale.evaluation, stale.reports; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0

@@ -1,0 +1,206 @@
+"""Every switch of the model and the losses, the paper's and the released code's, changes what it claims to alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stale.api import infer
+from stale.checkpoint import load_checkpoint
+from stale.config import Config, load_config
+from stale.data.selection import phrases
+from stale.errors import StaleError
+from stale.io import read_json
+from stale.model.stale import Outputs, Stale, build_model
+from stale.model.text import ClassEmbeddings
+from stale.training.losses import Criterion
+from stale.training.targets import build_targets
+from stale.training.trainer import train
+from tests.helpers import REPOSITORY, SEEN, UNSEEN, tiny_config, tiny_text_transformer
+
+B, T, C, K = 3, 16, 64, 4
+NAMES = ["diving", "high jump", "shot put", "golf swing"]
+SEGMENTS = torch.tensor([[[1.0, 5.0], [8.0, 12.0]], [[2.0, 9.0], [6.0, 14.0]], [[3.0, 7.0], [0.0, 0.0]]])
+LABELS = torch.tensor([[0, 3], [1, 2], [1, -2]])
+TARGETS = build_targets(SEGMENTS, LABELS, K, T)
+SMALL = ("model.localizer.hidden=8", "model.masking.queries=4", "model.masking.layers=1", "model.adaptation.alpha=0.5")
+PARTS = ("visual", "foreground", "class_logits", "mask_logits")
+
+
+def build(*assignments: str) -> tuple[Stale, Config]:
+    """A small model; parts of the same size have the same weights, whatever the other parts are."""
+    config = load_config((), [*SMALL, *assignments])
+    torch.manual_seed(0)
+    model = build_model(config.model, T, C, tiny_text_transformer(layers=1), seen=NAMES).eval()
+    for name, parameter in sorted(model.named_parameters()):
+        generator = torch.Generator().manual_seed(sum(map(ord, name)) * 1009 + parameter.numel())
+        if (parameter.ndim > 1 or name.endswith("bias")) and "text.transformer" not in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    if hasattr(model.masking, "weigh"):  # L on both sides of its threshold
+        model.masking.weigh.bias.data.fill_(-model.masking.weigh.weight.sum().item() / 2)
+    model.background.data = torch.randn(C, generator=torch.Generator().manual_seed(5))
+    return model, config
+
+
+def outputs_of(model: Stale, mask: Tensor | None = None) -> Outputs:
+    """What the model predicts for the same three videos."""
+    features = torch.randn(B, T, C, generator=torch.Generator().manual_seed(1))
+    return model(features, model.text(model.text.tokenize(NAMES)), mask)
+
+
+@torch.no_grad()
+def predict(*assignments: str, truth: bool = False) -> Outputs:
+    return outputs_of(build(*assignments)[0], TARGETS.foreground.float() if truth else None)
+
+
+def changed(*assignments: str, truth: bool = False) -> set[str]:
+    """The parts of the outputs that differ from those of the default."""
+    usual, other = predict(), predict(*assignments, truth=truth)
+
+    def differ(part: str) -> bool:
+        one, two = getattr(usual, part), getattr(other, part)
+        return (one is None) != (two is None) or (one is not None and not torch.allclose(one, two, atol=1e-5))
+
+    return {part for part in PARTS if differ(part)}
+
+
+# The model's switches
+
+
+@pytest.mark.parametrize(
+    ("assignment", "moved"),
+    [
+        ("masking.queries=5", {"foreground", "class_logits"}),
+        ("masking.kind=conv1d", {"foreground", "class_logits"}),
+        ("masking.kind=conv_stack", {"foreground", "class_logits"}),
+        ("masking.kind=none", {"foreground", "class_logits"}),
+        ("masking.applied=false", {"class_logits"}),
+        ("masking.threshold=0.6", {"class_logits"}),
+        ("masking.gradient=soft", {"class_logits"}),
+        ("masking.gradient=straight_through", set()),
+        ("text.prompt=template", {"class_logits"}),
+        ("text.context_tokens=3", {"class_logits"}),
+        ("text.encoder=frozen", set()),
+        ("text.encoder=none", {"class_logits"}),
+        ("adaptation.enabled=false", {"class_logits"}),
+        ("localizer.kind=plain", {"mask_logits"}),
+        ("localizer.coordinates=relative", {"mask_logits"}),
+        ("temperature=0.5", {"class_logits"}),
+        ("visual_projection=true", set(PARTS)),
+        ("temporal.kind=conv", set(PARTS)),
+        ("temporal.kind=none", set(PARTS)),
+    ],
+)
+def test_a_switch_changes_its_part_alone(assignment: str, moved: set[str]) -> None:
+    assert changed(f"model.{assignment}") == moved
+
+
+def test_ground_truth_masks_replace_the_learned_one() -> None:
+    assert changed("model.masking.kind=gt", truth=True) == {"foreground", "class_logits"}
+    outputs, truth = predict("model.masking.kind=gt", truth=True), TARGETS.foreground
+    assert torch.equal(outputs.foreground, truth.float())
+    assert (outputs.class_logits.transpose(1, 2)[~truth] == 0).all()
+    assert (outputs.class_logits.transpose(1, 2)[truth] != 0).any()
+    with pytest.raises(StaleError, match="kind=gt needs the ground truth"):
+        predict("model.masking.kind=gt")
+    with_another = predict("model.masking.kind=conv1d", truth=True)
+    assert torch.equal(predict(truth=True).class_logits, with_another.class_logits), (
+        "at test time, whatever was learned"
+    )
+
+
+# No text encoder
+
+
+def test_without_a_text_encoder_seen_classes_have_embeddings_and_others_their_mean() -> None:
+    encoder = ClassEmbeddings(ClassEmbeddings.names_of(NAMES), C)
+    picked = encoder(encoder.tokenize([NAMES[2], NAMES[0]]))
+    assert torch.equal(picked, encoder.embedding[[2, 0]])
+    picked[0].sum().backward()
+    assert encoder.embedding.grad.abs().sum(1).nonzero().flatten().tolist() == [2]
+    unknown = encoder(encoder.tokenize(["baking a cake in the kitchen", "diving board", NAMES[1]]))
+    torch.testing.assert_close(unknown[0], encoder.embedding.mean(0))
+    assert torch.equal(unknown[0], unknown[1])
+    torch.testing.assert_close(unknown[2], encoder.embedding[1])
+    described = encoder.describe([[NAMES[1]], ["diving board"]])
+    torch.testing.assert_close(described[0], F.normalize(encoder.embedding[1], dim=0))
+    assert len(ClassEmbeddings(ClassEmbeddings.names_of(phrases(SEEN)), C).embedding) == len(SEEN)
+
+
+def test_a_run_without_a_text_encoder_cannot_tell_unseen_classes_apart(data: Path, tmp_path: Path) -> None:
+    run = train(tiny_config(data, "model.text.encoder=none", "train.epochs=1"), tmp_path / "run")
+    assert not any("text.transformer" in name for name in load_checkpoint(run.checkpoint("best"))["model"])
+    infer(run)
+    results = read_json(run.detections("unseen"), "detections")["results"]
+    for rows in results.values():
+        by_label = [sorted(row["score"] for row in rows if row["label"] == label) for label in UNSEEN]
+        top = [scores[-1] for scores in by_label if scores]
+        assert top == pytest.approx([top[0]] * len(top), rel=1e-3)
+    infer(run, vocabulary="seen")
+
+
+# The losses' switches
+
+
+def random_outputs() -> Outputs:
+    generator = torch.Generator().manual_seed(2)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).requires_grad_()
+
+    visual, class_logits, mask_logits, foreground = random(B, T, C), random(B, K + 1, T), random(B, T, T), random(B, T)
+    outputs = Outputs(visual, class_logits, mask_logits, foreground)
+    return replace(outputs, classifier_features=random(B, T, C), language=random(B, K + 1, C), temperature=0.1)
+
+
+def losses_of(outputs: Outputs, *assignments: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum and each loss by its name."""
+    return Criterion(load_config((), [f"loss.{one}" for one in assignments]).loss)(outputs, TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "moved"),
+    [
+        ("classification_form=focal", {"classification"}),
+        ("classification_form=pooled", {"classification"}),
+        ("foreground_form=bce", {"foreground"}),
+        ("dice=0", {"localization"}),
+        ("consistency_gradient=visual", set()),
+    ],
+)
+def test_a_form_changes_its_loss_alone(assignment: str, moved: set[str]) -> None:
+    usual, other = losses_of(random_outputs())[1], losses_of(random_outputs(), assignment)[1]
+    assert {name for name in usual if usual[name].item() != other[name].item()} == moved
+
+
+def test_pooled_classification_equals_its_definition() -> None:
+    """Instances that do not overlap: each is the mean of its snippets, compared with every class, counted once."""
+    outputs, targets, expected = random_outputs(), build_targets(SEGMENTS[:1], LABELS[:1], K, T), []
+    first = Outputs(**{name: value[:1] if torch.is_tensor(value) else value for name, value in vars(outputs).items()})
+    for (start, end), label in zip(SEGMENTS[0].int().tolist(), LABELS[0].tolist(), strict=True):
+        pooled = F.normalize(outputs.classifier_features[0, start:end].mean(0), dim=0)
+        logits = F.normalize(outputs.language[0, :-1], dim=1) @ pooled / 0.1
+        expected.append(F.cross_entropy(logits[None], torch.tensor([label])).item())
+    pooled_form = load_config((), ["loss.classification_form=pooled"]).loss
+    loss = Criterion(pooled_form)(first, targets)[1]["classification"]
+    assert loss.item() == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+
+
+# The whole overlay
+
+
+@pytest.mark.parametrize("more", [[], ["official_code_50_50.yaml"]])
+def test_the_released_codes_overlay_trains(data: Path, tmp_path: Path, more: list[str]) -> None:
+    overlays = [REPOSITORY / "configs" / name for name in ("official_code.yaml", *more)]
+    small = ["train.epochs=1", "data.num_snippets=16", "data.shrink=0.2", "data.splits=null", "data.drop_shorter=0.5"]
+    config = load_config([data, *overlays], small)
+    assert config.loss.classification == (0.1 if more else 0.4)
+    run = train(config, tmp_path / "run")
+    infer(run)
+    protocol = read_json(run.detections("unseen"), "detections")["protocol"]
+    assert "UNSEEN TEST CLASSES" in protocol["checkpoint_chosen_on"]

@@ -1,0 +1,266 @@
+"""The text transformer is CLIP's, prompts are CoOp's, and neither depends on a vocabulary."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.error import URLError
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stale.config import TextConfig
+from stale.errors import StaleError
+from stale.model import clip
+from stale.model.clip import load_clip_module, load_text_weights
+from stale.model.text import TextEncoder, TextTransformer
+from tests.helpers import REPOSITORY, random_text_encoder_weights, tiny_text_transformer
+
+PHRASES = ["diving", "clean and jerk", "throwing a frisbee very far", "Hammer throw"]
+
+
+def openai_clip(width: int, layers: int, output_width: int, vocab_size: int = 49408) -> nn.Module:
+    """openai-clip's own model with random weights, none of them at a neutral value."""
+    torch.manual_seed(0)
+    vision = {"image_resolution": 32, "vision_layers": 1, "vision_width": 64, "vision_patch_size": 32}
+    text = {"transformer_width": width, "transformer_heads": width // 64, "transformer_layers": layers}
+    model = load_clip_module("model").CLIP(output_width, **vision, context_length=77, vocab_size=vocab_size, **text)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def clip_model() -> nn.Module:
+    return openai_clip(width=128, layers=2, output_width=96)
+
+
+def encoder_like(model: nn.Module, **options: object) -> TextEncoder:
+    return TextEncoder(TextTransformer.from_weights(text_half(model)), TextConfig(**options))
+
+
+def text_half(model: nn.Module) -> dict[str, Tensor]:
+    """What :func:`load_text_weights` would give of ``model``."""
+    others = ("visual.", "logit_scale")
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(others)}
+
+
+def padded_tokens(texts: list[str]) -> Tensor:
+    """What ``clip.tokenize`` gives: (K, 77)."""
+    tokens = torch.zeros(len(texts), 77, dtype=torch.long)
+    for row, text in zip(tokens, texts, strict=True):
+        ids = clip.tokenize(text)
+        row[: len(ids)] = torch.tensor(ids)
+    return tokens
+
+
+@torch.no_grad()
+def coop_reference(model: nn.Module, context: Tensor, phrase: str) -> Tensor:
+    """[SOT] context name . [EOT], padded to 77, through openai-clip's modules."""
+    N = len(context)
+    start, *name = clip.tokenize(f"{phrase}.")
+    ids = [start, *[0] * N, *name]
+    x = model.token_embedding(torch.tensor(ids + [0] * (77 - len(ids))))
+    x[1 : 1 + N] = context
+    x = model.transformer((x + model.positional_embedding).unsqueeze(1)).squeeze(1)
+    return model.ln_final(x)[len(ids) - 1] @ model.text_projection
+
+
+# Equality with openai-clip
+
+
+@pytest.mark.parametrize(("width", "layers", "output_width"), [(64, 1, 64), (128, 3, 96), (192, 2, 256)])
+@pytest.mark.parametrize("template", ["a video of action {}", "{}"])
+@torch.no_grad()
+def test_fixed_prompts_equal_encode_text(width: int, layers: int, output_width: int, template: str) -> None:
+    model = openai_clip(width, layers, output_width)
+    encoder = encoder_like(model, prompt="template", template=template)
+    expected = model.encode_text(padded_tokens([template.format(phrase) for phrase in PHRASES]))
+    prompts = encoder.tokenize(PHRASES)
+    assert prompts.tokens.shape[1] < 20, "no more tokens than the longest prompt has"
+    assert expected.std() > 0.1
+    torch.testing.assert_close(encoder(prompts), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_context_tokens", [1, 5, 16])
+@torch.no_grad()
+def test_learned_prompts_equal_the_slow_padded_way(clip_model: nn.Module, num_context_tokens: int) -> None:
+    encoder = encoder_like(clip_model, context_tokens=num_context_tokens)
+    encoder.context.normal_()
+    expected = torch.stack([coop_reference(clip_model, encoder.context, phrase) for phrase in PHRASES])
+    torch.testing.assert_close(encoder(encoder.tokenize(PHRASES)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_all_prompts_begin_with_is_the_same_computed_once() -> None:
+    transformer, generator = tiny_text_transformer(), torch.Generator().manual_seed(0)
+    embedded = torch.randn(3, 9, transformer.width, generator=generator)
+    embedded[:, :5] = embedded[0, :5]
+    end, found = torch.tensor([5, 8, 7]), []
+    for shared in range(6):
+        context = embedded.clone().requires_grad_()
+        features = transformer(torch.cat([context[:1, :5].expand(3, -1, -1), context[:, 5:]], 1), end, shared)
+        features.sum().backward()
+        found.append((features, context.grad))
+    for features, gradient in found[1:]:
+        torch.testing.assert_close(features, found[0][0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(gradient, found[0][1], atol=1e-4, rtol=1e-4)
+
+
+# Vocabulary
+
+
+@torch.no_grad()
+def test_the_state_dict_loads_under_any_vocabulary() -> None:
+    trained = TextEncoder(tiny_text_transformer(), TextConfig())
+    trained.context.normal_()
+    few = trained(trained.tokenize(PHRASES[:2]))
+    fresh = TextEncoder(tiny_text_transformer(), TextConfig())
+    many = PHRASES + [f"another action number {number}" for number in range(9)]
+    fresh.tokenize(many)
+    fresh.load_state_dict(trained.state_dict())
+    features = fresh(fresh.tokenize(many))
+    assert features.shape == (len(many), 64)
+    torch.testing.assert_close(features[:2], few, atol=1e-5, rtol=1e-5)
+    transformer = {f"transformer.{name}" for name in trained.transformer.state_dict()}
+    assert set(trained.state_dict()) == transformer | {"context"}, "no trace of a vocabulary"
+
+
+@pytest.mark.parametrize(("prompt", "room"), [("learned", 77 - 2 - 16 - 1), ("template", 77 - 2 - 4)])
+def test_a_name_too_long_is_an_error_and_one_that_just_fits_is_not(prompt: str, room: int) -> None:
+    encoder = TextEncoder(tiny_text_transformer(), TextConfig(prompt=prompt))
+    longest = " ".join(["dive"] * room)
+    with torch.no_grad():
+        assert encoder(encoder.tokenize([longest])).isfinite().all()
+    with pytest.raises(StaleError, match="dive dive.* needs .* tokens"):
+        encoder.tokenize(["diving", f"{longest} dive"])
+
+
+# Weights
+
+
+@pytest.fixture(scope="module")
+def small_clip() -> nn.Module:
+    return openai_clip(width=64, layers=2, output_width=32)
+
+
+def check_loaded(path: Path, model: nn.Module) -> None:
+    expected = text_half(model)
+    loaded = load_text_weights(path)
+    assert set(loaded) == set(expected)
+    for name, tensor in loaded.items():
+        torch.testing.assert_close(tensor.float(), expected[name].float(), atol=1e-3, rtol=1e-3, msg=name)
+        assert tensor.dtype == torch.float32 or name == "token_embedding.weight"
+    transformer = TextTransformer.from_weights(loaded)
+    assert (transformer.width, transformer.output_width, transformer.context_length) == (64, 32, 77)
+    assert len(transformer.transformer["resblocks"]) == 2
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_plain_state_dict_loads(tmp_path: Path, small_clip: nn.Module, half: bool) -> None:
+    state = {name: tensor.half() if half else tensor for name, tensor in small_clip.state_dict().items()}
+    torch.save(state, tmp_path / "clip.pt")
+    check_loaded(tmp_path / "clip.pt", small_clip)
+    embedding = TextTransformer.from_weights(load_text_weights(tmp_path / "clip.pt")).token_embedding
+    assert embedding.dtype == (torch.float16 if half else torch.float32), "the stored precision is kept"
+
+
+@pytest.mark.filterwarnings("error::DeprecationWarning")
+def test_openais_torchscript_archive_loads(tmp_path: Path, small_clip: nn.Module) -> None:
+    example = (torch.zeros(1, 3, 32, 32), padded_tokens(["diving"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates making such archives
+        torch.jit.trace(small_clip, example, check_trace=False).save(tmp_path / "clip.pt")
+    check_loaded(tmp_path / "clip.pt", small_clip)
+
+
+class Arbitrary:
+    """Not a tensor."""
+
+
+WITHOUT = {
+    name: {key: tensor for key, tensor in random_text_encoder_weights(num_tokens=8).items() if key != name}
+    for name in ("token_embedding.weight", "positional_embedding", "text_projection")
+}
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        *((content, r"weights\.pt") for content in (b"", b"no weights at all", b"PK\x03\x04 a broken archive")),
+        *((content, r"weights\.pt") for content in ({"model": {}}, [torch.zeros(1)], {"epoch": 3}, Arbitrary(), {})),
+        *((content, name) for name, content in WITHOUT.items()),
+    ],
+)
+def test_a_file_without_text_weights_is_an_error(tmp_path: Path, content: object, named: str) -> None:
+    if isinstance(content, bytes):
+        (tmp_path / "weights.pt").write_bytes(content)
+    else:
+        torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(StaleError, match=named):
+        load_text_weights(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"transformer.resblocks.1.ln_1.weight": None},
+        {"ln_final.bias": torch.zeros(63)},
+        {"transformer.resblocks.0.mlp.c_fc.weight": torch.zeros(64, 256)},
+        {"text_projection": torch.zeros(64)},
+        {"token_embedding.weight": torch.zeros(64)},
+    ],
+    ids=lambda change: " ".join(change),
+)
+def test_tensors_that_form_no_text_transformer_are_an_error(change: dict[str, Tensor | None]) -> None:
+    weights = {name: t for name, t in random_text_encoder_weights(num_tokens=8).items() if name != "logit_scale"}
+    for name, tensor in change.items():
+        if tensor is None:
+            del weights[name]
+        else:
+            weights[name] = tensor
+    with pytest.raises(StaleError, match="text transformer") as error:
+        TextTransformer.from_weights(weights)
+    assert "\n" not in str(error.value)
+
+
+# Weights by name
+
+
+def fake_clip(load: object) -> SimpleNamespace:
+    return SimpleNamespace(available_models=lambda: ["ViT-B/16"], load=load)
+
+
+def test_a_known_name_is_downloaded(monkeypatch: pytest.MonkeyPatch, small_clip: nn.Module) -> None:
+    monkeypatch.setitem(sys.modules, "clip", fake_clip(lambda name, device, jit: (small_clip, None)))
+    assert set(load_text_weights("ViT-B/16")) == set(text_half(small_clip))
+    with pytest.raises(StaleError, match="absent.pt.*ViT-B/16"):
+        load_text_weights("absent.pt")
+
+
+@pytest.mark.parametrize("error", [URLError("no network"), RuntimeError("the SHA256 checksum does not match")])
+def test_a_failed_download_is_an_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setitem(sys.modules, "clip", fake_clip(load))
+    with pytest.raises(StaleError, match="ViT-B/16.*download"):
+        load_text_weights("ViT-B/16")
+
+
+@pytest.mark.slow
+def test_nothing_needs_torchvision() -> None:
+    """In a process of its own, where importing torchvision fails."""
+    script = """
+import sys
+sys.modules["torchvision"] = None
+import stale.model.text, stale.training.trainer, stale.detection.run, train, inference
+from stale.model import clip
+assert len(clip.encode("hammer throw")) == 2
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

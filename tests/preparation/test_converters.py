@@ -1,0 +1,120 @@
+"""Layouts: each can be loaded back, says what it cannot hold, and invalid files are an error in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stale.data.annotations import Instance, Video, read_annotations
+from stale.errors import StaleError
+from stale.preparation.converters import LAYOUTS, Annotations, load_any_layout, write_as
+
+VIDEOS = {
+    "v_a": Video("v_a", "training", 60.5, (Instance(1.25, 2.0, "Diving"), Instance(0.1, 59.9, "Hand, washing"))),
+    'b "c"': Video('b "c"', "validation", 10.0, ()),
+}
+RATES = {"v_a": 29.97, 'b "c"': 25.0}
+
+names = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z"), exclude_characters="/\\."), min_size=1)
+times = st.floats(0, 1000).map(lambda value: round(value, 3))
+instances = st.builds(lambda a, b, label: Instance(min(a, b), max(a, b), label), times, times, names)
+
+
+@st.composite
+def annotations(draw: st.DrawFn) -> Annotations:
+    """Any annotations."""
+    videos = {}
+    for name in draw(st.lists(names, unique=True, max_size=4)):
+        duration = draw(st.floats(0.01, 1e5).map(lambda value: round(value, 3)))
+        found = tuple(draw(st.lists(instances, max_size=4)))
+        videos[name] = Video(name, draw(st.sampled_from(["training", "test"])), duration, found)
+    return Annotations(videos, {name: draw(st.sampled_from([25.0, 29.97])) for name in videos})
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@settings(max_examples=25, deadline=None)
+@given(content=annotations())
+def test_whatever_they_hold(tmp_path_factory: pytest.TempPathFactory, layout: str, content: Annotations) -> None:
+    if layout == "t3al" and not content.videos:
+        return  # an empty object is of no layout
+    path = tmp_path_factory.mktemp("a") / ("a.csv" if layout == "csv" else "a.json")
+    write_as(layout, content, path)
+    assert load_any_layout(path) == content
+
+
+def test_the_json_layouts_are_what_training_and_actionformer_load(tmp_path: Path) -> None:
+    for layout in ("activitynet", "actionformer"):
+        write_as(layout, Annotations(VIDEOS, RATES), tmp_path / "a.json")
+        assert read_annotations(tmp_path / "a.json") == VIDEOS
+    entry = json.loads((tmp_path / "a.json").read_text())["database"]["v_a"]
+    assert (entry["fps"], [item["label_id"] for item in entry["annotations"]]) == (29.97, [0, 1])
+    write_as("opentad", Annotations(VIDEOS, RATES), tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text())["database"]["v_a"]["frame"] == 1813
+    assert (tmp_path / "category_idx.txt").read_text() == "Diving\nHand, washing\n"
+    write_as("t3al", Annotations(VIDEOS, RATES), tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text())["v_a"]["duration_frame"] == 1813
+    assert "v_a,1813,60.5,29.97,29.97,training,1813" in (tmp_path / "video_info_new.csv").read_text()
+    with pytest.raises(StaleError, match="layout opentad counts frames, but no fps is known of v_a"):
+        write_as("opentad", Annotations(VIDEOS), tmp_path / "b.json")
+    with pytest.raises(StaleError, match="layout 'xml' is unknown"):
+        write_as("xml", Annotations(VIDEOS), tmp_path / "a.json")
+
+
+def test_t3als_own_file_has_the_subset_in_the_name(tmp_path: Path) -> None:
+    entry = {"duration_second": 10.0, "duration_frame": 100, "annotations": [{"segment": ["1", "2.5"], "label": "x"}]}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"video_test_0000004": entry}))
+    found = load_any_layout(path)
+    assert found.videos["video_test_0000004"] == Video("video_test_0000004", "test", 10.0, (Instance(1.0, 2.5, "x"),))
+    assert found.fps == {"video_test_0000004": 10.0}
+    path.write_text(json.dumps({"other": entry}))
+    with pytest.raises(StaleError, match=r"no subset; .*video_info_new.csv must give it"):
+        load_any_layout(path)
+    path.with_name("video_info_new.csv").write_text("video,numFrame,fps,subset\nother,100,29.97,training\n")
+    found = load_any_layout(path)
+    assert (found.videos["other"].subset, found.fps) == ("training", {"other": 29.97})
+
+
+@pytest.mark.parametrize("name", ["../a", "/etc/passwd", "a/b", "a\\b", "", ".", "..", ".hidden", "a\nb", "a\0"])
+def test_ids_that_would_leave_a_folder_are_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"database": {name: {"subset": "test", "duration": 1, "annotations": []}}}))
+    with pytest.raises(StaleError, match="ids that cannot name a file"):
+        load_any_layout(path)
+
+
+HEAD = "video,subset,duration,start,end,label\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("video,start,end,label\n", "no column subset, duration"),
+        (HEAD + "a,test,10,1,2,x,y\n", "line 2: more or fewer"),
+        (HEAD + "a,test,ten,1,2,x\n", "line 2: duration: Input should be a valid number, .*not 'ten'"),
+        (HEAD + "a,test,nan,1,2,x\n", "duration: Input should be a finite number"),
+        (HEAD + "a,test,10,2,1,x\n", "ends before it starts"),
+        (HEAD + "a,test,10,1,,x\n", "segment.1: Input should be a valid number"),
+        (HEAD + "a,test,10,1,2,\n", "label: String should match"),
+        (HEAD + "a,,10,1,2,x\n", "subset: String should match"),
+        (HEAD + "a,test,10,1,2,x\na,train,10,1,2,x\n", "line 3: video 'a' has another subset"),
+        (HEAD + "../a,test,10,1,2,x\n", "cannot name a file"),
+    ],
+)
+def test_odd_tables(tmp_path: Path, text: str, fault: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    with pytest.raises(StaleError, match=fault):
+        load_any_layout(path)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"a": 1}', '{"a": {"duration": 3}}', "nonsense", '{"database": 3}'])
+def test_files_of_no_layout(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(StaleError):
+        load_any_layout(path)

@@ -1,0 +1,201 @@
+"""From a download or a copy to a normalised file that training can load; a second run changes nothing."""
+
+from __future__ import annotations
+
+import gzip
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from scripts import prepare_data as command
+from stale.data.annotations import Instance, Video, read_annotations
+from stale.data.datasets import SubsetCounts
+from stale.errors import StaleError
+from stale.preparation.converters import Annotations, write_as
+from stale.preparation.prepare import ACTIVITYNET, SOURCES, THUMOS14, Source, count_faults, fetch, prepare
+from tests.helpers import SHARED, needs_shared
+
+CONTENT = bytes(range(256)) * 1000
+
+
+def small(**changes: object) -> Source:
+    """THUMOS14 with two videos and two classes."""
+    counts = {"validation": SubsetCounts((1,), 2), "test": SubsetCounts((1,), 2)}
+    return replace(THUMOS14, facts=replace(THUMOS14.facts, counts=counts, num_classes=2), **changes)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A file as another project ships it: unsorted, capital subsets, an ambiguous segment."""
+    first = (Instance(5.0, 6.0, "Diving"), Instance(1.0, 2.0, "CliffDiving"), Instance(0.0, 1.0, "Ambiguous"))
+    videos = {
+        "video_test_0000004": Video("video_test_0000004", "Test", 33.83, first[:2]),
+        "video_test_0001292": Video("video_test_0001292", "Test", 20.0, first[2:]),
+        "video_validation_0000051": Video("video_validation_0000051", "Validation", 169.79, first[:2]),
+    }
+    path = tmp_path / "copies" / "thumos14.json"
+    write_as("actionformer", Annotations(videos, dict.fromkeys(videos, 30.0)), path)
+    return path
+
+
+class Server(ThreadingHTTPServer):
+    """Answers each request by the next of ``answers``: a status, or content and how many bytes of it are sent."""
+
+    answers: list[int | tuple[bytes, int]]
+    requests: int = 0
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{name}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.server.requests += 1
+        answer = self.server.answers.pop(0)
+        if isinstance(answer, int):
+            return self.send_error(answer)
+        content, sent = answer
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[:sent])
+        return None
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)
+    with Server(("127.0.0.1", 0), _Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+# Downloads
+
+
+def test_a_broken_download_is_retried_and_a_finished_one_kept(server: Server, tmp_path: Path) -> None:
+    server.answers = [503, (CONTENT, 1000), (CONTENT, len(CONTENT))]
+    assert fetch(server.url("a.bin"), tmp_path / "new").read_bytes() == CONTENT
+    assert fetch(server.url("a.bin"), tmp_path / "new").read_bytes() == CONTENT
+    assert server.requests == 3
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.bin"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "known_hash", "reason"),
+    [
+        (404, None, "404"),
+        ((CONTENT, 10), None, "IncompleteRead"),
+        ((CONTENT, len(CONTENT)), "ab" * 32, "hash"),
+        (None, None, "could not be downloaded"),  # nobody answers
+    ],
+)
+def test_what_fails_is_one_line_that_says_what_to_do(
+    server: Server, tmp_path: Path, answer: int | tuple[bytes, int] | None, known_hash: str | None, reason: str
+) -> None:
+    server.answers = [answer] * 4
+    if answer is None:
+        server.server_close()
+    with pytest.raises(StaleError, match=reason) as error:
+        fetch(server.url("a.bin"), tmp_path, known_hash)
+    assert str(error.value).startswith(server.url("a.bin"))
+    assert str(error.value).endswith(f"download it yourself to {tmp_path / 'a.bin'} and run again")
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_login_page_is_not_kept_as_the_annotations(server: Server, copy: Path, tmp_path: Path) -> None:
+    page = b"<html>Welcome</html>"
+    server.answers = [(page, len(page)), (content := copy.read_bytes(), len(content))]
+    source = small(url=server.url("thumos14.json"))
+    with pytest.raises(StaleError, match="not valid JSON"):
+        prepare(source, tmp_path / "data")
+    assert prepare(source, tmp_path / "data")[0].state == "made"
+
+
+# Preparation
+
+
+def snapshot(root: Path) -> dict[Path, tuple[bytes, int]]:
+    """Content and time of every file."""
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("given", ["file", "folder", "gzipped"])
+def test_a_copy_is_normalised_and_the_second_run_changes_nothing(copy: Path, tmp_path: Path, given: str) -> None:
+    if given == "gzipped":
+        (copy.parent / "annotations").mkdir()
+        (copy.parent / "annotations" / "thumos14.json.gz").write_bytes(gzip.compress(copy.read_bytes()))
+        copy.unlink()
+    root = tmp_path / "data"
+    annotations, features = prepare(small(), root, copy if given == "file" else copy.parent)
+    assert annotations.state == "made" and "2 videos, 4 segments, 2 classes" in annotations.detail
+    assert "differs from the copy" in annotations.detail
+    assert features.state == "missing" and str(root / "thumos14" / "features") in features.detail
+    videos = read_annotations(root / "thumos14" / "thumos14.json")
+    assert list(videos) == ["video_test_0000004", "video_validation_0000051"]
+    assert videos["video_test_0000004"].subset == "test"
+    assert [item.label for item in videos["video_test_0000004"].instances] == ["CliffDiving", "Diving"]
+    before = snapshot(root)
+    assert [step.state for step in prepare(small(), root)] == ["kept", "missing"]
+    assert snapshot(root) == before
+
+
+@pytest.mark.slow
+@needs_shared
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_both_data_sets_from_copies(source: Source, tmp_path: Path) -> None:
+    steps = prepare(source, tmp_path, SHARED / "data")
+    assert "content equal to the copy" in steps[0].detail
+    videos = read_annotations(tmp_path / source.name / source.annotations)
+    original = read_annotations(SHARED / "data" / "annotations" / source.annotations)
+    assert list(videos) == sorted(original)
+    for name, video in original.items():
+        assert Counter(videos[name].instances) == Counter(video.instances)
+
+
+def test_other_annotations_are_refused_and_nothing_is_written(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(StaleError, match="not the annotations of THUMOS14: 2 classes, not 20; 1 validation videos"):
+        prepare(THUMOS14, tmp_path / "data", copy)
+    assert not (tmp_path / "data").exists()
+    (tmp_path / "data" / "thumos14").mkdir(parents=True)
+    copy.rename(tmp_path / "data" / "thumos14" / "thumos14.json")
+    with pytest.raises(StaleError, match="not the annotations of THUMOS14: 3 classes, not 2"):
+        prepare(small(), tmp_path / "data")  # with ambiguous segments, training must not use it as it is
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StaleError, match=r"fetched by hand: download thumos14.json of https.*--from FILE"):
+        prepare(THUMOS14, tmp_path)
+    with pytest.raises(StaleError, match="none of thumos14.json, thumos_14_anno.json there"):
+        prepare(THUMOS14, tmp_path, tmp_path)
+    with pytest.raises(StaleError, match=r"--from .*nowhere: no such file or folder"):
+        prepare(THUMOS14, tmp_path, tmp_path / "nowhere")
+
+
+def test_the_public_counts() -> None:
+    assert sum(subset.videos[0] for subset in ACTIVITYNET.facts.counts.values()) == 19_994
+    assert sum(subset.segments for subset in ACTIVITYNET.facts.counts.values()) == 23_064
+    assert "unknown subset holdout" in count_faults(ACTIVITYNET, {"a": Video("a", "holdout", 1.0, ())})
+    assert all(source.url is None or source.url.startswith("https://") for source in SOURCES.values())
+
+
+# The command
+
+
+@pytest.mark.parametrize("options", ["", "--root x --sample 1", "--root x --check --from y", "--root x --nonsense"])
+def test_a_wrong_call_is_code_2(options: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command.main(["thumos14", *options.split()])
+    assert stop.value.code == 2

@@ -1,0 +1,79 @@
+"""The timeline of one video."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from matplotlib._pylab_helpers import Gcf
+from matplotlib.figure import Figure
+
+from stale.data.annotations import Instance, Video
+from stale.plots import choose_classes, draw_timeline, stack_rows
+
+VIDEO = Video("v", "test", 50.0, (Instance(5, 15, "class 0"), Instance(30, 42, "unknown")))
+
+
+def detection(start: float, end: float, label: str = "class 0", score: float = 0.5) -> dict:
+    """One detection."""
+    return {"segment": [start, end], "label": label, "score": score}
+
+
+def timeline(num_classes: int, foreground: bool = True, **options: object) -> Figure:
+    """The picture of VIDEO with random scores."""
+    rng = np.random.default_rng(0)
+    classes = [f"class {k}" for k in range(num_classes)]
+    found = [detection(s, s + 9, str(rng.choice(classes)), rng.random()) for s in rng.uniform(0, 40, 30)]
+    mask = rng.random(40) if foreground else None
+    return draw_timeline(VIDEO, classes, found, rng.random((num_classes, 40)), mask, **options)
+
+
+def tick_labels(figure: Figure, axis: int) -> list[str]:
+    """The names of the rows."""
+    return [tick.get_text() for tick in figure.axes[axis].get_yticklabels()]
+
+
+@pytest.mark.parametrize(("num_classes", "rows"), [(1, 1), (10, 10), (40, 10)])
+def test_draws_a_row_of_scores_for_each_of_at_most_ten_classes(num_classes: int, rows: int) -> None:
+    figure = timeline(num_classes, threshold=0.5)
+    assert len(tick_labels(figure, 2)) == rows
+    assert figure.axes[2].get_xlabel() == "time (seconds)"
+    assert figure.axes[0].get_xlim() == (0, VIDEO.duration)
+    assert not Gcf.figs, "a figure stays behind in matplotlib's global state"
+
+
+def test_ground_truth_and_detections_have_rows_of_their_own() -> None:
+    figure = draw_timeline(
+        VIDEO, ["class 0", "class 1"], [detection(0, 9), detection(0, 9, "class 1")], np.ones((2, 8))
+    )
+    assert tick_labels(figure, 0) == [
+        "class 0: ground truth",
+        "detections",
+        "class 1: detections",
+        "unknown: ground truth",
+    ]
+    assert tick_labels(figure, 1) == ["class 0", "class 1"], "no scores of a class that is not under test"
+
+
+def test_only_the_best_detections_are_drawn_with_their_scores_where_there_is_room() -> None:
+    found = [
+        detection(0, 10, score=0.9),
+        detection(49, 50, score=0.8),
+        detection(20, 30, score=0.7),
+        detection(40, 50, score=0.1),
+    ]
+    figure = draw_timeline(VIDEO, ["class 0"], found, np.zeros((1, 8)), top=3)
+    assert {text.get_text() for text in figure.axes[0].texts} == {"0.90", "0.70"}
+
+
+def test_classes_that_occur_come_first_then_detected_ones_then_by_score() -> None:
+    scores = np.array([[0.0], [0.3], [0.9], [0.5]])
+    order = choose_classes(VIDEO, [f"class {k}" for k in range(4)], [detection(0, 1, "class 3")], scores)
+    assert order == ["class 0", "class 3", "class 2", "class 1"]
+    many = np.zeros((11, 3))
+    many[7, 1] = 0.6
+    assert choose_classes(VIDEO, [f"class {k}" for k in range(11)], [], many) == ["class 0", "class 7"]
+
+
+def test_overlapping_detections_get_rows_of_their_own() -> None:
+    rows = stack_rows([detection(0, 10), detection(5, 15), detection(10, 20), detection(6, 7)], most_rows=2)
+    assert [[item["segment"] for item in row] for row in rows] == [[[0, 10], [10, 20]], [[5, 15]]]

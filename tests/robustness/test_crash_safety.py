@@ -1,0 +1,150 @@
+"""Killed, interrupted, out of disk space: no file is half-written, and a resumed run ends like an undisturbed one."""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stale.checkpoint import load_checkpoint
+from stale.config import load_config
+from stale.io import read_json
+from stale.run_folder import RunFolder
+from tests.helpers import Running, assert_same_runs, leftovers, start, steps_done
+
+EPOCH = 3  # steps of an epoch: 22 videos in batches of 8
+SETTINGS = ("train.epochs=4", "train.log_interval=2")
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """An undisturbed run, with detections."""
+    folder = tmp_path_factory.mktemp("finished")
+    running = training(data, folder / "run")
+    assert running.finish() == 0, running.said()
+    assert start(folder / "inference.txt", "inference.py", "--run", str(folder / "run")).finish() == 0
+    return RunFolder(folder / "run")
+
+
+def training(data: Path, output: Path, *more: str, largest_file: int | None = None) -> Running:
+    """Start train.py into ``output``."""
+    output.parent.mkdir(exist_ok=True)
+    line = ["--config", str(data), "--set", *SETTINGS, "--output", str(output), *more]
+    return start(output.parent / "errors.txt", "train.py", *line, largest_file=largest_file)
+
+
+def check_files(folder: Path) -> None:
+    """Load every file that is not hidden, and no log."""
+    loaders: dict[str, Any] = {".json": lambda path: read_json(path, "file"), ".pt": load_checkpoint}
+    loaders[".yaml"] = lambda path: load_config([path])
+    for path in folder.rglob("*"):
+        if path.suffix in loaders and not path.name.startswith("."):
+            loaders[path.suffix](path)
+
+
+def copy_without_detections(run: RunFolder, folder: Path) -> RunFolder:
+    copied = RunFolder(folder)
+    shutil.copytree(run.path, copied.path)
+    copied.detections("unseen").unlink()
+    return copied
+
+
+# Killed
+
+
+@pytest.mark.slow
+def test_killed_training_ends_with_the_same_weights(data: Path, finished: RunFolder, tmp_path: Path) -> None:
+    run, chance = tmp_path / "run", random.Random(1)
+    for kill in range(3):
+        running = training(data, run, "--resume")
+        wanted = kill * EPOCH + chance.randrange(1, EPOCH + 2)
+        running.wait(lambda wanted=wanted: steps_done(run) >= wanted, look=lambda: check_files(run))
+        time.sleep(chance.uniform(0, 0.05))
+        running.send(signal.SIGKILL)
+        assert running.finish() in (0, -signal.SIGKILL), running.said()
+        check_files(run)
+    last = training(data, run, "--resume")
+    assert last.finish() == 0, last.said()
+    assert_same_runs(RunFolder(run), finished)
+    assert not leftovers(run), "temporary files of the killed are removed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_stopped_inference_leaves_whole_files_or_none(finished: RunFolder, tmp_path: Path, number: int) -> None:
+    run, chance = copy_without_detections(finished, tmp_path / "run"), random.Random(2)
+    for _ in range(2):
+        running = start(tmp_path / "errors.txt", "inference.py", "--run", str(run.path))
+        moment = time.monotonic() + chance.uniform(0.1, 0.8)
+        running.wait(lambda moment=moment: time.monotonic() > moment, look=lambda: check_files(run.path))
+        running.send(number)
+        code = running.finish(10)
+        check_files(run.path)
+        if code == 143:  # else it was faster
+            assert running.said().splitlines()[-1] == "terminated"
+            assert not leftovers(run.path)
+    assert start(tmp_path / "errors.txt", "inference.py", "--run", str(run.path)).finish() == 0
+    for name in ("detections.json", "baselines/snippets.json"):
+        assert read_json(run.path / name, "detections") == read_json(finished.path / name, "detections")
+    assert not leftovers(run.path)
+
+
+# Interrupted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "int")])
+def test_a_signal_says_what_is_kept_and_how_to_resume(
+    data: Path, finished: RunFolder, tmp_path: Path, number: int, code: int, word: str
+) -> None:
+    run = tmp_path / "run"
+    running = training(data, run)
+    assert running.wait(lambda: steps_done(run) > EPOCH), running.said()
+    running.send(number)
+    assert running.finish(10) == code, "well within a scheduler's grace time"
+    kept = load_checkpoint(RunFolder(run).checkpoint("last"))["epoch"]
+    assert kept >= 1
+    assert re.search(rf"epoch {kept}\b.*--resume|--resume.*epoch {kept}\b", running.said())
+    assert running.said().splitlines()[-1].startswith(word)
+    assert "Traceback" not in running.said()
+    assert not leftovers(run)
+    assert training(data, run, "--resume").finish() == 0
+    assert_same_runs(RunFolder(run), finished)
+
+
+# Out of disk space
+
+
+@pytest.mark.slow
+def test_a_full_disk_keeps_the_old_checkpoint(data: Path, finished: RunFolder, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    running = training(data, run)
+    assert running.wait(lambda: steps_done(run) > EPOCH)
+    running.send(signal.SIGTERM)
+    running.finish()
+    before = RunFolder(run).checkpoint("last").read_bytes()
+    full = training(data, run, "--resume", largest_file=1 << 20)
+    assert full.finish() == 2, full.said()
+    error = full.said().splitlines()[-1]
+    assert re.match(f"error: cannot write {re.escape(str(run))}/checkpoints/(last|best).pt", error)
+    assert "Traceback" not in full.said()
+    assert RunFolder(run).checkpoint("last").read_bytes() == before
+    assert not leftovers(run)
+    assert training(data, run, "--resume").finish() == 0
+    assert_same_runs(RunFolder(run), finished)
+
+
+def test_detections_on_a_full_disk_are_one_line(finished: RunFolder, tmp_path: Path) -> None:
+    run = copy_without_detections(finished, tmp_path / "run")
+    failed = start(tmp_path / "errors.txt", "inference.py", "--run", str(run.path), largest_file=2000)
+    assert failed.finish() == 2, failed.said()
+    assert failed.said().splitlines()[-1].startswith(f"error: cannot write {run.detections('unseen')}")
+    assert "Traceback" not in failed.said()
+    assert not leftovers(run.path)
+    assert not run.detections("unseen").exists()

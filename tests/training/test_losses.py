@@ -1,0 +1,240 @@
+"""Each loss against a slow version of itself, which modules it trains, and that ignored snippets count in none."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stale.config import LossConfig, load_config
+from stale.data.dataset import IGNORED, PADDING
+from stale.errors import StaleError
+from stale.model.stale import Outputs, build_model
+from stale.training import losses
+from stale.training.losses import Criterion, LossNormalizers
+from stale.training.targets import Targets, build_targets
+from tests.helpers import tiny_text_transformer
+
+B, T, C, K = 3, 16, 64, 4
+SEGMENTS = torch.tensor(
+    [[[1.0, 5.0], [8.0, 12.0]], [[2.0, 9.0], [6.0, 14.0]], [[3.0, 7.0], [0.0, 0.0]]],
+)
+LABELS = torch.tensor([[0, 3], [1, IGNORED], [IGNORED, PADDING]])
+"""Two instances; an instance that overlaps one of an unseen class; an unseen class alone."""
+LOSSES = ("classification", "localization", "foreground", "consistency")
+
+
+@pytest.fixture(scope="module")
+def targets() -> Targets:
+    return build_targets(SEGMENTS, LABELS, K, T)
+
+
+@pytest.fixture(params=range(3))
+def outputs(request: pytest.FixtureRequest) -> Outputs:
+    generator = torch.Generator().manual_seed(request.param)
+
+    def random(*shape: int, scale: float) -> Tensor:
+        return (torch.randn(*shape, generator=generator) * scale).requires_grad_()
+
+    return Outputs(
+        random(B, T, C, scale=1), random(B, K + 1, T, scale=4), random(B, T, T, scale=2), random(B, T, scale=2)
+    )
+
+
+def loss_of(name: str, outputs: Outputs, targets: Targets, **options: Any) -> Tensor:
+    """One loss, unweighted."""
+    config = LossConfig(**{"consistency_snippets": 5, "consistency_threshold": 0.2} | options)
+    return getattr(losses, f"{name}_loss")(outputs, targets, LossNormalizers.of(targets), config)
+
+
+# Slow, obvious versions
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def slow_dice(predicted: list[float], target: list[float]) -> float:
+    overlap = sum(p * t for p, t in zip(predicted, target, strict=True))
+    return (2 * overlap + 1) / (sum(predicted) + sum(target) + 1)
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize(("form", "gamma"), [("cross_entropy", 0), ("focal", 2)])
+def test_classification_is_entropy_over_valid_snippets(
+    outputs: Outputs, targets: Targets, form: str, gamma: int
+) -> None:
+    logits, entropies = outputs.class_logits.tolist(), []
+    for b in range(B):
+        for t in range(T):
+            if targets.valid[b, t]:
+                total = sum(math.exp(logits[b][k][t]) for k in range(K + 1))
+                share = targets.classes[b, :, t].tolist()
+                p = [math.exp(logits[b][k][t]) / total for k in range(K + 1)]
+                entropies.append(-sum(share[k] * (1 - p[k]) ** gamma * math.log(p[k]) for k in range(K + 1)))
+    assert len(entropies) < B * T
+    found = loss_of("classification", outputs, targets, classification_form=form)
+    assert found.item() == pytest.approx(mean(entropies), rel=1e-5)
+
+
+def test_localization_is_balanced_entropy_and_dice_of_columns(outputs: Outputs, targets: Targets) -> None:
+    logits = outputs.mask_logits.tolist()
+    inside, outside, dices = [], [], []
+    for b in range(B):
+        for t in range(T):
+            positions = [s for s in range(T) if targets.valid[b, s] and targets.valid[b, t]]
+            for s in positions:
+                belongs = bool(targets.masks[b, s, t])
+                probability = sigmoid(logits[b][s][t])
+                (inside if belongs else outside).append(-math.log(probability if belongs else 1 - probability))
+            if targets.foreground[b, t]:
+                predicted = [sigmoid(logits[b][s][t]) for s in positions]
+                dices.append(1 - slow_dice(predicted, [float(targets.masks[b, s, t]) for s in positions]))
+    expected = (mean(inside) + mean(outside)) / 2 + 0.4 * mean(dices)
+    assert loss_of("localization", outputs, targets).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("form", ["dice", "bce", "dice_bce"])
+def test_foreground_is_dice_of_videos_or_bce_of_snippets(outputs: Outputs, targets: Targets, form: str) -> None:
+    dices, entropies = [], []
+    for b in range(B):
+        positions = [t for t in range(T) if targets.valid[b, t]]
+        predicted = [sigmoid(outputs.foreground_logits[b, t].item()) for t in positions]
+        inside = [bool(targets.foreground[b, t]) for t in positions]
+        dices.append(1 - slow_dice(predicted, [float(x) for x in inside]))
+        entropies += [-math.log(p if x else 1 - p) for p, x in zip(predicted, inside, strict=True)]
+    expected = {"dice": mean(dices), "bce": mean(entropies), "dice_bce": mean(dices) + mean(entropies)}[form]
+    found = loss_of("foreground", outputs, targets, foreground_form=form)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.5])
+def test_consistency_compares_what_both_heads_pool(outputs: Outputs, targets: Targets, threshold: float) -> None:
+    expected = []
+    for b in range(B):
+        scores = outputs.class_logits[b].softmax(0)[:-1].amax(0).tolist()
+        valid = [t for t in range(T) if targets.valid[b, t]]
+        f_clf, f_mask = torch.zeros(C), torch.zeros(C)
+        for t in sorted(valid, key=lambda t: -scores[t])[:5]:
+            if scores[t] > threshold:
+                f_clf += scores[t] * outputs.visual[b, t].detach()
+            for s in valid:
+                probability = sigmoid(outputs.mask_logits[b, s, t].item())
+                if probability > threshold:
+                    f_mask += probability * outputs.visual[b, s].detach()
+        expected.append(1 - float(F.cosine_similarity(f_clf, f_mask, dim=0)))
+    found = loss_of("consistency", outputs, targets, consistency_threshold=threshold)
+    assert found.item() == pytest.approx(mean(expected), abs=1e-5)
+
+
+# Limits
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_perfect_outputs_have_no_loss(name: str) -> None:
+    targets = build_targets(SEGMENTS[:, :1], torch.tensor([[0], [1], [2]]), K, T)
+    visual, sure = torch.randn(B, 1, C) * targets.foreground.unsqueeze(2), 50.0
+    masks, foreground = 2 * targets.masks.float() - 1, 2 * targets.foreground.float() - 1
+    perfect = Outputs(visual, sure * targets.classes, sure * masks, sure * foreground)
+    assert loss_of(name, perfect, targets, consistency_snippets=3).item() == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("label", [PADDING, IGNORED])
+def test_videos_without_targets_are_finite(outputs: Outputs, name: str, label: int) -> None:
+    whole = torch.tensor([[[0.0, float(T)]]]).expand(B, 1, 2)
+    loss = loss_of(name, outputs, build_targets(whole, torch.full((B, 1), label), K, T))
+    loss.backward()
+    assert loss.isfinite()
+    given = [value for value in vars(outputs).values() if isinstance(value, Tensor)]
+    assert all(t.grad is None or t.grad.isfinite().all() for t in given)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_ignored_snippets_change_no_loss(outputs: Outputs, targets: Targets, name: str) -> None:
+    invalid = ~targets.valid
+    assert invalid.any(1).tolist() == [False, True, True]
+
+    def shaken(tensor: Tensor, where: Tensor) -> Tensor:
+        return torch.where(where, tensor.detach() + 5, tensor.detach())
+
+    changed = Outputs(
+        shaken(outputs.visual, invalid.unsqueeze(2)),
+        shaken(outputs.class_logits, invalid.unsqueeze(1) & (torch.arange(K + 1) == 1).view(1, -1, 1)),
+        shaken(outputs.mask_logits, invalid.unsqueeze(1) | invalid.unsqueeze(2)),
+        shaken(outputs.foreground_logits, invalid),
+    )
+    assert loss_of(name, changed, targets).item() == pytest.approx(loss_of(name, outputs, targets).item(), rel=1e-6)
+    everywhere = replace(targets, valid=torch.ones_like(targets.valid))
+    assert loss_of(name, changed, everywhere).item() != pytest.approx(loss_of(name, outputs, everywhere).item())
+
+
+# Which modules each loss trains
+
+LANGUAGE = {"text", "text.context", "background", "adaptation"}
+VISUAL = {"projection", "temporal"}
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "parts"),
+    [
+        ("classification", "masking.gradient=hard", LANGUAGE | VISUAL),
+        ("classification", "masking.gradient=straight_through", LANGUAGE | VISUAL | {"masking"}),
+        ("classification", "masking.gradient=soft", LANGUAGE | VISUAL | {"masking"}),
+        ("classification", "text.encoder=frozen", LANGUAGE - {"text"} | VISUAL),
+        ("localization", "text.encoder=finetune", {"localizer"} | VISUAL),
+        ("foreground", "text.encoder=finetune", {"masking"} | VISUAL),
+        ("consistency", "text.encoder=finetune", LANGUAGE | {"localizer"} | VISUAL),
+        ("consistency", "text.encoder=frozen", LANGUAGE - {"text"} | {"localizer"} | VISUAL),
+    ],
+)
+def test_parts_that_a_loss_trains(name: str, setting: str, parts: set[str]) -> None:
+    torch.manual_seed(0)
+    settings = ["visual_projection=true", "localizer.hidden=8", "adaptation.alpha=0.1", setting]
+    config = load_config((), [f"model.{assignment}" for assignment in settings])
+    model = build_model(config.model, T, C, tiny_text_transformer(layers=1)).eval()  # no dropout
+    model.masking.weigh.bias.data.fill_(-model.masking.weigh.weight.sum().item() / 2)
+    features = torch.randn(B, T, C)
+    outputs = model(features, model.text(model.text.tokenize(["diving", "high jump", "shot put", "golf swing"])))
+    assert 0 < (outputs.foreground_logits > 0).float().mean() < 1, "some snippets are masked, not all"
+    loss_of(name, outputs, build_targets(SEGMENTS, LABELS, K, T)).backward()
+    reached = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert {n if n == "text.context" else n.partition(".")[0] for n in reached} == parts
+
+
+@pytest.mark.parametrize("gradient", ["both", "visual"])
+def test_consistency_sends_gradient_into_both_heads_or_none(outputs: Outputs, targets: Targets, gradient: str) -> None:
+    loss_of("consistency", outputs, targets, consistency_gradient=gradient).backward()
+    assert outputs.visual.grad.abs().sum() > 0
+    for logits in (outputs.class_logits, outputs.mask_logits):
+        assert (logits.grad is not None and bool(logits.grad.abs().sum() > 0)) == (gradient == "both")
+
+
+# The sum
+
+
+def test_the_criterion_weighs_and_names_every_loss(outputs: Outputs, targets: Targets) -> None:
+    weights = {"classification": 0.4, "localization": 0.3, "foreground": 0.1, "consistency": 2.0}
+    config = LossConfig(**weights, consistency_snippets=5, consistency_threshold=0.2)
+    total, found = Criterion(config)(outputs, targets)
+    assert set(found) == set(LOSSES)
+    for name, loss in found.items():
+        assert loss.item() == pytest.approx(loss_of(name, outputs, targets).item())
+    assert total.item() == pytest.approx(sum(weights[name] * loss.item() for name, loss in found.items()))
+
+
+def test_losses_of_weight_0_and_of_absent_outputs_are_left_out(outputs: Outputs, targets: Targets) -> None:
+    without_mask = replace(outputs, foreground_logits=None)
+    total, found = Criterion(LossConfig(localization=0, consistency=0))(without_mask, targets)
+    assert set(found) == {"classification"}
+    assert total.item() == pytest.approx(found["classification"].item())
+    with pytest.raises(StaleError, match="no loss is left"):
+        Criterion(LossConfig(classification=0, localization=0, consistency=0))(without_mask, targets)

@@ -1,0 +1,117 @@
+"""Training targets against loops over snippets and instances, and each rule by an example."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from stale.data.dataset import IGNORED, PADDING
+from stale.training.targets import Targets, build_targets
+from tests.reference.targets import Row, plain_targets
+
+K = 3  # classes
+
+
+def targets_of(*videos: list[Row], num_snippets: int = 8) -> Targets:
+    """Targets of videos given as lists of (start, end, label)."""
+    longest = max(1, *map(len, videos))
+    padded = [[*rows, *[(0.0, 0.0, PADDING)] * (longest - len(rows))] for rows in videos]
+    table = torch.tensor(padded, dtype=torch.float64)
+    return build_targets(table[..., :2].float(), table[..., 2].long(), K, num_snippets)
+
+
+def assert_same(fast: Targets, video: int, slow: Targets) -> None:
+    torch.testing.assert_close(fast.classes[video], slow.classes)
+    for name in ("masks", "foreground", "valid"):
+        result, expected = getattr(fast, name)[video], getattr(slow, name)
+        assert result.dtype == torch.bool
+        assert torch.equal(result, expected), name
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[int, list[list[Row]]]:
+    """Some videos; times on quarters of a snippet, so that ends meet centers and instances tie in length."""
+    num_snippets = draw(st.integers(1, 12))
+    time = st.integers(0, 4 * num_snippets).map(lambda quarters: quarters / 4)
+    row = st.tuples(st.tuples(time, time).map(sorted), st.sampled_from([IGNORED, *range(K)]))
+    rows = st.lists(row.map(lambda pair: (*pair[0], pair[1])), max_size=6)
+    return num_snippets, draw(st.lists(rows, min_size=1, max_size=3))
+
+
+@given(cases())
+@settings(max_examples=200, deadline=None)
+def test_targets_equal_the_loops(case: tuple[int, list[list[Row]]]) -> None:
+    num_snippets, videos = case
+    fast = targets_of(*videos, num_snippets=num_snippets)
+    for video, rows in enumerate(videos):
+        assert_same(fast, video, plain_targets(rows, K, num_snippets))
+
+
+@given(cases())
+@settings(max_examples=50, deadline=None)
+def test_invariants(case: tuple[int, list[list[Row]]]) -> None:
+    num_snippets, videos = case
+    targets = targets_of(*videos, num_snippets=num_snippets)
+    assert targets.classes.shape == (len(videos), K + 1, num_snippets)
+    assert targets.masks.shape == (len(videos), num_snippets, num_snippets)
+    torch.testing.assert_close(targets.classes.sum(1), torch.ones(len(videos), num_snippets))
+    assert torch.equal(targets.classes[:, -1] == 0, targets.foreground)
+    assert torch.equal(targets.masks.any(1), targets.foreground)  # background columns are empty, the others not
+    assert torch.equal(targets.masks.diagonal(dim1=1, dim2=2), targets.foreground)  # a snippet is in its own mask
+    assert not (targets.foreground & ~targets.valid).any()
+
+
+def bits(mask: Tensor) -> str:
+    return "".join("#" if value else "." for value in mask.tolist())
+
+
+def test_every_instance_of_a_video_counts() -> None:
+    """The released code kept the last one only, and shrank it by a snippet on each side."""
+    targets = targets_of([(0.0, 1.0, 0), (2.0, 4.0, 1), (5.0, 8.0, 2)])
+    assert bits(targets.foreground[0]) == "#.##.###"
+    assert [bits(targets.masks[0, :, t]) for t in (0, 2, 3, 5)] == ["#.......", "..##....", "..##....", ".....###"]
+    assert targets.classes[0].argmax(0).tolist() == [0, K, 1, 1, K, 2, 2, 2]
+
+
+def test_a_class_inside_another_shares_its_snippets() -> None:
+    """THUMOS14's CliffDiving inside Diving: both classes, and the mask of the shorter instance."""
+    targets = targets_of([(1.0, 7.0, 0), (3.0, 5.0, 2)])
+    assert targets.classes[0, :, 2].tolist() == [1, 0, 0, 0]
+    assert targets.classes[0, :, 3].tolist() == [0.5, 0, 0.5, 0]
+    assert bits(targets.masks[0, :, 2]) == ".######."
+    assert bits(targets.masks[0, :, 4]) == "...##..."
+    twice = targets_of([(1.0, 7.0, 0), (3.0, 5.0, 0), (2.0, 6.0, 1)])
+    assert twice.classes[0, :, 4].tolist() == [0.5, 0.5, 0, 0], "the same class twice counts once"
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "covered"),
+    [
+        (3.6, 3.9, "...#...."),
+        (3.9, 4.3, "....#..."),
+        (2.0, 2.0, "..#....."),
+        (0.0, 0.1, "#......."),
+        (7.9, 8.0, ".......#"),
+        (8.0, 8.0, ".......#"),
+        (2.5, 3.5, "..#....."),  # one center inside, the next one at the (open) end
+        (2.4, 3.6, "..##...."),
+    ],
+)
+def test_short_instances_keep_a_snippet(start: float, end: float, covered: str) -> None:
+    targets = targets_of([(start, end, 1)])
+    assert bits(targets.foreground[0]) == covered
+    assert bits(targets.masks[0, :, covered.index("#")]) == covered
+
+
+def test_padding_and_videos_without_instances() -> None:
+    few, many = [(2.0, 5.0, 1)], [(0.0, 1.0, 0), (2.0, 3.0, 1), (4.0, 5.0, 2)]
+    together, alone = targets_of(few, many, []), targets_of(few)
+    for name in ("classes", "masks", "foreground", "valid"):
+        assert torch.equal(getattr(together, name)[:1], getattr(alone, name))
+    assert torch.equal(together.classes[2, -1], torch.ones(8)), "background"
+    assert together.valid[2].all()
+    assert not together.foreground[2].any()
+    assert not together.masks[2].any()

@@ -1,0 +1,236 @@
+"""The training loop on a tiny data set: what a run records, reproducible, resumed to the bit, blind to unseen names."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from stale.api import infer
+from stale.checkpoint import load_checkpoint, save_checkpoint
+from stale.data.classes import phrase
+from stale.errors import StaleError
+from stale.io import read_json, write_text
+from stale.model.text import TextEncoder
+from stale.run_folder import RunFolder
+from stale.training import losses, trainer
+from stale.training.trainer import Trainer, train
+from tests.helpers import LOSSES, SEEN, UNSEEN, assert_same, assert_same_runs, copy_data_set, history, tiny_config
+
+STEPS = 3  # an epoch of 22 videos in batches of 8
+
+
+# What a run writes
+
+
+def test_a_run_records_every_interval_and_epoch(data: Path, run: RunFolder) -> None:
+    records = history(run)
+    steps = [record for record in records if "step" in record]
+    assert [record["step"] for record in steps] == list(range(1, 2 * STEPS + 1))
+    assert all(math.isfinite(record[name]) for record in steps for name in LOSSES)
+    assert [record["epoch"] for record in records if "held_out_mAP" in record] == [1, 2]
+    assert 0 < max(record.get("held_out_mAP", 0) for record in records) <= 1
+    assert records[0]["total"] == pytest.approx(sum(records[0][name] for name in LOSSES[1:]), rel=1e-5)
+    assert run.load_config() == tiny_config(data)
+    split = read_json(run.split, "split")
+    assert (tuple(split["seen"]), tuple(split["unseen"])) == (SEEN, UNSEEN)
+    assert len(split["held_out"]) == 2
+
+
+def test_the_log_has_a_line_an_epoch_and_no_bar(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = train(tiny_config(data, "train.log_interval=2"), tmp_path / "run")
+    log, shown = run.log.read_text(encoding="utf-8"), capsys.readouterr().err
+    assert "2 held out, 6 classes" in log
+    for epoch in (1, 2):
+        lines = [line for line in log.splitlines() if f"epoch {epoch}/2: total" in line]
+        assert len(lines) == 1
+        assert "held-out seen mAP" in lines[0]
+        assert shown.count(lines[0].partition("INFO ")[2]) == 1
+    assert "%|" not in shown
+    assert [record.get("step") for record in history(run)] == [2, 3, None, 5, 6, None]
+
+
+def test_the_best_checkpoint_is_the_first_with_the_highest_held_out_map(run: RunFolder) -> None:
+    scores = {r["epoch"]: r["held_out_mAP"] for r in history(run) if "held_out_mAP" in r}
+    best = load_checkpoint(run.checkpoint("best"))
+    assert best["best"] == {"epoch": best["epoch"], "mAP": max(scores.values())}
+    assert best["epoch"] == min(epoch for epoch, score in scores.items() if score == max(scores.values()))
+
+
+def test_the_released_choice_of_a_checkpoint_is_stated(data: Path, run: RunFolder, tmp_path: Path) -> None:
+    released = train(tiny_config(data, "train.choose_on=unseen_loss", "train.epochs=2"), tmp_path / "run")
+    best = load_checkpoint(released.checkpoint("best"))["best"]
+    assert set(best) == {"epoch", "mAP", "unseen_loss"}
+    infer(released)
+    chosen = read_json(released.detections("unseen"), "detections")["protocol"]["checkpoint_chosen_on"]
+    assert chosen.startswith("LOSS ON THE UNSEEN TEST CLASSES")
+    assert "no zero-shot" in released.log.read_text(encoding="utf-8")
+    first = [history(path)[0]["total"] for path in (run, released)]
+    assert first[0] == first[1], "the training itself is the same"
+
+
+# Reproducible
+
+
+def test_the_seed_alone_decides_a_run(data: Path, run: RunFolder, tmp_path: Path) -> None:
+    assert_same_runs(train(tiny_config(data), tmp_path / "again"), run)
+    other = train(tiny_config(data, "train.seed=1", "train.epochs=1"), tmp_path / "other")
+    assert history(other)[0]["total"] != history(run)[0]["total"]
+
+
+def test_every_epoch_shows_every_video_once_in_another_order(data: Path, tmp_path: Path) -> None:
+    shown: list[int] = []
+    step = Trainer.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", lambda self, indices: (shown.extend(indices.tolist()), step(self, indices))[1])
+        train(tiny_config(data), tmp_path / "run")
+    first, second = shown[: len(shown) // 2], shown[len(shown) // 2 :]
+    assert sorted(first) == sorted(second) == list(range(22))
+    assert first != second
+
+
+# Resuming
+
+
+def interrupt_step(number: int) -> Callable[[pytest.MonkeyPatch], None]:
+    """Interrupt before the ``number``-th step."""
+
+    def install(patch: pytest.MonkeyPatch) -> None:
+        counter, step = itertools.count(1), Trainer.step
+
+        def broken(self: Trainer, indices: Tensor) -> dict[str, Tensor]:
+            if next(counter) == number:
+                raise KeyboardInterrupt
+            return step(self, indices)
+
+        patch.setattr(Trainer, "step", broken)
+
+    return install
+
+
+def interrupt_saving(name: str, number: int) -> Callable[[pytest.MonkeyPatch], None]:
+    """Interrupt before a checkpoint is written for the ``number``-th time."""
+
+    def install(patch: pytest.MonkeyPatch) -> None:
+        counter = itertools.count(1)
+
+        def broken(path: Path, content: dict[str, Any]) -> None:
+            if path.stem == name and next(counter) == number:
+                raise KeyboardInterrupt
+            save_checkpoint(path, content)
+
+        patch.setattr(trainer, "save_checkpoint", broken)
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "message"),
+    [
+        pytest.param(interrupt_step(2), "epoch 1; no epoch is kept", id="in the first epoch"),
+        pytest.param(interrupt_step(STEPS + 3), "epoch 2; epoch 1 is kept", id="in the second epoch"),
+        pytest.param(interrupt_saving("best", 1), "epoch 1; no epoch is kept", id="before the best checkpoint"),
+        pytest.param(interrupt_saving("last", 2), "epoch 2; epoch 1 is kept", id="before the second checkpoint"),
+    ],
+)
+def test_a_resumed_run_equals_one_uninterrupted(
+    data: Path, run: RunFolder, tmp_path: Path, interrupt: Callable[[pytest.MonkeyPatch], None], message: str
+) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt(patch)
+        train(tiny_config(data), tmp_path / "run")
+    stopped = RunFolder(tmp_path / "run")
+    assert f"interrupted in {message}: the same command with --resume" in stopped.log.read_text(encoding="utf-8")
+    with stopped.history.open("a", encoding="utf-8") as file:
+        file.write('{"epoch": 2, "st')  # as a full disk leaves it
+    assert_same_runs(train(tiny_config(data), tmp_path / "run", resume=True), run)
+
+
+def test_a_run_can_be_made_longer_and_resumed_when_finished(data: Path, run: RunFolder, tmp_path: Path) -> None:
+    train(tiny_config(data, "train.epochs=1"), tmp_path / "run", resume=True)  # there is none: a new one
+    longer = train(tiny_config(data), tmp_path / "run", resume=True)
+    assert_same_runs(longer, run)
+    assert longer.load_config().train.epochs == 2
+    assert_same_runs(train(tiny_config(data), tmp_path / "run", resume=True), run)
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    ["train.learning_rate=0.01", "train.seed=3", "model.masking.queries=5", "data.setting=50_50", "loss.dice=0.1"],
+)
+def test_other_settings_cannot_resume(data: Path, run: RunFolder, assignment: str) -> None:
+    before = load_checkpoint(run.checkpoint("last"))
+    with pytest.raises(StaleError, match=f"another {assignment.partition('=')[0]};"):
+        train(tiny_config(data, assignment), run.path, resume=True)
+    assert_same(load_checkpoint(run.checkpoint("last")), before)
+
+
+# Numbers that are not finite
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_not_finite_is_named_and_earlier_checkpoints_are_kept(
+    data: Path, run: RunFolder, tmp_path: Path, value: float
+) -> None:
+    counter, sound = itertools.count(1), losses.localization_loss
+
+    def broken(*inputs: Any) -> Tensor:
+        return sound(*inputs) * (value if next(counter) > STEPS + 1 else 1.0)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StaleError, match=f"epoch 2.*localization {value}"):
+        patch.setattr(losses, "localization_loss", broken)
+        train(tiny_config(data), tmp_path / "run")
+    state = load_checkpoint(RunFolder(tmp_path / "run").checkpoint("last"))
+    assert state["epoch"] == 1
+    assert all(weights.isfinite().all() for weights in state["model"].values())
+    assert_same_runs(train(tiny_config(data), tmp_path / "run", resume=True), run)
+
+
+def test_weights_not_finite_are_not_saved(data: Path, tmp_path: Path) -> None:
+    """A finite loss can have a gradient that is not."""
+    counter, step = itertools.count(1), Trainer.step
+
+    def broken(self: Trainer, indices: Tensor) -> dict[str, Tensor]:
+        result = step(self, indices)
+        if next(counter) == 2 * STEPS:  # the last step of the last epoch: no later loss shows it
+            self.model.background.data[0] = math.nan
+        return result
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StaleError, match="not finite.*epoch 2.*background"):
+        patch.setattr(Trainer, "step", broken)
+        train(tiny_config(data), tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["epoch"] == 1
+
+
+# Unseen classes
+
+
+def test_no_unseen_label_reaches_training(data: Path, run: RunFolder, tmp_path: Path) -> None:
+    """Under any other names the unseen classes leave the run the same to the bit."""
+    renamed = copy_data_set(data, tmp_path / "data") / data.name
+    annotations = (tmp_path / "data/annotations.json").read_text(encoding="utf-8")
+    for label in UNSEEN:
+        annotations = annotations.replace(f'"{label}"', f'"Aaa{label[::-1]}"')
+    write_text(tmp_path / "data/annotations.json", annotations)
+    names = "\n".join(f"Aaa{label[::-1]}" for label in UNSEEN)
+    write_text(tmp_path / "data/splits/train_75_test_25/Tiny/test/split_0.list", names)
+    assert_same_runs(train(tiny_config(renamed), tmp_path / "run"), run)
+
+
+def test_training_encodes_the_names_of_seen_classes_only(data: Path, tmp_path: Path) -> None:
+    encoded: set[str] = set()
+    tokenize = TextEncoder.tokenize
+
+    def recorded(self: TextEncoder, phrases: list[str], template: str | None = None) -> Any:
+        encoded.update(phrases)
+        return tokenize(self, phrases, template)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TextEncoder, "tokenize", recorded)
+        train(tiny_config(data, "train.epochs=1"), tmp_path / "run")
+    assert encoded == {phrase(label) for label in SEEN}

@@ -1,0 +1,156 @@
+"""From video files to features: snippets, many videos, what is broken, and the command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scripts import extract_features as command
+from stale.data.features import open_features
+from stale.errors import StaleError
+from stale.video import extract as module
+from stale.video.extract import Sampling, VideoFeatures, encode_videos
+from stale.video.frames import VideoInfo, probe
+from stale.video.image_encoder import ImageEncoder, crop
+from tests.helpers import RESOLUTION, WIDTH, exit_code, grey, make_clip, random_image_encoder_weights, time_of
+
+pytest.importorskip("av")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "clip.pt"
+    torch.save(random_image_encoder_weights(), path)
+    return path
+
+
+def encode(path: Path, encoder: ImageEncoder, sampling: Sampling, thumbnails: int = 0) -> VideoFeatures:
+    ((_, result),) = encode_videos([path], encoder, sampling, thumbnails=thumbnails)
+    assert isinstance(result, VideoFeatures)
+    return result
+
+
+# Snippets
+
+
+@pytest.mark.parametrize(
+    ("sampling", "count", "first"),
+    [
+        (Sampling(5), 20, [0.1]),
+        (Sampling(0.01), 1, [2.0]),
+        (Sampling(stride=8), 5, [0.4]),
+        (Sampling(3.1), 12, [1 / 6]),
+    ],
+)
+def test_snippets_cover_the_video_exactly(sampling: Sampling, count: int, first: list[float]) -> None:
+    times = sampling.times(VideoInfo(4.0, 10.0))
+    assert times.shape == (count, 1)
+    np.testing.assert_allclose(times[0], first)
+    np.testing.assert_allclose(times[0, 0], 4.0 - times[-1, 0])
+
+
+def test_the_frames_of_a_snippet_are_centred() -> None:
+    times = Sampling(stride=20, length=4).times(VideoInfo(4.0, 10.0))
+    np.testing.assert_allclose(times, [[0.85, 0.95, 1.05, 1.15], [2.85, 2.95, 3.05, 3.15]])
+
+
+@pytest.mark.parametrize("bad", [{"fps": 0}, {"fps": -1}, {"fps": float("nan")}, {"stride": 0}, {"length": 3}])
+def test_impossible_sampling_is_an_error(bad: dict) -> None:
+    with pytest.raises(StaleError):
+        Sampling(**bad)
+
+
+def test_a_snippet_is_the_mean_of_its_frames(tmp_path: Path, encoder: ImageEncoder) -> None:
+    path = make_clip(tmp_path / "clip.mkv")
+    found = encode(path, encoder, Sampling(stride=10, length=4))
+    assert found.features.shape == (4, WIDTH)
+    single = []
+    for times in Sampling(stride=10, length=4).times(probe(path)):
+        images = np.stack([crop(grey()(np.floor(time * 10 + 1e-6) / 10), RESOLUTION) for time in times])
+        single.append(encoder.encode(images).mean(0))
+    np.testing.assert_allclose(found.features, single, atol=5e-3)
+
+
+def test_features_do_not_depend_on_batches_or_workers(tmp_path: Path, encoder: ImageEncoder) -> None:
+    paths = [make_clip(tmp_path / f"{name}.mkv") for name in "abc"]
+    every = [
+        dict(encode_videos(paths, encoder, Sampling(5), batch_size=size, workers=workers))
+        for size, workers in ((64, 1), (3, 3), (1, 2))
+    ]
+    for found in every:
+        assert list(found) == paths
+        for path in paths:
+            np.testing.assert_allclose(found[path].features, every[0][path].features, atol=2e-3)
+
+
+def test_thumbnails_are_spread_over_the_video(tmp_path: Path, encoder: ImageEncoder) -> None:
+    found = encode(make_clip(tmp_path / "clip.mkv"), encoder, Sampling(5), thumbnails=4)
+    assert [image.shape for _, image in found.thumbnails] == [(RESOLUTION, RESOLUTION, 3)] * 4
+    np.testing.assert_allclose([time for time, _ in found.thumbnails], [0.5, 1.5, 2.5, 3.5], atol=0.11)
+    assert all(time_of(image) == pytest.approx(time, abs=0.15) for time, image in found.thumbnails)
+
+
+# The command
+
+
+def run(*arguments: object) -> int:
+    return exit_code(command.main, *arguments)
+
+
+def test_broken_videos_are_reported_and_the_others_done(tmp_path: Path, weights: Path, capsys) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("a", "c"):
+        make_clip(folder / f"{name}.mkv")
+    (folder / "b.mp4").write_bytes(b"broken")
+    target = tmp_path / "features"
+    assert run(folder, "--weights", weights, "--output", target, "--device", "cpu") == 1
+    printed = capsys.readouterr()
+    assert "2 videos done, 0 finished earlier, 1 broken" in printed.out
+    assert "b.mp4: Invalid data" in printed.err
+    store = open_features(target)
+    assert set(store.ids) == {"a", "c"}
+    features, recorded = store.read("a"), store.attributes("a")
+    assert (features.shape, features.dtype) == ((20, WIDTH), np.float16)
+    assert recorded.keys() == {"fps", "duration", "backbone", "weights_sha256", "sampling"}
+    assert recorded["duration"] == pytest.approx(4.0, abs=0.11)
+    assert recorded["fps"] * recorded["duration"] == pytest.approx(20)
+    assert recorded["sampling"] == "5 fps"
+    assert store.backbone() == ImageEncoder.load(weights, CPU).backbone
+    assert {path.name for path in target.iterdir()} == {"a.npy", "a.json", "c.npy", "c.json"}, "nothing is left behind"
+
+
+def test_an_interrupted_run_is_resumed(tmp_path: Path, weights: Path, monkeypatch, capsys) -> None:
+    first, second = (make_clip(tmp_path / f"{name}.mkv") for name in "ab")
+    target = tmp_path / "features"
+
+    def interrupted(*arguments: object, **options: object):
+        yield next(encode_videos(*arguments, **options))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "encode_videos", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(first, second, "--weights", weights, "--output", target)
+    monkeypatch.undo()
+    before = open_features(target).read("a")
+    first.write_bytes(b"it is not decoded again")
+    assert run(first, second, "--weights", weights, "--output", target) == 0
+    assert "1 videos done, 1 finished earlier, 0 broken" in capsys.readouterr().out
+    np.testing.assert_array_equal(open_features(target).read("a"), before)
+    assert set(open_features(target).ids) == {"a", "b"}
+
+
+def test_other_settings_do_not_mix(tmp_path: Path, weights: Path) -> None:
+    video, target = make_clip(tmp_path / "a.mkv"), tmp_path / "features"
+    assert run(video, "--weights", weights, "--output", target) == 0
+    with pytest.raises(StaleError, match="another sampling .5 fps, now 2 fps"):
+        run(video, "--weights", weights, "--output", target, "--fps", 2)
+    torch.save(random_image_encoder_weights(1), tmp_path / "other.pt")
+    with pytest.raises(StaleError, match="another weights_sha256"):
+        run(video, "--weights", tmp_path / "other.pt", "--output", target)
+    with pytest.raises(StaleError, match="f.h5: features are written into a folder"):
+        run(video, "--weights", weights, "--output", tmp_path / "f.h5")
