@@ -89,8 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.report:
         from stale.reports import write_report  # imports jinja2
 
-        title = options.run or Path(options.predictions).name
-        print(f"\nreport: {write_report(assessment, options.report, str(title))}")
+        title = Path(options.run or options.predictions).resolve().name
+        print(f"\nreport: {write_report(assessment, options.report, title)}")
 
 
 def evaluate_predictions(options: argparse.Namespace) -> Assessment:

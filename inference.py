@@ -133,7 +133,8 @@ def detect_own_videos(options: argparse.Namespace) -> None:
     }
     results, broken = write_detections(found, files, made_by)
     if results:
-        print(f"\n{sum(map(len, results.values()))} detections in {len(results)} videos: {files.results}")
+        videos = f"{len(results)} video{'s' if len(results) > 1 else ''}"
+        print(f"\n{sum(map(len, results.values()))} detections in {videos}: {files.results}")
     for video, reason in broken.items():
         print(f"broken: {video}: {reason}", file=sys.stderr)
     if broken:

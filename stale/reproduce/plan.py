@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -198,20 +199,17 @@ def run_jobs(jobs: Sequence[Job], root: Path, devices: Sequence[str] = ("",)) ->
         job.folder.mkdir(parents=True, exist_ok=True)
         lock = (job.folder / ".lock").open("w")  # inherited by the commands, which may outlive a killed parent
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not acquire(lock):
+                return f"another process is working in {job.folder}"
             for command in job.commands(root):
+                if stopped.is_set():
+                    return "stopped"
                 with log_path.open("ab") as log:
-                    code = (
-                        1
-                        if stopped.is_set()
-                        else run_process([sys.executable, *command], device, (log, lock), processes)
-                    )
+                    code = run_process([sys.executable, *command], device, (log, lock), processes)
                 if code:
                     last = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
                     return f"{Path(command[0]).name} failed ({code}): {''.join(last)[:300]}; see {log_path}"
             return ""
-        except BlockingIOError:
-            return f"another process is working in {job.folder}"
         finally:
             lock.close()
             free.put(device)
@@ -230,6 +228,19 @@ def run_jobs(jobs: Sequence[Job], root: Path, devices: Sequence[str] = ("",)) ->
         pool.shutdown(wait=True, cancel_futures=True)
         bar.close()
     return failures
+
+
+def acquire(lock: IO[str], seconds: float = 3.0) -> bool:
+    """Lock an open file; the commands of a parent that was just killed may hold it for a moment longer."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.1)
 
 
 def run_process(

@@ -46,7 +46,7 @@ def test_a_video_and_two_names_are_enough(clip_run: Path, tmp_path: Path, capsys
     assert printed[1].split() == ["start", "end", "class", "score"]
     assert len(printed) == 2 + 3 + 2
     assert re.fullmatch(r" +0:0\d\.\d +0:0\d\.\d  (high jump|tennis swing) +0\.\d{3}", printed[2])
-    assert printed[-1].endswith("in 1 videos: clip.detections.json")
+    assert printed[-1].endswith("in 1 video: clip.detections.json")
     content = json.loads((tmp_path / "clip.detections.json").read_text())
     assert content["external_data"] == {"used": False, "details": ""}
     assert content["made_by"]["classes"] == {"high jump": ["high jump"], "tennis swing": ["tennis swing"]}
@@ -122,7 +122,7 @@ def test_features_of_another_image_encoder_are_named_at_the_end(clip_run: Path, 
         write_json(tmp_path / f"f/{name}.json", {"fps": 2.0, **record})
     assert run(clip_run, "--features", "f", "--classes", "diving") == 1
     printed = capsys.readouterr()
-    assert "in 1 videos" in printed.out
+    assert "in 1 video" in printed.out
     assert "broken: other: the features of 'other' in f come from RN50" in printed.err
 
 
