@@ -22,7 +22,7 @@ from stale.data.splits import read_class_list
 from stale.errors import StaleError, name_some, run_command
 from stale.evaluation.aggregate import aggregate, aggregate_report, read_runs
 from stale.evaluation.assess import Assessment, Subject, assess
-from stale.evaluation.results import ALLOW_UNSEEN, Results, VideoScores, read_results, read_video_scores
+from stale.evaluation.results import ALLOW_UNSEEN, Results, read_results, read_video_scores
 from stale.evaluation.tables import check_tious, report
 from stale.io import write_json
 from stale.run_folder import BASELINES, RunFolder
@@ -147,20 +147,15 @@ def run_assessment(
     subject = Subject(tuple(videos), None if classes is None else tuple(classes), tious, options.duplicates)
     if options.ground_truth != "all":
         subject = subject.within(results)
-    scores = load_video_scores(options, subject)
+    scores = None
+    if options.video_scores:
+        scores = read_video_scores(options.video_scores, subject.truth(), options.allow_unseen_supervision)
     assessment = assess(subject, results, protocol, video_scores=scores, **known)
     problems = assessment.metrics["problems"]
     if options.strict and problems:
         found = (f"{one['count']} with {one['kind']} ({name_some(one['names'])})" for one in problems)
         raise StaleError(f"detections file {results.path}: {'; '.join(found)}; correct it or leave out --strict")
     return assessment
-
-
-def load_video_scores(options: argparse.Namespace, subject: Subject) -> VideoScores | None:
-    """External scores, where they are asked for."""
-    if not options.video_scores:
-        return None
-    return read_video_scores(options.video_scores, subject.truth(), options.allow_unseen_supervision)
 
 
 def save_in_run(content: dict[str, Any], options: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from stale.config import Config, load_config
-from stale.errors import StaleError
+from stale.errors import StaleError, launched_together
 
 VOCABULARIES = ("unseen", "seen", "all")
 BASELINES = ("whole_video", "snippets")  # rows of the training-free baselines
@@ -74,7 +74,8 @@ def _suffix(vocabulary: str) -> str:
 def start_logging() -> MemoryHandler:
     """Log to stderr, in all processes but the first errors only. :func:`log_into` takes the returned handler."""
     logger = logging.getLogger("stale")
-    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    quiet = launched_together() and os.environ["RANK"] != "0"
+    logger.setLevel(logging.ERROR if quiet else logging.INFO)
     logger.propagate = False
     for handler in list(logger.handlers):
         logger.removeHandler(handler)

@@ -67,8 +67,7 @@ def pack(
                     raise StaleError(f"{where}: {len(features)} equal snippets")
                 if num_snippets:
                     features, rate = rescale(torch.from_numpy(features), num_snippets).numpy(), None
-                largest = np.abs(features).max()
-                if precision == "float16" and largest > np.finfo(np.float16).max:
+                if precision == "float16" and (largest := np.abs(features).max()) > np.finfo(np.float16).max:
                     raise StaleError(f"{where}: {largest:.3g} is too large for half precision; pack in float32")
             except StaleError as error:
                 left_out[video_id] = str(error)

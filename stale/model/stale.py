@@ -207,7 +207,7 @@ def restore_model(config: Config, checkpoint: Mapping[str, Any], path: object = 
     return model
 
 
-@torch.no_grad()  # not inference_mode, because trained features may be compared with these
+@torch.no_grad()
 def training_free_text(config: ModelConfig, phrases: Sequence[str]) -> Tensor:
     """Text features (K, C) of ``phrases`` in the configured template, by CLIP's original text transformer."""
     transformer = distributed.main_process_first(lambda: load_text_transformer(config))

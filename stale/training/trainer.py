@@ -212,11 +212,18 @@ class Trainer:
 
     def validate(self, epoch: int) -> float:
         """Detect seen classes in held-out videos. The best mAP so far makes the checkpoint ``best.pt``."""
-        score = held_out_map(self.model, self.held_out, self.split.seen, self.config)
+        options = self.config.detection.model_copy(update={"oracle": "none"})  # an oracle is for test videos only
+        with autocast(self.device, self.precision):
+            classes, held_out = class_features(self.model, self.split.seen), self.held_out
+            results = detect(self.model, held_out.videos, held_out.features, classes, options=options, progress=False)
+        score = math.nan
+        if distributed.is_main_process():
+            tious = facts(self.config.data.dataset).tious
+            score = evaluate_results(held_out.videos, results, self.split.seen, tious).average
+        score = distributed.gather(score)[0]
         result: dict[str, Any] = {"epoch": epoch, "mAP": score}
         if self.test_data is not None:
-            train_step, unseen = self._train_step(self.split.unseen), len(self.split.unseen)
-            result["unseen_loss"] = unseen_loss(train_step, self.test_data, unseen, self.config.train.batch_size)
+            result["unseen_loss"] = self.unseen_loss(self.test_data)
             better = result["unseen_loss"] < self.best.get("unseen_loss", math.inf)
         else:
             better = score > self.best["mAP"]  # a tie is not
@@ -226,6 +233,17 @@ class Trainer:
                 save_checkpoint(self.run.checkpoint("best"), self._weights(epoch))
         self._record({"epoch": epoch, "held_out_mAP": score})
         return score
+
+    @torch.no_grad()
+    def unseen_loss(self, test: VideoDataset) -> float:
+        """Loss on the unseen TEST classes [C], which zero-shot training must not use. Every process computes it all."""
+        unseen, total = self.split.unseen, 0.0
+        train_step = self._train_step(unseen).eval()
+        for indices in torch.arange(len(test), device=self.device).split(self.config.train.batch_size):
+            batch = test.batch(indices)
+            targets = build_targets(batch.segments, batch.labels, len(unseen), batch.features.shape[1])
+            total += float(train_step(batch.features, targets, LossNormalizers.of(targets))[0]) * len(indices)
+        return total / len(test)
 
     def save(self, epoch: int) -> None:
         """Write ``last.pt``, from which the run can be resumed after ``epoch``."""
@@ -385,31 +403,3 @@ def _truncate_history(path: Path, epoch: int) -> None:
             if json.loads(line)["epoch"] <= epoch:
                 kept.append(line)
     write_text(path, "".join(kept))
-
-
-# Validation
-
-
-def held_out_map(model: Stale, held_out: VideoDataset, seen: Sequence[str], config: Config) -> float:
-    """Average mAP of the seen classes in the held-out videos. The processes share the work, and all get the result."""
-    options = config.detection.model_copy(update={"oracle": "none"})  # an oracle is for test videos only
-    device = model.background.device
-    with autocast(device, choose_precision(config.train.precision, device)):
-        classes = class_features(model, seen)
-        results = detect(model, held_out.videos, held_out.features, classes, options=options, progress=False)
-    average = math.nan
-    if distributed.is_main_process():
-        average = evaluate_results(held_out.videos, results, seen, facts(config.data.dataset).tious).average
-    return distributed.gather(average)[0]
-
-
-@torch.no_grad()
-def unseen_loss(train_step: nn.Module, test: VideoDataset, num_classes: int, batch_size: int) -> float:
-    """Loss on the unseen TEST classes [C], which zero-shot training must not use. Every process computes all of it."""
-    train_step.eval()
-    total = 0.0
-    for indices in torch.arange(len(test), device=test.features.device).split(batch_size):
-        batch = test.batch(indices)
-        targets = build_targets(batch.segments, batch.labels, num_classes, batch.features.shape[1])
-        total += float(train_step(batch.features, targets, LossNormalizers.of(targets))[0]) * len(indices)
-    return total / len(test)
