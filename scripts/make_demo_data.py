@@ -1,6 +1,7 @@
 """Make the synthetic data set of the demo: annotations.json, features.h5 and text_encoder.pt.
 
     python scripts/make_demo_data.py                         # into data/demo
+    python scripts/make_demo_data.py --profile short         # short videos of many classes, into data/demo_short
     python scripts/make_demo_data.py --output FOLDER --seed 7
 
 The same seed gives the same files, byte for byte on one machine. What they are made of: stale/data/synthetic.py.
@@ -17,15 +18,17 @@ from stale.errors import run_command
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("data/demo"), metavar="FOLDER")
+    parser.add_argument("--profile", choices=("long", "short"), default="long", help="default: long, the demo's")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: data/demo, data/demo_short")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
     from stale.data.synthetic import CLASSES, write_synthetic  # after parsing: --help answers at once
 
-    videos = write_synthetic(options.output, options.seed)
+    output = options.output or Path("data/demo" if options.profile == "long" else "data/demo_short")
+    videos = write_synthetic(output, options.seed, profile=options.profile)
     instances = sum(len(video.instances) for video in videos)
-    print(f"{options.output}: {len(videos)} synthetic videos, {instances} instances of {len(CLASSES)} classes")
+    print(f"{output}: {len(videos)} synthetic videos, {instances} instances of {len(CLASSES)} classes")
 
 
 if __name__ == "__main__":
