@@ -30,7 +30,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 clean:
-	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info data/demo
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info data/demo data/demo_short
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 	if [ -f runs/demo/MADE_BY_DEMO ]; then rm -rf runs/demo; fi
 

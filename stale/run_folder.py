@@ -12,7 +12,8 @@ from stale.config import Config, load_config
 from stale.errors import StaleError, launched_together
 
 VOCABULARIES = ("unseen", "seen", "all")
-BASELINES = ("whole_video", "snippets")  # rows of the training-free baselines
+# Rows of the training-free baselines
+BASELINES = ("whole_video", "whole_video_all_classes", "snippets", "snippets_all_classes")
 
 
 class RunFolder:

@@ -103,9 +103,10 @@ class FlatSynthesizer(Synthesizer):
     def __init__(self, weights: dict[str, Tensor], labels: Sequence[str], seed: int) -> None:
         super().__init__(weights, labels, seed)
         width, inverse = self.common.size, np.linalg.pinv(self.classes)  # C × K
-        self.level = inverse.sum(axis=1)  # cosine 1 with every class name
-        self.common = _unit(self.common - inverse @ (self.classes @ self.common))
-        spanned = np.vstack([self.classes, self.common])
+        level = 0.22 * inverse.sum(axis=1)  # has this inner product with every class name
+        gap = _unit(self.common - inverse @ (self.classes @ self.common))
+        self.common = level + math.sqrt(max(0.77 - level @ level, 0)) * gap  # of the same length for every seed
+        spanned = np.vstack([self.classes, gap])
         self.outside = np.eye(width) - np.linalg.pinv(spanned) @ spanned  # projects onto what is orthogonal to these
         centred = self.classes - self.classes.mean(axis=0)
         self.inside = np.linalg.pinv(centred) @ centred  # projects onto the differences of class names
@@ -127,7 +128,7 @@ class FlatSynthesizer(Synthesizer):
         names = 0.011 * self.offset + 0.013 * rng.standard_normal(width) + 0.009 * drift
         rest = 0.50 * _unit(rng.standard_normal(width)) + 0.2 * self.activity * active.any(axis=1, keepdims=True)
         rest = rest + 0.15 * active @ _unit(rng.standard_normal((len(start), width))) + 0.047 * drift
-        x = 0.22 * self.level + 0.78 * self.common + 0.016 * active @ signal + names @ self.inside + rest @ self.outside
+        x = self.common + 0.016 * active @ signal + names @ self.inside + rest @ self.outside
         return _unit(x).astype(np.float16)
 
 

@@ -26,7 +26,7 @@ from stale.data.annotations import Video
 from stale.data.classes import NamedClass, fill_template, phrase
 from stale.data.dataset import load_features, read_ahead
 from stale.data.selection import TestData, phrases
-from stale.detection.baselines import OPTIONS as BASELINE
+from stale.detection.baselines import OPTIONS as BASELINE_OPTIONS
 from stale.detection.baselines import baseline_proposals
 from stale.detection.decode import Proposals, class_scores, classify_proposals, decode
 from stale.detection.oracle import true_masks, true_segments
@@ -235,7 +235,8 @@ def write_test_detections(
             if name == "model":
                 found[name] = _by_video(detect_batch(model, videos, block, classes, options=options))
             else:
-                found[name] = to_results(videos, baseline_proposals(name, block, text), test.classes, BASELINE)
+                proposals = baseline_proposals(name, block, text)
+                found[name] = to_results(videos, proposals, test.classes, BASELINE_OPTIONS[name])
         return found
 
     no_training = {"checkpoint": "none", "checkpoint_chosen_on": "nothing: training-free", "oracle": "none"}

@@ -16,8 +16,10 @@ MOST_THRESHOLDS = 7  # of more thresholds a table shows the first, the middle an
 NOT_STATED = "not stated"
 RANDOM, TOP1_LABEL, EXTERNAL_LABEL = "random", "top1_label_whole_video", "external_label_whole_video"
 ROW_NAMES = {
-    "whole_video": "training-free: top-1 label, whole video",
-    "snippets": "training-free: thresholded snippets",
+    "whole_video": "training-free: whole video, top class",
+    "whole_video_all_classes": "training-free: whole video, all classes",
+    "snippets": "training-free: thresholded snippets, top class",
+    "snippets_all_classes": "training-free: thresholded snippets, all classes",
     RANDOM: "random: every class, whole video",
     TOP1_LABEL: "top-1 label, whole video (no localization)",
     EXTERNAL_LABEL: "external label, whole video (no localization)",

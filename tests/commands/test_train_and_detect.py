@@ -18,7 +18,7 @@ from stale.checkpoint import load_checkpoint
 from stale.data.classes import phrase
 from stale.evaluation import read_results
 from stale.io import read_json
-from stale.run_folder import RunFolder
+from stale.run_folder import BASELINES, RunFolder
 from stale.training.trainer import train
 from tests.helpers import (
     NUM_TEST,
@@ -68,7 +68,7 @@ def test_detections_are_activitynet_results_for_every_video(data: Path, run: Run
     assert sum(map(len, content["results"].values())) > len(durations)
     assert content["protocol"]["setting"] == "75_25"
     assert content["protocol"]["checkpoint_chosen_on"].startswith("mAP of held-out training videos, seen classes")
-    for row in ("whole_video", "snippets"):
+    for row in BASELINES:
         assert check_detections(run.baselines(row, "unseen"), UNSEEN, durations)["protocol"]["checkpoint"] == "none"
 
 
@@ -80,7 +80,7 @@ def test_a_checkpoint_of_seen_names_loads_under_other_vocabularies(
     content = check_detections(run.path / f"detections_{vocabulary}.json", classes, durations_of(data, classes))
     assert content["protocol"]["vocabulary"] == vocabulary
     assert content["protocol"]["checkpoint_chosen_on"] == "nothing: epoch 2"
-    assert (run.path / "baselines" / f"snippets_{vocabulary}.json").is_file()
+    assert all(run.baselines(row, vocabulary).is_file() for row in BASELINES)
 
 
 def test_a_checkpoint_holds_no_vocabulary(run: RunFolder) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,12 @@ import torch
 from scripts import simulate_features as command
 from stale.data import pack
 from stale.data.annotations import Video, all_labels, in_subset, read_annotations, repair
+from stale.data.classes import phrase
 from stale.data.features import duration_mismatch, open_features
 from stale.data.synthetic import CLASSES, embed, random_videos, write_synthetic
 from stale.errors import StaleError
+from stale.evaluation.mean_ap import Detections, evaluate, ground_truth
+from stale.evaluation.measures import random_whole_video
 from stale.io import read_json
 
 SMALL = {"training_videos": 2, "validation_videos": 1}
@@ -74,6 +78,67 @@ def test_actions_are_recognized_better_than_by_chance_but_not_perfectly(folder: 
         for item in video.instances:
             hits.extend(best[round(item.start) : round(item.end)] == CLASSES.index(item.label))
     assert 0.5 < np.mean(hits) < 0.8
+
+
+# The short profile
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Video], np.ndarray, list[np.ndarray]]:
+    """Its videos, class text embeddings (K, C), and the unit features (S, C) of each video."""
+    path = tmp_path_factory.mktemp("short")
+    videos = write_synthetic(path, profile="short", training_videos=4, validation_videos=4)
+    assert list(read_annotations(path / "annotations.json").values()) == videos
+    text = embed(torch.load(path / "text_encoder.pt", weights_only=True), [phrase(label) for label in CLASSES])
+    store = open_features(path / "features.h5")
+    features = [store.read(video.id).astype(float) for video in videos]
+    return videos, text, [x / np.linalg.norm(x, axis=1, keepdims=True) for x in features]
+
+
+def test_short_videos_are_full_of_overlapping_instances(short: tuple) -> None:
+    videos, _, features = short
+    for subset in ("training", "validation"):
+        assert all_labels(in_subset(videos, subset)) == list(CLASSES)
+    assert repair(videos)[0] == videos
+    assert np.mean([video.duration for video in videos]) == pytest.approx(30, abs=1)
+    assert [len(x) for x in features] == [round(2 * video.duration) for video in videos]
+    assert np.mean([len({item.label for item in video.instances}) for video in videos]) == pytest.approx(4, abs=0.3)
+    shares, together = [], []
+    for video in videos:
+        time = np.linspace(0, video.duration, 500, endpoint=False)
+        active = sum((time >= item.start) & (time < item.end) for item in video.instances)
+        shares.append(np.mean(active > 0))
+        together.append(np.mean(active > 1))
+        spans = sorted((item.label, item.start, item.end) for item in video.instances)
+        assert all(one[0] != other[0] or one[2] < other[1] for one, other in pairwise(spans)), "a class overlaps itself"
+    assert np.mean(shares) == pytest.approx(0.91, abs=0.02)
+    assert np.mean(together) > 0.5
+    lengths = [(item.end - item.start) / video.duration for video in videos for item in video.instances]
+    assert (max(lengths), min(lengths) < 0.2) == (pytest.approx(1, abs=1e-3), True)
+
+
+def test_short_features_have_the_stated_similarities(short: tuple) -> None:
+    _, text, features = short
+    similarity = [x @ text.T for x in features]
+    assert np.mean([s.mean() for s in similarity]) == pytest.approx(0.22, abs=0.005)
+    assert np.mean([s.std(axis=1).mean() for s in similarity]) == pytest.approx(0.015, abs=0.0015)
+    assert np.mean([s.std(axis=0).mean() for s in similarity]) == pytest.approx(0.010, abs=0.001)
+    mean = np.mean([x.mean(axis=0) for x in features], axis=0)
+    assert mean @ mean == pytest.approx(0.72, abs=0.02)
+    inside = [(x @ x.T)[~np.eye(len(x), dtype=bool)].mean() for x in features]
+    assert np.mean(inside) == pytest.approx(0.91, abs=0.01)
+
+
+def test_short_features_show_their_classes_weakly(short: tuple) -> None:
+    """All classes on the whole video, scored without training, are well above random scores and far from perfect."""
+    videos, text, features = short
+    truth = ground_truth(videos)
+    classes = [CLASSES.index(label) for label in truth.classes]
+    random = random_whole_video(truth)
+    scores = np.concatenate([x.mean(axis=0) @ text[classes].T for x in features])
+    scored = Detections(random.video, random.label, random.segments, scores)
+    chance, mean_ap = (evaluate(truth, found, [0.5]).average for found in (random, scored))
+    assert 1.5 * chance < mean_ap < 0.5
 
 
 # Stand-ins for features of real annotations

@@ -13,10 +13,9 @@ from stale.data.datasets import facts
 from stale.errors import StaleError
 from stale.evaluation.aggregate import aggregate, statistics
 from stale.evaluation.tables import check_tious, format_tious, text_table
-from stale.run_folder import RunFolder
+from stale.run_folder import BASELINES, RunFolder
 
 LABELS = ["Archery", "Ballet", "Curling"]
-ROWS = ("whole_video", "snippets")
 
 
 def annotations(folder, seed=0):
@@ -67,7 +66,7 @@ def make_run(folder, split=0, vocabulary="unseen", seed=0, **protocol):
         **protocol,
     }
     run = RunFolder(folder)
-    files = {run.detections(vocabulary): 3.0, **{run.baselines(name, vocabulary): 20.0 for name in ROWS}}
+    files = {run.detections(vocabulary): 3.0, **{run.baselines(name, vocabulary): 20.0 for name in BASELINES}}
     for target, spread in files.items():
         target.parent.mkdir(exist_ok=True)
         content = {"version": "stale", "external_data": {"used": False, "details": ""}, "protocol": stated}
@@ -91,7 +90,7 @@ def test_run_writes_metrics_and_prints_the_protocol_once(tmp_path, capsys):
     assert list(metrics["mAP"]) == ["0.30", "0.50"] and set(metrics["per_class"]) == {"Curling"}
     assert metrics["average_mAP"] == pytest.approx(np.mean(list(metrics["mAP"].values())))
     assert (metrics["num_ground_truth"], metrics["num_videos"], metrics["num_classes"]) == (8, 8, 1)
-    assert set(metrics["baselines"]) == {"random", *ROWS}
+    assert set(metrics["baselines"]) == {"random", *BASELINES}
     assert set(metrics["average_recall"]) == {"1", "5", "10", "50", "100"}
     for row in metrics["baselines"].values():
         assert 0 <= row["average_mAP"] < metrics["average_mAP"] <= 1
@@ -104,8 +103,8 @@ def test_run_writes_metrics_and_prints_the_protocol_once(tmp_path, capsys):
     ]
     assert all(f"\n  {part}\n" in printed for part in parts)
     assert metrics["protocol"]["line"].split(" | ")[1] == parts[0]
-    rows = ["training-free: top-1 label, whole video", "training-free: thresholded snippets", "random: every class"]
-    assert all(f"\n{row}" in printed for row in rows)
+    kinds = ("whole video, top class", "whole video, all classes", "thresholded snippets, all classes")
+    assert all(f"\n{row}" in printed for row in ["random: every class", *(f"training-free: {kind}" for kind in kinds)])
 
 
 def test_absent_files_of_a_run_are_named(tmp_path, capsys):
@@ -114,7 +113,7 @@ def test_absent_files_of_a_run_are_named(tmp_path, capsys):
     run = make_run(tmp_path / "run")
     RunFolder(run).baselines("snippets", "unseen").unlink()
     command.main(["--run", str(run)])
-    assert set(load(run / "metrics.json")["baselines"]) == {"random", "whole_video"}
+    assert set(load(run / "metrics.json")["baselines"]) == {"random", *BASELINES} - {"snippets"}
     assert "did not write" in capsys.readouterr().out
 
 
@@ -172,7 +171,7 @@ def test_runs_are_aggregated(tmp_path, capsys):
     assert cell["mean"] == pytest.approx(np.mean(values)) and cell["std"] == pytest.approx(np.std(values, ddof=1))
     half = 4.3027 * np.std(values, ddof=1) / np.sqrt(3)
     assert cell["ci95"] == pytest.approx([np.mean(values) - half, np.mean(values) + half])
-    assert set(content["paired"]) == {"versus", "random", *ROWS}
+    assert set(content["paired"]) == {"versus", "random", *BASELINES}
     gap = content["paired"]["versus"]["average"]["values"]
     assert gap == pytest.approx(np.subtract(values, content["rows"]["versus"]["average"]["values"]).tolist())
     printed = capsys.readouterr().out
