@@ -6,11 +6,11 @@
     python scripts/reproduce.py zero_shot --dataset thumos14 --list             # unfinished runs as shell lines
     python scripts/reproduce.py zero_shot --dataset thumos14 --check            # exit 1 if a result is out of tolerance
 
-TABLE is zero_shot, masking, text_encoder, error_propagation, closed_set, official_code, beyond or directions. A data
-set is a file configs/NAME.yaml; --config names other files. Each run is one training with its tests, by train.py,
-inference.py and eval.py: a finished run is skipped, and one that was killed resumes. Writes OUTPUT/runs/
-and OUTPUT/TABLE.md. Differences from published results are shown only for configs/activitynet.yaml and
-configs/thumos14.yaml, whose features are the paper's.
+TABLE is zero_shot, masking, text_encoder, error_propagation, temporal, prompt, loss_terms, backbone, parts,
+external_scores, closed_set, official_code, beyond or directions. A data set is a file configs/NAME.yaml; --config
+names other files. Each run is one training with its tests, by train.py, inference.py and eval.py: a finished run is
+skipped, and one that was killed resumes. Writes OUTPUT/runs/ and OUTPUT/TABLE.md. Differences from published results
+are shown only where the features are of the same backbone, and external scores were used in both or in neither.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     source.add_argument("--dataset", default="thumos14", metavar="NAME", help="configs/NAME.yaml; default thumos14")
     source.add_argument("--config", nargs="+", type=Path, metavar="FILE", help="YAML files instead")
     parser.add_argument("--features", nargs="+", metavar="PATH", help="instead of data.features; several are combined")
+    parser.add_argument("--i3d-features", default="", metavar="PATH", help="of the row i3d of the table backbone")
+    parser.add_argument("--video-scores", default="", metavar="FILE", help="of the rows that use external scores")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="SECTION.KEY=VALUE", dest="assignments"
     )
@@ -74,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise StaleError(f"table {table.name} has only the settings {', '.join(table.settings)}")
     features = [f"data.features=[{', '.join(options.features)}]"] if options.features else []
     configs = options.config or [ROOT / "configs" / f"{options.dataset}.yaml"]
-    sources = Sources(ROOT, tuple(configs), (*options.assignments, *features))
+    assignments = (*options.assignments, *features)
+    sources = Sources(ROOT, tuple(configs), assignments, options.i3d_features, options.video_scores)
     rows = choose_rows(table, options.rows)
     cells = make_plan(table, rows, settings, splits=sorted(set(options.splits)), output=options.output, sources=sources)
     jobs = jobs_of(cells)
@@ -94,11 +97,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     dataset = jobs[0].config.data.dataset
     published = report.read_published(ROOT / "configs" / "published.csv")
-    lines = report.make_lines(table, cells, dataset, published, comparable=source == dataset)
+    lines = report.make_lines(table, cells, dataset, published)
     known = report.read_expected(expected) if expected.is_file() else {"rows": {}}
     text = report.to_markdown(table, lines, dataset, known.get("removed"))
-    write_text(options.output / f"{table.name}.md", text)
-    print(f"\n{text}\n{options.output / table.name}.md")
+    target = options.output / f"{table.name}.md"
+    print(f"\n{text}")
+    if options.check or (target.exists() and not any(line.runs for line in lines)):
+        print(f"{target} is not written: {'--check only reports' if options.check else 'no run is finished'}")
+    else:
+        write_text(target, text)
+        print(target)
     for name, fault in failures.items():
         print(f"failed: {name}: {fault}", file=sys.stderr)
     if options.record:

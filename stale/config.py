@@ -120,8 +120,10 @@ class TextConfig(Section):
 class TemporalConfig(Section):
     """Temporal model of the snippet features."""
 
-    kind: Literal["transformer", "conv", "none"] = Field("transformer", description="kind of temporal model [P]")
-    layers: Size = Field(1, description="layers [C]")
+    kind: Literal["transformer", "conv", "ms_tcn", "none"] = Field(
+        "transformer", description="ms_tcn: dilated convolutions; transformer [P]"
+    )
+    layers: Size = Field(1, description="layers; of ms_tcn the n-th has dilation 2^(n - 1) [C]")
     heads: Size = Field(4, description="attention heads [C]")
     dropout: Share = Field(0.2, description="dropout [C]")
 

@@ -143,11 +143,15 @@ def _by_split(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, A
 
 def _refuse_mixture(runs: Mapping[str, Mapping[str, Any]], keys: Sequence[str]) -> None:
     def comparable(run: Mapping[str, Any], key: str) -> Any:
-        """The entry without what may vary from run to run: counts of duplicates, the chosen epoch."""
+        """The entry without what may vary from run to run: counts of duplicates and of videos, the chosen epoch."""
         value = run["protocol"].get(key)
         if key in ("duplicates", "ground_truth", "oracle"):
             return str(value or USUAL.get(key)).split(" (")[0]
-        return re.sub(r",? *\(?epoch \d+\)?", "", str(value)) if key == "checkpoint_chosen_on" else value
+        varying = {
+            "checkpoint_chosen_on": r",? *\(?epoch \d+\)?",
+            "external_scores": r", nothing for \d+ of \d+ videos",
+        }
+        return re.sub(varying[key], "", str(value)) if key in varying else value
 
     first_name = next(iter(runs), "")
     for name, key in product(runs, keys):

@@ -42,9 +42,28 @@ class TemporalConv(nn.Module):
         return self.norm(x + self.dropout(convolved.relu()))
 
 
+class DilatedConv(nn.Module):
+    """Dilated convolution, 1×1 convolution and residual: a layer of MS-TCN (Farha and Gall, CVPR 2019)."""
+
+    def __init__(self, width: int, config: TemporalConfig, dilation: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(width, width, kernel_size=3, padding=dilation, dilation=dilation)
+        self.out = nn.Conv1d(width, width, kernel_size=1)
+        self.dropout = nn.Dropout(config.dropout)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)  # start as the identity [ours], as AttentionBlock does
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) → (B, T, C)."""
+        convolved = self.out(self.conv(x.transpose(1, 2)).relu()).transpose(1, 2)
+        return x + self.dropout(convolved)
+
+
 def build_temporal_model(width: int, config: TemporalConfig) -> nn.Module:
     """Build the temporal model ``config.kind``: (B, T, C) → (B, T, C)."""
     if config.kind == "none":
         return nn.Identity()
+    if config.kind == "ms_tcn":
+        return nn.Sequential(*(DilatedConv(width, config, dilation=2**layer) for layer in range(config.layers)))
     block = TemporalConv if config.kind == "conv" else AttentionBlock
     return nn.Sequential(*(block(width, config) for _ in range(config.layers)))

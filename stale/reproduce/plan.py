@@ -25,20 +25,30 @@ from tqdm import tqdm
 
 from stale.config import Config, differing_keys, load_config
 from stale.errors import StaleError
+from stale.evaluation.results import ALLOW_UNSEEN
 from stale.reproduce.catalog import Row, Table
 from stale.run_folder import RunFolder
 
 LOG = "reproduce.log"
-_MODEL_NAME = re.compile(r"(RN|ViT-)\w+(/\w+)?(@\w+)?$")
+_FIXES = {
+    "data.features": "; give them by --features, and those of the row i3d by --i3d-features",
+    "video scores": "; give the file by --video-scores, or choose rows without external scores by --rows",
+}
+MODEL_NAME = re.compile(r"(RN|ViT-)\w+(/\w+)?(@\w+)?$")
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What all runs of a plan share: the project's folder, configuration files, and settings applied after them."""
+    """What all runs of a plan share: the project's folder, configuration files, and settings applied after them.
+
+    ``i3d_features`` and ``video_scores`` are the inputs of those rows that need them.
+    """
 
     root: Path
     configs: tuple[Path, ...]
     assignments: tuple[str, ...] = ()
+    i3d_features: str = ""
+    video_scores: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,7 @@ class Test:
     oracle: str | None = None
     ground_truth: str = "all"
     vocabulary: str = "unseen"
+    video_scores: str | None = None  # the file of external ones to apply
 
     __test__ = False  # tells pytest that this is not a test case
 
@@ -57,7 +68,8 @@ class Test:
         vocabulary = "" if self.vocabulary == "unseen" else f"_{self.vocabulary}"
         oracle = f"_oracle_{self.oracle}" if self.oracle else ""
         counted = "" if self.ground_truth == "all" else f"_{self.ground_truth.replace('-', '_')}"
-        return f"metrics{vocabulary}{oracle}{counted}.json"
+        external = "" if self.video_scores is None else f"_external_{Path(self.video_scores).stem}"
+        return f"metrics{vocabulary}{oracle}{counted}{external}.json"
 
 
 @dataclass
@@ -100,7 +112,9 @@ class Job:
             if test.oracle:
                 detections = path(RunFolder(self.folder).detections(test.vocabulary, test.oracle))
                 line = [evaluation, "--predictions", detections, "--annotations", self.config.data.annotations]
-            if test.oracle or test.ground_truth != "all":  # else eval.py --run writes the file by itself
+            if test.video_scores:
+                line += ["--video-scores", path(test.video_scores), ALLOW_UNSEEN]
+            if test.oracle or test.ground_truth != "all" or test.video_scores:  # else eval.py --run writes the file
                 line += ["--ground-truth", test.ground_truth, "--json", path(self.folder / test.metrics)]
             lines.append(line)
         return lines
@@ -124,15 +138,16 @@ def make_plan(
     cells = []
     folds = load_config(sources.configs, sources.assignments).data.folds
     for setting, row in product(settings, rows):
-        test = Test(row.oracle, row.ground_truth, row.vocabulary)
+        test = Test(row.oracle, row.ground_truth, row.vocabulary, sources.video_scores if row.external else None)
         overlays = (*row.overlays, *(row.overlays_50_50 if setting == "50_50" else ()))
         files = (*sources.configs, *(sources.root / "configs" / name for name in overlays))
-        method = "stale" if row.method == "released code" else row.method.lower()
+        method = "stale" if row.trivial or row.method == "released code" else row.method.lower()
         kind = "fold" if setting == "seen_cv" else "split"
         numbers = {"closed": [0], "seen_cv": [split for split in splits if split < folds]}.get(setting, splits)
         shared = []
         for number in numbers:
-            changes = (*row.settings, *sources.assignments, f"data.setting={setting}", f"data.{kind}={number}")
+            given = (*sources.assignments, *([f"data.features=[{sources.i3d_features}]"] if row.i3d else []))
+            changes = (*row.settings, *given, f"data.setting={setting}", f"data.{kind}={number}")
             config = load_config(files, changes)
             folder = output / "runs" / f"{method}-{_digest(config)}" / f"{setting}_{number}"
             job = jobs.setdefault(folder, Job(folder, config, files, changes))
@@ -163,13 +178,15 @@ def missing_inputs(jobs: Sequence[Job]) -> list[str]:
     found: dict[str, None] = {}
     for job in jobs:
         data, weights = job.config.data, job.config.model.text.weights
-        features = [data.features] if isinstance(data.features, str) else data.features
+        features = [data.features] if isinstance(data.features, str) else data.features or [""]
         needed = [("data.annotations", data.annotations), *(("data.features", path) for path in features)]
         needed += [("data.splits", data.splits)] if data.splits else []
+        needed += [("video scores", test.video_scores) for test in job.tests if test.video_scores is not None]
         # The weights of a named model are downloaded.
-        needed += [] if _MODEL_NAME.match(weights) else [("model.text.weights", weights)]
+        needed += [] if MODEL_NAME.match(weights) else [("model.text.weights", weights)]
         missing = [(key, path) for key, path in needed if not path or not Path(path).exists()]
-        found |= {f"{key}: {path} does not exist" if path else f"{key}: not set": None for key, path in missing}
+        for key, path in missing:
+            found[f"{key}: {path} does not exist" if path else f"{key}: not set{_FIXES.get(key, '')}"] = None
     return list(found)
 
 

@@ -6,16 +6,18 @@ import csv
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stale.config import Config
+from stale.data.features import open_features
 from stale.errors import StaleError
 from stale.evaluation.aggregate import AVERAGE, OTHER, SYSTEM, aggregate, protocol_line, read_runs
 from stale.io import read_json, read_text, write_json
 from stale.reproduce.catalog import SETTING_TITLES, Row, Table
-from stale.reproduce.plan import Cell
+from stale.reproduce.plan import MODEL_NAME, Cell
 from stale.run_folder import RunFolder
 
 LEAST_TOLERANCE = 0.01  # one point of mAP: processors round differently, and training amplifies it
@@ -36,12 +38,12 @@ class Line:
     paired: Mapping[str, Mapping[str, Any]]  # column → this row minus the row ``paired_with``, over the splits of both
     paired_with: str
     published: Mapping[str, float]  # column → result; empty if none was published or could be checked
-    source: str
-    comparable: bool  # whether ours and the published result use the same features
+    source: str  # of ``published``, and whether it used external scores
+    obstacle: str  # why ours and ``published`` cannot be compared; empty if they can
 
     def difference(self, column: str) -> float | None:
         """Return ours minus the published result, None where they cannot be compared."""
-        if not self.comparable or column not in self.ours or column not in self.published:
+        if self.obstacle or column not in self.ours or column not in self.published:
             return None
         return self.ours[column]["mean"] - self.published[column]
 
@@ -51,9 +53,7 @@ def columns_of(dataset: str) -> tuple[str, ...]:
     return (*_COLUMNS.get(dataset, _COLUMNS["activitynet"]), AVERAGE)
 
 
-def make_lines(
-    table: Table, cells: Sequence[Cell], dataset: str, published: Sequence[Mapping[str, str]], *, comparable: bool
-) -> list[Line]:
+def make_lines(table: Table, cells: Sequence[Cell], dataset: str, published: Sequence[Mapping[str, str]]) -> list[Line]:
     """Collect the finished runs of ``cells``, with the published results of the same rows."""
     by_key = {(cell.setting, cell.row.key): cell for cell in cells}
     runs = {
@@ -66,30 +66,60 @@ def make_lines(
         row, mine = cell.row, runs[setting, key]
         ours, paired, protocol = {}, {}, ""
         if mine:
-            content = aggregate(read_runs(list(mine.values()), cell.test.metrics))
+            content = aggregate(_read_metrics(cell, mine.values()))
             ours = content["rows"][SYSTEM]
-            # The epoch differs between runs.
-            protocol = re.sub(r", epoch \d+", "", protocol_line(content)).removeprefix("protocol: ")
+            # The epoch, and the number of videos without external scores, differ between runs.
+            line = re.sub(r", epoch \d+|, nothing for \d+ of \d+ videos", "", protocol_line(content))
+            protocol = line.removeprefix("protocol: ")
         other = by_key.get((setting, row.baseline))
         theirs = runs.get((setting, row.baseline), {})
         both = [split for split in mine if split in theirs]
         if other and both:
-            first = read_runs([mine[split] for split in both], cell.test.metrics)
-            second = read_runs([theirs[split] for split in both], other.test.metrics)
+            first, second = (
+                _read_metrics(one, [found[split] for split in both]) for one, found in ((cell, mine), (other, theirs))
+            )
             paired = aggregate(first, second)["paired"][OTHER]
-        wanted = (table.published, dataset, SETTING_TITLES[setting], row.method, row.variant)
+        wanted = (row.published or table.published, dataset, SETTING_TITLES[setting], row.method, row.variant)
         columns = ("table", "dataset", "split", "method", "variant")
         known = next((entry for entry in published if tuple(entry[name] for name in columns) == wanted), {})
         results = {column: float(known[name]) / 100 for column, name in names.items() if known.get(name)}
         found = (setting, row, mine, len(cell.jobs), ours, protocol, paired, other.row.name if other else "")
-        lines.append(Line(*found, results, known.get("source", ""), comparable))
+        source = f"{known['source']}; external scores: {known['external_scores']}" if known else ""
+        lines.append(Line(*found, results, source, _obstacle(row, cell.jobs[0].config, known) if known else ""))
     return lines
+
+
+def _read_metrics(cell: Cell, folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Load the metrics of a cell's runs; the row may ask for a trivial row in place of the detections."""
+    runs, trivial = read_runs(list(folders), cell.test.metrics), cell.row.trivial
+    return {name: {**run, **run["trivial"][trivial]} if trivial else run for name, run in runs.items()}
+
+
+def _obstacle(row: Row, config: Config, known: Mapping[str, str]) -> str:
+    """Say why a result cannot be compared with the published one: other features, or external scores on one side."""
+    backbone = backbone_of(config) or "unknown"
+    if known["features"] not in ("", backbone):
+        return f"it used {known['features']} features, ours are {backbone}"
+    if known["external_scores"] == ("no" if row.external else "yes"):
+        return f"ours {'used' if row.external else 'did not use'} external scores"
+    return ""
+
+
+def backbone_of(config: Config) -> str:
+    """Name the backbone of a configuration's features, as recorded in them, else by the text weights; "" if unknown."""
+    paths = [config.data.features] if isinstance(config.data.features, str) else config.data.features
+    if paths and all(path and Path(path).exists() for path in paths):
+        store = open_features(paths)
+        if store.simulated or store.backbone().backbone:
+            return "simulated" if store.simulated else store.backbone().backbone
+    weights = config.model.text.weights
+    return weights if MODEL_NAME.match(weights) and not config.model.visual_projection else ""
 
 
 def read_published(path: Path) -> list[dict[str, str]]:
     """Load the published results, in per cent, each with its source."""
     rows = list(csv.DictReader(io.StringIO(read_text(path, "published results"))))
-    wanted = {"table", "dataset", "split", "method", "variant", "source", "avg"}
+    wanted = {"table", "dataset", "split", "method", "variant", "source", "features", "external_scores", "avg"}
     if not rows or not wanted <= set(rows[0]):
         raise StaleError(f"published results {path}: the columns {', '.join(sorted(wanted))} are expected")
     return rows
@@ -114,12 +144,12 @@ def to_markdown(table: Table, lines: Sequence[Line], dataset: str, removed: Mapp
 def _markdown_rows(line: Line, columns: Sequence[str]) -> list[list[str]]:
     name, rows = f"**{line.row.name}**", []
     if line.published:
-        source = line.source if line.comparable else f"{line.source}; CLIP features, not comparable"
+        source = f"{line.source}; not comparable: {line.obstacle}" if line.obstacle else line.source
         rows.append([name, f"published ({source})", *[_percent(line.published.get(column)) for column in columns]])
     runs = f"{line.planned} run{'s' if line.planned > 1 else ''}"
     runs = runs if len(line.runs) == line.planned else f"{len(line.runs)} of {runs}"
     rows.append(["" if rows else name, f"ours ({runs})", *[_spread(line.ours.get(column)) for column in columns]])
-    if line.published and line.ours and line.comparable:
+    if line.published and line.ours and not line.obstacle:
         rows.append(["", "difference", *[_percent(line.difference(column), sign="+") for column in columns]])
     if line.paired:
         cells = [_spread(line.paired.get(column), "+") for column in columns]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from scripts import reproduce
@@ -22,9 +23,9 @@ from stale.config import load_config
 from stale.errors import StaleError
 from stale.reproduce.catalog import TABLES, choose_rows
 from stale.reproduce.plan import Cell, Job, Sources, Test, jobs_of, make_plan, missing_inputs, run_jobs
-from stale.reproduce.report import Line, compare, make_lines, read_published, to_expected, to_markdown
+from stale.reproduce.report import Line, backbone_of, compare, make_lines, read_published, to_expected, to_markdown
 from stale.run_folder import RunFolder
-from tests.helpers import REPOSITORY
+from tests.helpers import REPOSITORY, SEEN, UNSEEN, write_folder
 
 SMALL = ("train.epochs=1", "data.splits=null", "model.masking.layers=1", "data.num_snippets=16")
 PUBLISHED = REPOSITORY / "configs" / "published.csv"
@@ -72,8 +73,8 @@ def plan(
     return make_plan(TABLES[table], chosen, settings, splits=splits, output=output, sources=sources)
 
 
-def lines_of(table: str, cells: list[Cell], dataset: str = "tiny", comparable: bool = True) -> list[Line]:
-    return make_lines(TABLES[table], cells, dataset, read_published(PUBLISHED), comparable=comparable)
+def lines_of(table: str, cells: list[Cell], dataset: str = "tiny", **changes: str) -> list[Line]:
+    return make_lines(TABLES[table], cells, dataset, [{**row, **changes} for row in read_published(PUBLISHED)])
 
 
 @pytest.mark.slow
@@ -86,6 +87,8 @@ def lines_of(table: str, cells: list[Cell], dataset: str = "tiny", comparable: b
         ("official_code", ["--rows", "stale", "fill_holes", "predicted_videos", "all_held_out", "all"], 5),
         ("beyond", ["--settings", "75_25"], 4),
         ("directions", ["--rows", "stale", "proposals"], 2),
+        ("temporal", ["--rows", "ms_tcn"], 1),
+        ("parts", ["--settings", "75_25", "--rows", "mask", "localizer"], 2),
     ],
 )
 def test_every_table_runs(
@@ -121,7 +124,7 @@ def test_rows_fit_every_configuration_and_differ(tmp_path: Path) -> None:
         sources = Sources(REPOSITORY, (REPOSITORY / "configs" / f"{config}.yaml",))
         for name, table in TABLES.items():
             cells = make_plan(table, table.rows, table.settings, splits=(0,), output=tmp_path, sources=sources)
-            assert len({(cell.jobs[0].folder, cell.test) for cell in cells}) == len(cells), name
+            assert len({(cell.jobs[0].folder, cell.test, cell.row.trivial) for cell in cells}) == len(cells), name
 
 
 def test_the_plan_has_ten_splits_of_both_settings(data: Path, tmp_path: Path) -> None:
@@ -242,8 +245,9 @@ def test_each_device_runs_one_job_at_a_time(data: Path, tmp_path: Path, monkeypa
 
 def test_published_results_have_a_row_each() -> None:
     rows = read_published(PUBLISHED)
-    assert len(rows) == 33
-    assert all(row["source"].startswith(("poster", "computed")) for row in rows)
+    assert len(rows) == 35
+    assert all(row["source"].startswith(("poster", "computed", "TF-CADE")) for row in rows)
+    assert {row["external_scores"] for row in rows} == {"yes", "no", "unknown"}
     for table in ("zero_shot", "masking", "text_encoder", "error_propagation"):
         wanted = {(row["method"], row["variant"]) for row in rows if row["table"] == table}
         assert wanted == {(row.method, row.variant) for row in TABLES[table].rows}, table
@@ -254,16 +258,86 @@ def test_published_results_are_compared_where_the_features_are_the_same(
 ) -> None:
     run("masking", "--rows", "none")
     cells = plan("masking", data, output, rows=["none"])
-    (line,) = lines_of("masking", cells, "activitynet")
+    (line,) = lines_of("masking", cells, "activitynet", features="")
     assert line.published == {"0.50": pytest.approx(0.217), "average": pytest.approx(0.109)}
     assert line.difference("average") == pytest.approx(line.ours["average"]["mean"] - 0.109)
     assert line.difference("0.75") is None
     text = to_markdown(TABLES["masking"], [line], "activitynet")
-    assert "| **no mask** | published (poster) | 21.7 | – | – | 10.9 |" in text and "| difference |" in text
-    (other,) = lines_of("masking", cells, "activitynet", comparable=False)
-    assert other.difference("average") is None
-    text = to_markdown(TABLES["masking"], [other], "activitynet")
-    assert "CLIP features, not comparable" in text and "| difference |" not in text
+    assert "| **no mask** | published (poster; external scores: unknown) | 21.7 | – | – | 10.9 |" in text
+    assert "| difference |" in text
+    for changes, reason in (
+        ({}, "it used ViT-B/16 features, ours are unknown"),
+        ({"features": "", "external_scores": "yes"}, "ours did not use external scores"),
+    ):
+        (other,) = lines_of("masking", cells, "activitynet", **changes)
+        assert other.difference("average") is None
+        text = to_markdown(TABLES["masking"], [other], "activitynet")
+        assert f"not comparable: {reason}" in text and "| difference |" not in text
+
+
+def test_the_backbone_is_recorded_in_the_features_or_that_of_the_text_weights(tmp_path: Path) -> None:
+    def backbone(folder: str, *settings: str) -> str:
+        paths = f"data.features={tmp_path / folder}"
+        return backbone_of(load_config([], [paths, "model.text.weights=ViT-B/16", *settings]))
+
+    for name in ("plain", "large"):
+        write_folder(
+            tmp_path / name, {"v": np.ones((2, 4), np.float32)}, **({"backbone": "L"} if name == "large" else {})
+        )
+    assert backbone("large") == "L"
+    assert backbone("plain") == backbone("absent") == "ViT-B/16"
+    assert backbone("plain", "model.visual_projection=true") == "", "features of any kind are projected"
+    assert backbone("plain", "model.text.weights=text.pt") == ""
+
+
+def test_external_scores_stand_beside_the_trivial_row(
+    run: Callable, data: Path, output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(StaleError, match="video scores: not set; give the file by --video-scores"):
+        run("external_scores", "--settings", "75_25")
+    content = json.loads((data.parent / "annotations.json").read_text())["database"]
+    labels = [*SEEN, *UNSEEN]
+    scores = {
+        name: [float(label == entry["annotations"][0]["label"]) for label in labels]
+        for name, entry in content.items()
+        if name != "video_030"
+    }
+    (tmp_path / "labels.json").write_text(json.dumps({"class": labels, "results": scores}))
+    run("external_scores", "--settings", "75_25", "--video-scores", str(tmp_path / "labels.json"))
+    text = capsys.readouterr().out
+    assert text.count("ours (1 run)") == 3 and text.count("| paired with label file on the whole video") == 1
+    assert "WITH EXTERNAL SCORES" in text and "external scores labels.json with --allow-unseen-supervision" in text
+    sources = Sources(REPOSITORY, (data,), SMALL, video_scores=str(tmp_path / "labels.json"))
+    table = TABLES["external_scores"]
+    cells = make_plan(table, table.rows, ["75_25"], splits=[0], output=output, sources=sources)
+    own, external, trivial = make_lines(table, cells, "activitynet", read_published(PUBLISHED))
+    (job,) = jobs_of(cells)
+    metrics = json.loads((job.folder / "metrics_external_labels.json").read_text())
+    assert external.ours["average"]["mean"] == metrics["average_mAP"]
+    assert trivial.ours["average"]["mean"] == metrics["trivial"]["external_label_whole_video"]["average_mAP"]
+    assert external.paired["average"]["mean"] == pytest.approx(
+        external.ours["average"]["mean"] - trivial.ours["average"]["mean"]
+    )
+    assert [line.published["average"] for line in (own, external, trivial)] == pytest.approx([0.095, 0.249, 0.19])
+    assert own.obstacle and external.obstacle and not trivial.obstacle, "only the trivial row needs no features"
+
+
+def test_a_row_on_other_features_says_what_to_set(run: Callable, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(StaleError, match="data.features: not set;.*--i3d-features"):
+        run("backbone", "--rows", "i3d", folder=tmp_path)
+    sources = Sources(REPOSITORY, (data,), (*SMALL, "data.features=clip.h5"), i3d_features="i3d.h5")
+    table = TABLES["backbone"]
+    cells = make_plan(table, table.rows, ["75_25"], splits=[0], output=tmp_path, sources=sources)
+    assert [cell.jobs[0].config.data.features for cell in cells] == ["clip.h5", ["i3d.h5"]]
+    assert cells[1].jobs[0].config.model.visual_projection
+
+
+def test_a_finished_table_is_kept(run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("masking", "--rows", "none", folder=tmp_path)
+    before = (tmp_path / "masking.md").read_text()
+    run("masking", "--rows", "none", "--report", folder=tmp_path, settings=["train.seed=7"])
+    assert (tmp_path / "masking.md").read_text() == before
+    assert "masking.md is not written: no run is finished" in capsys.readouterr().out
 
 
 def test_recorded_results_are_checked(

@@ -199,6 +199,18 @@ def test_runs_that_cannot_be_aggregated(tmp_path):
     command.main(["--runs", first, again])  # seeds of one split
 
 
+def test_runs_share_external_scores_that_lack_other_numbers_of_videos(tmp_path):
+    metrics = load(evaluated(tmp_path / "run") / "metrics.json")
+
+    def with_scores(split, source):
+        return {**metrics, "protocol": {**metrics["protocol"], "split": split, "external_scores": source}}
+
+    first = with_scores(0, "s.json")
+    assert aggregate({"a": first, "b": with_scores(1, "s.json, nothing for 1 of 8 videos")})["splits"] == [0, 1]
+    with pytest.raises(StaleError, match="protocols differ in external_scores"):
+        aggregate({"a": first, "b": with_scores(1, "other.json")})
+
+
 def test_statistics(tmp_path):
     run = evaluated(tmp_path / "run")
     one = aggregate({"run": load(run / "metrics.json")})["rows"]["detections"]["average"]

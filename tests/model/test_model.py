@@ -66,13 +66,25 @@ def temporal_model(kind: str, layers: int = 1) -> nn.Module:
     return build_temporal_model(C, settings(f"temporal.kind={kind}", f"temporal.layers={layers}").temporal)
 
 
-@pytest.mark.parametrize("kind", ["transformer", "conv", "none"])
+@pytest.mark.parametrize("kind", ["transformer", "conv", "ms_tcn", "none"])
 def test_temporal_models_keep_the_shape_and_pass_gradient(kind: str) -> None:
     model, x = temporal_model(kind, layers=2), torch.randn(B, T, C, requires_grad=True)
     model(x).square().sum().backward()
     assert model(x).shape == (B, T, C)
     assert (x.grad.abs().sum(2) > 0).all()
     assert (model(x) is x) == (kind == "none")
+
+
+@torch.no_grad()
+def test_dilated_convolutions_start_as_the_identity_and_double_their_reach() -> None:
+    model, x = temporal_model("ms_tcn", layers=3).eval(), torch.randn(1, 21, C)
+    torch.testing.assert_close(model(x), x)
+    for layer in model:
+        nn.init.normal_(layer.out.weight)  # as after training
+    changed = x.clone()
+    changed[:, 10] += 1
+    moved = (model(changed) != model(x)).any(2)[0].nonzero().flatten().tolist()
+    assert moved == list(range(10 - 7, 10 + 7 + 1)), "1 + 2 + 4 snippets on either side"
 
 
 @torch.no_grad()

@@ -93,6 +93,7 @@ def changed(*assignments: str, truth: bool = False) -> set[str]:
         ("temperature=0.5", {"class_logits"}),
         ("visual_projection=true", set(PARTS)),
         ("temporal.kind=conv", set(PARTS)),
+        ("temporal.kind=ms_tcn", set(PARTS)),
         ("temporal.kind=none", set(PARTS)),
     ],
 )
