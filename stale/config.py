@@ -135,6 +135,9 @@ class MaskingConfig(Section):
         "maskformer", description="gt: the ground truth, an oracle; conv_stack: ours; others: rows of the ablation [P]"
     )
     applied: bool = Field(True, description="multiply the features by the mask; released code: false; true [P]")
+    crop: Literal["none", "localizer"] = Field(
+        "none", description="mask of the features without applied: where M's mean is above its mean (released code)"
+    )
     queries: Size = Field(20, description="Q mask queries [P]")
     layers: Size = Field(2, description="decoder layers, or blocks of conv_stack")
     heads: Size = Field(8, description="attention heads of the decoder")
@@ -150,7 +153,8 @@ class AdaptationConfig(Section):
     enabled: bool = Field(True, description="adapt the text to each video [P]")
     heads: Size = Field(8, description="attention heads")
     dropout: Share = Field(0.1, description="dropout")
-    alpha: float = Field(1e-3, description="initial weight α of the residual [U]")
+    residual: bool = Field(True, description="F_lan + α · T_c, not T_c alone; released code: false; true [P]")
+    alpha: float = Field(1e-3, description="initial weight α of T_c [U]")
 
 
 class LocalizerConfig(Section):
@@ -176,6 +180,7 @@ class ModelConfig(Section):
     localizer: LocalizerConfig = Field(default_factory=LocalizerConfig)
     visual_projection: bool = Field(False, description="learn D → C, for features of another width (I3D)")
     temperature: float = Field(0.01, gt=0, description="τ of the classifier [P, C]")
+    clamp: float | None = Field(None, description="least value of F_fg in the classifier; released code: 1e-4")
     classifier_features: Literal["shared", "raw", "own"] = Field(
         "shared", description="features that are classified: F_vis; as extracted; of an own temporal model (baselines)"
     )
@@ -188,9 +193,14 @@ class LossConfig(Section):
     localization: Weight = Field(1.0, description="weight of L_m [U]")
     foreground: Weight = Field(1.0, description="weight of L_comp [U]")
     consistency: Weight = Field(1.0, description="weight of L_const [U]")
-    dice: Weight = Field(0.4, description="weight of 1 - Dice inside L_m [U]")
-    classification_form: Literal["cross_entropy", "focal", "pooled"] = Field(
-        "cross_entropy", description="pooled: over whole instances (EffPrompt); released code: focal; cross_entropy [U]"
+    bce: Weight = Field(1.0, description="weight of the balanced BCE inside L_m; released code: 0.4 [U]")
+    dice: Weight = Field(0.4, description="weight of 1 - Dice inside L_m; released code: 0.6 [U]")
+    classification_snippets: Weight = Field(1.0, description="weight of the snippets inside L_c; released code: 0.9")
+    classification_video: Weight = Field(0.0, description="weight of the whole video inside L_c; released code: 1")
+    classification_form: Literal["cross_entropy", "focal", "batch_focal", "pooled"] = Field(
+        "cross_entropy",
+        description="pooled: over whole instances (EffPrompt); released code: batch_focal, focal on the batch's mean; "
+        "cross_entropy [U]",
     )
     foreground_form: Literal["dice", "bce", "dice_bce"] = Field(
         "dice", description="dice_bce: the sum, because Dice alone can stall; released code: bce; dice [U]"
@@ -200,6 +210,7 @@ class LossConfig(Section):
     consistency_gradient: Literal["both", "visual"] = Field(
         "both", description="gradient into both heads, or into F_vis alone (released code: visual)"
     )
+    consistency_background: bool = Field(False, description="the background's scores count too; released code: true")
 
 
 class TrainConfig(Section):
@@ -209,8 +220,9 @@ class TrainConfig(Section):
     batch_size: Size = Field(100, description="videos in a batch, of all processes together [C]")
     learning_rate: float = Field(1e-4, ge=0, le=10, description="1e-4 ActivityNet, 1e-5 THUMOS14 [U]")
     text_learning_rate: float | None = Field(None, ge=0, le=10, description="of the text encoder; null: learning_rate")
-    weight_decay: float = Field(0.02, ge=0, le=10, description="decoupled weight decay; the value is [C]")
-    clip_norm: Weight = Field(1.0, description="norm to which the gradient is clipped; 0: no clipping")
+    weight_decay: float = Field(0.02, ge=0, le=10, description="weight decay; the value is [C]")
+    coupled_decay: bool = Field(False, description="L2 inside the gradient (Adam, not AdamW); released code: true")
+    clip_norm: Weight = Field(1.0, description="norm to which the gradient is clipped; 0: no clipping (released code)")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of weights, batches and held-out videos")
     deterministic: bool = Field(False, description="deterministic algorithms on a GPU, slower; a CPU always is")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -234,6 +246,7 @@ class DetectionConfig(Section):
     )
     video_score: bool = Field(False, description="multiply class scores by the probability of the class in the video")
     video_temperature: float = Field(0.01, ge=1e-4, description="temperature of that probability")
+    one_label: bool = Field(False, description="only the class of highest mean logit in the video; released code: true")
     foreground_score: Literal["max", "mean", "contrast"] = Field("max", description="proposal_score of regions of L")
     upsampling: int = Field(1, ge=1, le=8, description="temporal upsampling at which regions of L are found")
     thresholds: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
@@ -286,6 +299,11 @@ class Config(Section):
             problems.append(
                 f"model.classifier_features={model.classifier_features} classifies without F_fg; set "
                 "model.adaptation.enabled=false and model.masking.applied=false"
+            )
+        if model.masking.crop != "none" and (model.masking.applied or model.classifier_features != "shared"):
+            problems.append(
+                f"model.masking.crop={model.masking.crop} takes the place of L on F_vis; set "
+                "model.masking.applied=false and model.classifier_features=shared"
             )
         if model.classifier_features == "raw" and model.visual_projection:
             problems.append("model.classifier_features=raw has no projection; set model.visual_projection=false")

@@ -92,8 +92,13 @@ def class_scores(outputs: Outputs, options: DetectionConfig) -> Tensor:
 
     A masked-out snippet has cosine 0 with every class, so the softmax alone gives it the same probability for each,
     which can be more than a true foreground snippet has: ``foreground_weight`` multiplies L in [ours].
+    ``one_label`` sets the scores of all classes but the video's most likely one to 0 [C].
     """
-    scores = outputs.class_logits.float().softmax(1)[:, :-1]
+    logits = outputs.class_logits.float()
+    scores = logits.softmax(1)[:, :-1]
+    if options.one_label:
+        label = logits[:, :-1].mean(2).argmax(1)  # B
+        scores = scores * F.one_hot(label, scores.shape[1]).unsqueeze(2)
     if options.foreground_weight and outputs.foreground is not None:
         return scores * outputs.foreground.float().unsqueeze(1)
     return scores

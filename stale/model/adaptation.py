@@ -12,14 +12,18 @@ from stale.config import AdaptationConfig
 
 
 class CrossAdaptation(nn.Module):
-    """F_lan' = F_lan + α · T_c(F_lan, F_fg, F_fg) [P]; α starts small, so that the text features survive [U]."""
+    """F_lan' = F_lan + α · T_c(F_lan, F_fg, F_fg) [P]; α starts small, so that the text features survive [U].
+
+    Without ``config.residual``, F_lan' = T_c(F_lan, F_fg, F_fg) [C].
+    """
 
     def __init__(self, width: int, config: AdaptationConfig) -> None:
         super().__init__()
         self.decoder = nn.TransformerDecoderLayer(width, config.heads, 4 * width, config.dropout, batch_first=True)
-        self.alpha = nn.Parameter(torch.full((width,), config.alpha))
+        self.alpha = nn.Parameter(torch.full((width,), config.alpha)) if config.residual else None
 
     def forward(self, language: Tensor, foreground: Tensor) -> Tensor:
         """F_lan (K+1, C) and F_fg (B, T, C) → F_lan' (B, K+1, C)."""
         language = language.expand(len(foreground), -1, -1)
-        return language + self.alpha * self.decoder(language, foreground)
+        adapted = self.decoder(language, foreground)
+        return adapted if self.alpha is None else language + self.alpha * adapted

@@ -37,6 +37,7 @@ class Outputs:
     language: Tensor | None = None  # F_lan': B × K+1 × C, with which they are compared
     temperature: float = 0.01  # τ of the comparison
     video_cosine: Tensor | None = None  # B × K, of Stale.video_cosine, where detection asks for it
+    video_logits: Tensor | None = None  # B × K, of F_fg pooled over the video, for loss.classification_video
 
     @property
     def num_snippets(self) -> int:
@@ -98,11 +99,15 @@ class Stale(nn.Module):
         language = F.normalize(torch.cat([text, self.background[None]]), dim=-1)  # F_lan: K+1 × C
 
         foreground_logits = None if self.masking is None else self.masking(visual)  # B × T
+        mask_logits = self.localizer(visual)  # B × T × T
         mask = torch.ones_like(visual[..., 0])  # L_bin: B × T, the factor on the features
         if self.config.masking.applied and given_mask is not None:
             mask = given_mask.to(visual.dtype)
         elif self.config.masking.applied and foreground_logits is not None:
             mask = apply_threshold(foreground_logits.sigmoid(), self.config.masking)
+        elif self.config.masking.crop == "localizer":
+            mean = mask_logits.sigmoid().mean(2)  # B × T: how often a snippet is in a predicted mask
+            mask = (mean >= mean.mean(1, keepdim=True)).to(visual.dtype)
 
         if self.adaptation is None:
             language = language.expand(len(visual), -1, -1)
@@ -110,15 +115,20 @@ class Stale(nn.Module):
             language = self.adaptation(language, visual * mask.unsqueeze(-1))  # F_lan': B × K+1 × C
 
         classified = visual if self.classifier is None else self.classifier(x)  # B × T × C
+        if self.config.clamp is not None:  # of F_fg, so that a masked snippet is no longer zero
+            classified = (classified * mask.unsqueeze(-1)).clamp(min=self.config.clamp)
+            mask = torch.ones_like(mask)
+        pooled = (classified * mask.unsqueeze(-1)).mean(1, keepdim=True)  # B × 1 × C
         return Outputs(
             visual=visual,
             class_logits=self.classify(classified, mask, language),  # B × K+1 × T
-            mask_logits=self.localizer(visual),  # B × T × T
+            mask_logits=mask_logits,
             foreground_logits=foreground_logits,
             given_mask=given_mask,
             classifier_features=classified,
             language=language,
             temperature=self.config.temperature,
+            video_logits=classify_pooled(pooled, language[:, :-1], self.config.temperature).squeeze(1),
         )
 
     def normalize_features(self, features: Tensor) -> Tensor:

@@ -95,7 +95,12 @@ _HELD_OUT = "train.choose_on=held_out"
 _OFFICIAL = (
     Row("stale", "STALE", "released code"),
     _released("template", "template prompt", "model.text.prompt=template"),
-    _released("mask_not_applied", "mask learned, not applied", "model.masking.applied=false"),
+    _released("one_query", "one mask query", "model.masking.queries=1"),
+    _released(
+        "crop", "features cropped by the localizer", "model.masking.applied=false", "model.masking.crop=localizer"
+    ),
+    _released("clamp", "features clamped at 1e-4", "model.clamp=1e-4"),
+    _released("no_residual", "no residual in the cross-adaptation", "model.adaptation.residual=false"),
     _released("last_instance", "only the last instance of a video", "data.instances=last"),
     _released("shrunk", "instances shortened, short ones dropped", "data.shrink=1", "data.drop_shorter=1"),
     _released(
@@ -103,10 +108,25 @@ _OFFICIAL = (
         "two plain convolutions",
         *("model.localizer.kind=plain", "model.localizer.layers=2", "model.localizer.coordinates=absolute"),
     ),
-    _released("focal", "focal classification", "loss.classification_form=focal"),
+    _released("focal", "focal classification, on the batch's mean", "loss.classification_form=batch_focal"),
+    _released(
+        "video_loss",
+        "classification of the whole video too",
+        *("loss.classification_snippets=0.9", "loss.classification_video=1"),
+    ),
+    _released("bce_dice", "localizer loss 0.4 BCE + 0.6 Dice", "loss.bce=0.4", "loss.dice=0.6"),
     _released("bce", "BCE foreground", "loss.foreground_form=bce"),
     _released("consistency", "consistency gradient to F_vis only", "loss.consistency_gradient=visual"),
+    _released("consistency_background", "consistency with the background", "loss.consistency_background=true"),
+    _released(
+        "loss_weights",
+        "loss weights 0.4, 0.3, 0.1, 1",
+        *("loss.classification=0.4", "loss.localization=0.3", "loss.foreground=0.1", "loss.consistency=1"),
+    ),
+    _released("coupled_decay", "L2 decay inside the gradient", "train.coupled_decay=true"),
+    _released("no_clipping", "gradients not clipped", "train.clip_norm=0"),
     _released("no_foreground_weight", "scores not weighted by the mask", "detection.foreground_weight=false"),
+    _released("one_label", "one label a video", "detection.one_label=true"),
     _released("ten_snippets", "masks of 10 snippets", "detection.top_snippets=10"),
     _released("thresholds", "thresholds 0, .2, .4, .6, .8", "detection.thresholds=[0, 0.2, 0.4, 0.6, 0.8]"),
     _released("fill_holes", "holes filled", "detection.fill_holes=true"),

@@ -29,6 +29,8 @@ class LossNormalizers:
 
     videos: Tensor  # B
     valid: Tensor  # snippets
+    unambiguous: Tensor  # snippets
+    labeled: Tensor  # videos with an instance of the vocabulary
     foreground: Tensor  # snippets
     inside: Tensor  # entries of the masks at valid snippets, inside their instances
     outside: Tensor  # and outside
@@ -40,8 +42,16 @@ class LossNormalizers:
         valid, pairs = targets.valid, _valid_pairs(targets)
         videos = valid.new_full((), len(valid), dtype=torch.long)
         inside, instances = (targets.masks & pairs).sum(), _instance_weights(targets).sum()
-        outside, foreground = pairs.sum() - inside, targets.foreground.sum()
-        return cls(videos, valid.sum(), foreground, inside, outside=outside, instances=instances)
+        return cls(
+            videos=videos,
+            valid=valid.sum(),
+            unambiguous=targets.unambiguous.sum(),
+            labeled=targets.foreground.any(1).sum(),
+            foreground=targets.foreground.sum(),
+            inside=inside,
+            outside=pairs.sum() - inside,
+            instances=instances,
+        )
 
     def over_processes(self, weight: float = 1.0) -> LossNormalizers:
         """The sum over all processes, in one exchange. This process counts ``weight`` times."""
@@ -79,27 +89,55 @@ class Criterion:
 
 
 def classification_loss(outputs: Outputs, targets: Targets, normalizers: LossNormalizers, config: LossConfig) -> Tensor:
-    """L_c, the cross-entropy of each valid snippet [U], with y the target distribution over K+1 classes:
+    """L_c, the cross-entropy of each unambiguous snippet [U], with y the target distribution over K+1 classes:
 
         L_c = mean over t of  - Σ_k y[k, t] log P[k, t]
 
-    ``focal`` weighs the terms by (1 - P[k, t])² (Lin et al., ICCV 2017) [C]. ``pooled`` classifies whole instances.
+    ``focal`` weighs the terms by (1 - P[k, t])² (Lin et al., ICCV 2017), ``batch_focal`` the mean L by (1 - exp(-L))²
+    [C]. ``pooled`` classifies whole instances.
+
+    With ``classification_video`` the same loss of the whole video is added [C]: F_fg pooled over all snippets, against
+    the classes of the video's foreground without the background.
     """
-    if config.classification_form == "pooled":
+    form, loss = config.classification_form, outputs.class_logits.new_zeros(())
+    if form == "pooled":
         return _pooled_classification_loss(outputs, targets, normalizers)
-    logits = outputs.class_logits.float()  # B × (K+1) × T
-    if config.classification_form == "focal":
-        log_p = logits.log_softmax(1)
-        entropy = -(targets.classes * (1 - log_p.exp()).square() * log_p).sum(1)  # B × T
-    else:
-        entropy = F.cross_entropy(logits, targets.classes, reduction="none")
-    return _masked_mean(entropy, targets.valid, normalizers.valid)
+    if config.classification_snippets:
+        loss = _classification_mean(
+            outputs.class_logits, targets.classes, targets.unambiguous, normalizers.unambiguous, form=form
+        )
+        loss = config.classification_snippets * loss
+    if config.classification_video:
+        assert outputs.video_logits is not None  # optional for detection only
+        classes = (targets.classes[:, :-1] * targets.foreground.unsqueeze(1)).sum(2)  # B × K
+        classes = classes / classes.sum(1, keepdim=True).clamp(min=1)
+        labeled = targets.foreground.any(1)
+        video = _classification_mean(outputs.video_logits, classes, labeled, normalizers.labeled, form=form)
+        loss = loss + config.classification_video * video
+    return loss
+
+
+def _classification_mean(logits: Tensor, target: Tensor, mask: Tensor, count: Tensor, *, form: str) -> Tensor:
+    """Mean cross-entropy over dimension 1 at ``mask``, in the focal forms weighed as :func:`classification_loss` says.
+
+    Args:
+        logits, target: (B, classes, ...).
+        mask: (B, ...), of ``count`` elements in the whole batch.
+    """
+    log_p = logits.float().log_softmax(1)
+    weight = (1 - log_p.exp()).square() if form == "focal" else 1.0
+    mean = _masked_mean(-(target * weight * log_p).sum(1), mask, count)
+    if form != "batch_focal":
+        return mean
+    if distributed.world_size() > 1:  # the mean here is this process's part
+        raise StaleError("loss.classification_form=batch_focal needs the whole batch: train in one process")
+    return (1 - (-mean).exp()).square() * mean
 
 
 def _pooled_classification_loss(outputs: Outputs, targets: Targets, normalizers: LossNormalizers) -> Tensor:
     """Cross-entropy over the K classes of features pooled over each instance, as in EffPrompt; no background.
 
-    Where instances overlap, a snippet belongs to the shortest.
+    Where instances overlap, a snippet belongs to its owner (``targets.assign_owners``).
     """
     assert outputs.classifier_features is not None and outputs.language is not None  # optional for detection only
     features = outputs.classifier_features.float()  # B × T × C
@@ -112,9 +150,10 @@ def _pooled_classification_loss(outputs: Outputs, targets: Targets, normalizers:
 def localization_loss(outputs: Outputs, targets: Targets, normalizers: LossNormalizers, config: LossConfig) -> Tensor:
     """L_m, with G[s, t] the target masks and M[s, t] the predicted ones [U]:
 
-        L_m = ½ (mean of BCE(M, G) where G = 1  +  mean where G = 0)  +  λ · mean over t of (1 - Dice(M[:, t], G[:, t]))
+        L_m = κ · ½ (mean of BCE(M, G) where G = 1  +  mean where G = 0)
+            + λ · mean over t of (1 - Dice(M[:, t], G[:, t]))
 
-    with t the foreground snippets, and λ = ``config.dice``.
+    with t the foreground snippets, κ = ``config.bce`` and λ = ``config.dice``.
     """
     logits, inside, valid = outputs.mask_logits.float(), targets.masks, _valid_pairs(targets)  # B × T × T
     entropy = F.binary_cross_entropy_with_logits(logits, inside.float(), reduction="none")
@@ -122,7 +161,7 @@ def localization_loss(outputs: Outputs, targets: Targets, normalizers: LossNorma
     entropy_outside = _masked_mean(entropy, ~inside & valid, normalizers.outside)
     dice = _dice(logits.sigmoid() * valid, (inside & valid).float())  # B × T
     dice_loss = _masked_mean(1 - dice, targets.foreground, normalizers.foreground)
-    return (entropy_inside + entropy_outside) / 2 + config.dice * dice_loss
+    return config.bce * (entropy_inside + entropy_outside) / 2 + config.dice * dice_loss
 
 
 def foreground_loss(outputs: Outputs, targets: Targets, normalizers: LossNormalizers, config: LossConfig) -> Tensor:
@@ -153,6 +192,7 @@ def consistency_loss(outputs: Outputs, targets: Targets, normalizers: LossNormal
 
     S holds the ``consistency_snippets`` valid snippets with the highest p, and θ is ``consistency_threshold``. Scores
     above θ are weights, so that gradient reaches both heads; with ``consistency_gradient=visual``, only F_vis [C].
+    ``consistency_background`` lets the background take part in the maximum p [C].
     """
     class_logits, mask_logits = outputs.class_logits.float(), outputs.mask_logits.float()
     if config.consistency_gradient == "visual":
@@ -161,7 +201,8 @@ def consistency_loss(outputs: Outputs, targets: Targets, normalizers: LossNormal
     T, threshold = valid.shape[1], config.consistency_threshold
 
     # f_clf: the top-scoring foreground snippets of P
-    scores = class_logits.softmax(1)[:, :-1].amax(1) * valid  # B × T
+    probabilities = class_logits.softmax(1)
+    scores = (probabilities if config.consistency_background else probabilities[:, :-1]).amax(1) * valid  # B × T
     p, S = scores.topk(min(config.consistency_snippets, T), dim=1)  # B × |S|
     weights = torch.zeros_like(scores).scatter(1, S, p * (p > threshold))
     f_clf = (weights.unsqueeze(1) @ visual).squeeze(1)  # B × C; a cosine needs no mean
@@ -187,8 +228,8 @@ def _valid_pairs(targets: Targets) -> Tensor:
 
 
 def _instance_weights(targets: Targets) -> Tensor:
-    """(B, T), weights of the snippets that sum to 1 over each instance."""
-    return targets.foreground / targets.masks.float().sum(1).clamp(min=1)
+    """(B, T), weights of the unambiguous snippets, which over an instance that overlaps no other sum to 1."""
+    return (targets.foreground & targets.unambiguous) / targets.masks.float().sum(1).clamp(min=1)
 
 
 def _masked_mean(values: Tensor, mask: Tensor, count: Tensor) -> Tensor:

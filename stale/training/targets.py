@@ -9,8 +9,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from stale.data.dataset import IGNORED, inside_segments
+
+_ROUNDS = 2  # of assigning snippets to instances without any
 
 
 @dataclass(frozen=True)
@@ -19,15 +22,18 @@ class Targets:
 
     Attributes:
         classes: (B, K+1, T), a distribution over the classes for each snippet. The background comes last.
-        masks: (B, T, T) bool. Column t is the extent of the instance around snippet t; background columns are empty.
+        masks: (B, T, T) bool. Column t is the extent of the instance that owns snippet t; background columns are empty.
         foreground: (B, T) bool, the snippets inside an instance of the vocabulary.
         valid: (B, T) bool, False for snippets inside instances of other classes only. No loss counts these.
+        unambiguous: (B, T) bool, False for all snippets inside instances of other classes. The classification loss
+            counts no other snippets.
     """
 
     classes: Tensor
     masks: Tensor
     foreground: Tensor
     valid: Tensor
+    unambiguous: Tensor
 
 
 def build_targets(segments: Tensor, labels: Tensor, num_classes: int, num_snippets: int) -> Targets:
@@ -35,7 +41,8 @@ def build_targets(segments: Tensor, labels: Tensor, num_classes: int, num_snippe
 
     A snippet is inside an instance that contains its center; an instance without any has the snippet at its middle.
     Where instances overlap (THUMOS14's CliffDiving inside Diving), their classes share the snippet's probability
-    equally, and the mask is the shortest one's [ours]. The vocabulary's instances take precedence over ignored ones.
+    equally, and the mask is that of the snippet's owner, :func:`assign_owners` [ours]. A snippet inside an instance of
+    the vocabulary and an ignored one is foreground, but its class is not trained.
 
     Args:
         segments: (B, N, 2) in snippets.
@@ -54,9 +61,52 @@ def build_targets(segments: Tensor, labels: Tensor, num_classes: int, num_snippe
     classes[:, -1] = (~foreground).float()
     classes /= classes.sum(1, keepdim=True)
 
-    # masks[b, :, t] = the extent of the shortest instance around snippet t
-    lengths = segments[..., 1] - segments[..., 0]  # B × N
-    shortest = lengths.unsqueeze(2).masked_fill(~known, torch.inf).argmin(1)  # B × T
-    extents = known.gather(1, shortest.unsqueeze(2).expand(-1, -1, num_snippets))  # B × T × T, a row for each snippet
+    # masks[b, :, t] = the extent of the owner of snippet t
+    owner = assign_owners(segments, known)  # B × T
+    extents = known.gather(1, owner.unsqueeze(2).expand(-1, -1, num_snippets))  # B × T × T, a row for each snippet
     masks = (extents & foreground.unsqueeze(2)).transpose(1, 2)
-    return Targets(classes, masks, foreground, valid)
+    return Targets(classes, masks, foreground, valid=valid, unambiguous=~ignored.any(1))
+
+
+def assign_owners(segments: Tensor, known: Tensor) -> Tensor:
+    """(B, T), the instance whose extent is the mask target of each snippet; of a background snippet, any [ours].
+
+    It is the shortest instance around the snippet. An instance that owns no snippet then takes one of those inside it:
+    the nearest to its middle whose owner has another one. Of several instances that ask the same owner only the first
+    takes one, the others in the next round. After ``_ROUNDS`` of them, instances without a snippet are left almost only
+    where there are more instances than snippets.
+
+    Args:
+        segments: (B, N, 2) in snippets.
+        known: (B, N, T) bool, the snippets inside each instance of the vocabulary.
+    """
+    (_, N, T), device = known.shape, known.device
+    instance = torch.arange(N, device=device)
+    lengths, middle = segments[..., 1] - segments[..., 0], segments.mean(2)  # B × N
+    owner = lengths.unsqueeze(2).masked_fill(~known, torch.inf).argmin(1)  # B × T
+    distance = (torch.arange(T, device=device) + 0.5 - middle.unsqueeze(2)).abs()  # B × N × T
+    for _ in range(_ROUNDS):
+        owned = _count_owned(owner, known)  # B × N
+        available = known & (owned == 0).unsqueeze(2) & (owned.gather(1, owner) > 1).unsqueeze(1)  # B × N × T
+        nearest = distance.masked_fill(~available, torch.inf).argmin(2)  # B × N
+        asks, asked = available.any(2), owner.gather(1, nearest)
+        first = torch.full_like(asked, N).scatter_reduce(1, asked, torch.where(asks, instance, N), "amin")
+        takes = asks & (first.gather(1, asked) == instance)
+        # The others write into a column that is cut off.
+        owner = F.pad(owner, (0, 1)).scatter(1, torch.where(takes, nearest, T), instance.expand_as(nearest))[:, :T]
+    return owner
+
+
+def count_unowned(segments: Tensor, labels: Tensor, num_snippets: int) -> int:
+    """Number of the vocabulary's instances that own no snippet, and hence have no mask target, in all videos."""
+    count = 0
+    for part, label in zip(segments.split(100), labels.split(100), strict=True):  # (B, N, T) of all may be too large
+        known = inside_segments(part, num_snippets) & (label >= 0).unsqueeze(2)
+        count += int(((_count_owned(assign_owners(part, known), known) == 0) & (label >= 0)).sum())
+    return count
+
+
+def _count_owned(owner: Tensor, known: Tensor) -> Tensor:
+    """(B, N), the number of snippets that each instance owns; arguments as of :func:`assign_owners`."""
+    instance = torch.arange(known.shape[1], device=owner.device)
+    return ((owner.unsqueeze(1) == instance.unsqueeze(1)) & known).sum(2)

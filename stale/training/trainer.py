@@ -40,7 +40,7 @@ from stale.model.stale import Stale, build_model, load_text_transformer
 from stale.model.text import Prompts
 from stale.run_folder import RunFolder, log_into, start_logging
 from stale.training.losses import Criterion, LossNormalizers
-from stale.training.targets import Targets, build_targets
+from stale.training.targets import Targets, build_targets, count_unowned
 
 # Settings that a resumed run may change.
 _FREE = {"train.epochs", "train.device", "train.compile", "train.log_interval", "detection.batch_size"}
@@ -98,7 +98,7 @@ def build_optimizer(model: Stale, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW with decay on matrices only; text encoder and context tokens have ``text_learning_rate``, if it is set.
 
     The decay is decoupled because Adam would rescale a decay inside the gradient to a full step wherever the loss has
-    no gradient.
+    no gradient. ``coupled_decay`` does that, on all weights [C].
     """
     text_rate = config.learning_rate if config.text_learning_rate is None else config.text_learning_rate
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
@@ -109,9 +109,11 @@ def build_optimizer(model: Stale, config: TrainConfig) -> torch.optim.Optimizer:
             groups.setdefault((is_text, is_matrix), []).append(parameter)
     settings = []
     for (is_text, is_matrix), parameters in groups.items():
-        rate, decay = text_rate if is_text else config.learning_rate, config.weight_decay if is_matrix else 0.0
+        rate = text_rate if is_text else config.learning_rate
+        decay = config.weight_decay if is_matrix or config.coupled_decay else 0.0
         settings.append({"params": parameters, "lr": rate, "weight_decay": decay})
-    return torch.optim.AdamW(settings, fused=next(model.parameters()).is_cuda)
+    optimizer = torch.optim.Adam if config.coupled_decay else torch.optim.AdamW
+    return optimizer(settings, fused=next(model.parameters()).is_cuda)
 
 
 class Trainer:
@@ -142,6 +144,9 @@ class Trainer:
         sizes = f"{len(self.train_data)} training videos, {len(self.held_out)} held out, {len(self.split.seen)} classes"
         where = f"{self.device}, {str(self.precision).removeprefix('torch.')}, processes: {distributed.world_size()}"
         _log.info("%s; %s%s", sizes, where, f"; resumed after epoch {self.epoch}" if self.epoch else "")
+        unowned = count_unowned(self.train_data.segments, self.train_data.labels, self.config.data.num_snippets)
+        if unowned:
+            _log.info("%d training instances have no mask target: all their snippets are of other instances", unowned)
         with suppress(ImportError):
             from torch.utils.tensorboard import SummaryWriter
 

@@ -14,13 +14,14 @@ from stale.api import infer
 from stale.checkpoint import load_checkpoint
 from stale.config import Config, load_config
 from stale.data.selection import phrases
+from stale.detection.decode import class_scores
 from stale.errors import StaleError
 from stale.io import read_json
 from stale.model.stale import Outputs, Stale, build_model
 from stale.model.text import ClassEmbeddings
 from stale.training.losses import Criterion
 from stale.training.targets import build_targets
-from stale.training.trainer import train
+from stale.training.trainer import build_optimizer, train
 from tests.helpers import REPOSITORY, SEEN, UNSEEN, tiny_config, tiny_text_transformer
 
 B, T, C, K = 3, 16, 64, 4
@@ -80,6 +81,7 @@ def changed(*assignments: str, truth: bool = False) -> set[str]:
         ("masking.kind=conv_stack", {"foreground", "class_logits"}),
         ("masking.kind=none", {"foreground", "class_logits"}),
         ("masking.applied=false", {"class_logits"}),
+        ("masking.applied=false model.masking.crop=localizer", {"class_logits"}),
         ("masking.threshold=0.6", {"class_logits"}),
         ("masking.gradient=soft", {"class_logits"}),
         ("masking.gradient=straight_through", set()),
@@ -88,6 +90,8 @@ def changed(*assignments: str, truth: bool = False) -> set[str]:
         ("text.encoder=frozen", set()),
         ("text.encoder=none", {"class_logits"}),
         ("adaptation.enabled=false", {"class_logits"}),
+        ("adaptation.residual=false", {"class_logits"}),
+        ("clamp=1e-4", {"class_logits"}),
         ("localizer.kind=plain", {"mask_logits"}),
         ("localizer.coordinates=relative", {"mask_logits"}),
         ("temperature=0.5", {"class_logits"}),
@@ -98,7 +102,7 @@ def changed(*assignments: str, truth: bool = False) -> set[str]:
     ],
 )
 def test_a_switch_changes_its_part_alone(assignment: str, moved: set[str]) -> None:
-    assert changed(f"model.{assignment}") == moved
+    assert changed(*f"model.{assignment}".split()) == moved
 
 
 def test_ground_truth_masks_replace_the_learned_one() -> None:
@@ -113,6 +117,77 @@ def test_ground_truth_masks_replace_the_learned_one() -> None:
     assert torch.equal(predict(truth=True).class_logits, with_another.class_logits), (
         "at test time, whatever was learned"
     )
+
+
+@torch.no_grad()
+def test_the_released_codes_features_are_cropped_clamped_and_compared_with_text_without_residual() -> None:
+    model, _ = build(
+        "model.masking.applied=false",
+        "model.masking.crop=localizer",
+        "model.clamp=0.1",
+        "model.adaptation.residual=false",
+    )
+    outputs = outputs_of(model)
+    text = torch.cat([model.text(model.text.tokenize(NAMES)), model.background[None]])
+    for b in range(B):
+        visual, M = outputs.visual[b], outputs.mask_logits[b].sigmoid()
+        share = [mean_of(M[s].tolist()) for s in range(T)]
+        kept = [float(value >= mean_of(share)) for value in share]
+        assert 0 < sum(kept) < T
+        cropped = torch.stack([visual[s] * kept[s] for s in range(T)])
+        language = model.adaptation.decoder(F.normalize(text, dim=1)[None], cropped[None])[0]
+        classified = torch.where(cropped > 0.1, cropped, 0.1)
+        logits = F.cosine_similarity(language[:, None], classified[None], dim=2) / 0.01
+        torch.testing.assert_close(outputs.class_logits[b], logits, rtol=1e-4, atol=1e-3)
+        video = F.cosine_similarity(language[:-1], classified.mean(0, keepdim=True), dim=1) / 0.01
+        torch.testing.assert_close(outputs.video_logits[b], video, rtol=1e-4, atol=1e-3)
+
+
+def mean_of(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def test_a_crop_excludes_the_representation_mask() -> None:
+    with pytest.raises(StaleError, match="crop=localizer takes the place of L.*applied=false"):
+        load_config((), ["model.masking.crop=localizer"])
+
+
+def test_the_video_is_classified_by_its_masked_features() -> None:
+    outputs, model = predict(), build()[0]
+    mask = (outputs.foreground > 0.5).float()
+    pooled = F.normalize((outputs.visual * mask.unsqueeze(2)).mean(1), dim=1)
+    expected = (F.normalize(outputs.language[:, :-1], dim=2) @ pooled.unsqueeze(2)).squeeze(
+        2
+    ) / model.config.temperature
+    torch.testing.assert_close(outputs.video_logits, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_one_label_keeps_the_class_of_highest_mean_logit() -> None:
+    outputs = random_outputs()
+    usual = class_scores(outputs, load_config((), ["detection.foreground_weight=false"]).detection)
+    kept = class_scores(
+        outputs, load_config((), ["detection.foreground_weight=false", "detection.one_label=true"]).detection
+    )
+    for b in range(B):
+        means = [mean_of(outputs.class_logits[b, k].tolist()) for k in range(K)]
+        for k in range(K):
+            assert torch.equal(kept[b, k], usual[b, k] * (means[k] == max(means)))
+
+
+def test_coupled_decay_is_a_gradient_of_all_weights_and_decoupled_decay_shrinks_matrices() -> None:
+    """A step of a loss without gradient. Adam's first step is the learning rate in the direction of the gradient."""
+    for coupled in (True, False):
+        model, config = build("train.learning_rate=0.01", "train.weight_decay=0.5", f"train.coupled_decay={coupled}")
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        optimizer = build_optimizer(model, config.train)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        for name in ("masking.queries", "background"):
+            moved = dict(model.named_parameters())[name] - before[name]
+            decoupled = -0.01 * 0.5 * before[name] * (name != "background")
+            expected = -0.01 * before[name].sign() if coupled else decoupled
+            torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-6)
 
 
 # No text encoder
@@ -156,7 +231,8 @@ def random_outputs() -> Outputs:
 
     visual, class_logits, mask_logits, foreground = random(B, T, C), random(B, K + 1, T), random(B, T, T), random(B, T)
     outputs = Outputs(visual, class_logits, mask_logits, foreground)
-    return replace(outputs, classifier_features=random(B, T, C), language=random(B, K + 1, C), temperature=0.1)
+    more = {"classifier_features": random(B, T, C), "language": random(B, K + 1, C), "video_logits": random(B, K)}
+    return replace(outputs, **more, temperature=0.1)
 
 
 def losses_of(outputs: Outputs, *assignments: str) -> tuple[Tensor, dict[str, Tensor]]:
@@ -171,6 +247,11 @@ def losses_of(outputs: Outputs, *assignments: str) -> tuple[Tensor, dict[str, Te
         ("classification_form=pooled", {"classification"}),
         ("foreground_form=bce", {"foreground"}),
         ("dice=0", {"localization"}),
+        ("bce=0.4", {"localization"}),
+        ("classification_form=batch_focal", {"classification"}),
+        ("classification_snippets=0.9", {"classification"}),
+        ("classification_video=1", {"classification"}),
+        ("consistency_background=true", {"consistency"}),
         ("consistency_gradient=visual", set()),
     ],
 )
@@ -200,6 +281,8 @@ def test_the_released_codes_overlay_trains(data: Path, tmp_path: Path, more: lis
     overlays = [REPOSITORY / "configs" / name for name in ("official_code.yaml", *more)]
     small = ["train.epochs=1", "data.num_snippets=16", "data.shrink=0.2", "data.splits=null", "data.drop_shorter=0.5"]
     config = load_config([data, *overlays], small)
+    assert config.loss.localization * config.loss.bce == pytest.approx(0.4 if more else 0.12)
+    assert config.loss.localization * config.loss.dice == pytest.approx(0.6 if more else 0.18)
     assert config.loss.classification == (0.1 if more else 0.4)
     run = train(config, tmp_path / "run")
     infer(run)

@@ -68,21 +68,34 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-@pytest.mark.parametrize(("form", "gamma"), [("cross_entropy", 0), ("focal", 2)])
-def test_classification_is_entropy_over_valid_snippets(
+def slow_entropy(logits: list[float], shares: list[float], gamma: float) -> float:
+    total = sum(map(math.exp, logits))
+    p = [math.exp(logit) / total for logit in logits]
+    return -sum(share * (1 - q) ** gamma * math.log(q) for share, q in zip(shares, p, strict=True))
+
+
+@pytest.mark.parametrize(("form", "gamma"), [("cross_entropy", 0), ("focal", 2), ("batch_focal", 0)])
+def test_classification_is_entropy_over_unambiguous_snippets_and_videos(
     outputs: Outputs, targets: Targets, form: str, gamma: int
 ) -> None:
-    logits, entropies = outputs.class_logits.tolist(), []
+    """The second video has a snippet of class 1 beside one of an unseen class; the third has no seen class."""
+    snippets, video_logits = [], torch.randn(B, K, generator=torch.Generator().manual_seed(9))
     for b in range(B):
         for t in range(T):
-            if targets.valid[b, t]:
-                total = sum(math.exp(logits[b][k][t]) for k in range(K + 1))
-                share = targets.classes[b, :, t].tolist()
-                p = [math.exp(logits[b][k][t]) / total for k in range(K + 1)]
-                entropies.append(-sum(share[k] * (1 - p[k]) ** gamma * math.log(p[k]) for k in range(K + 1)))
-    assert len(entropies) < B * T
-    found = loss_of("classification", outputs, targets, classification_form=form)
-    assert found.item() == pytest.approx(mean(entropies), rel=1e-5)
+            inside = [label for (start, end), label in zip(SEGMENTS[b], LABELS[b], strict=True) if start <= t < end]
+            if IGNORED not in inside:
+                shares = targets.classes[b, :, t].tolist()
+                snippets.append(slow_entropy(outputs.class_logits[b, :, t].tolist(), shares, gamma))
+    assert len(snippets) == B * T - 8 - 4
+    shares = [[0.5, 0, 0, 0.5], [0, 1, 0, 0]]
+    videos = [slow_entropy(video_logits[b].tolist(), shares[b], gamma) for b in (0, 1)]
+    means = [mean(snippets), mean(videos)]
+    if form == "batch_focal":
+        means = [(1 - math.exp(-entropy)) ** 2 * entropy for entropy in means]
+    outputs = replace(outputs, video_logits=video_logits)
+    assert loss_of("classification", outputs, targets, classification_form=form).item() == pytest.approx(means[0])
+    both = {"classification_snippets": 0.9, "classification_video": 2.0, "classification_form": form}
+    assert loss_of("classification", outputs, targets, **both).item() == pytest.approx(0.9 * means[0] + 2 * means[1])
 
 
 def test_localization_is_balanced_entropy_and_dice_of_columns(outputs: Outputs, targets: Targets) -> None:
@@ -98,8 +111,9 @@ def test_localization_is_balanced_entropy_and_dice_of_columns(outputs: Outputs, 
             if targets.foreground[b, t]:
                 predicted = [sigmoid(logits[b][s][t]) for s in positions]
                 dices.append(1 - slow_dice(predicted, [float(targets.masks[b, s, t]) for s in positions]))
-    expected = (mean(inside) + mean(outside)) / 2 + 0.4 * mean(dices)
-    assert loss_of("localization", outputs, targets).item() == pytest.approx(expected, rel=1e-5)
+    for bce, dice in [(1.0, 0.4), (0.4, 0.6)]:
+        expected = bce * (mean(inside) + mean(outside)) / 2 + dice * mean(dices)
+        assert loss_of("localization", outputs, targets, bce=bce, dice=dice).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("form", ["dice", "bce", "dice_bce"])
@@ -116,11 +130,13 @@ def test_foreground_is_dice_of_videos_or_bce_of_snippets(outputs: Outputs, targe
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("threshold", [0.2, 0.5])
-def test_consistency_compares_what_both_heads_pool(outputs: Outputs, targets: Targets, threshold: float) -> None:
+@pytest.mark.parametrize(("threshold", "background"), [(0.2, False), (0.5, False), (0.2, True)])
+def test_consistency_compares_what_both_heads_pool(
+    outputs: Outputs, targets: Targets, threshold: float, background: bool
+) -> None:
     expected = []
     for b in range(B):
-        scores = outputs.class_logits[b].softmax(0)[:-1].amax(0).tolist()
+        scores = outputs.class_logits[b].softmax(0)[: K + background].amax(0).tolist()
         valid = [t for t in range(T) if targets.valid[b, t]]
         f_clf, f_mask = torch.zeros(C), torch.zeros(C)
         for t in sorted(valid, key=lambda t: -scores[t])[:5]:
@@ -131,7 +147,8 @@ def test_consistency_compares_what_both_heads_pool(outputs: Outputs, targets: Ta
                 if probability > threshold:
                     f_mask += probability * outputs.visual[b, s].detach()
         expected.append(1 - float(F.cosine_similarity(f_clf, f_mask, dim=0)))
-    found = loss_of("consistency", outputs, targets, consistency_threshold=threshold)
+    options = {"consistency_threshold": threshold, "consistency_background": background}
+    found = loss_of("consistency", outputs, targets, **options)
     assert found.item() == pytest.approx(mean(expected), abs=1e-5)
 
 
@@ -166,14 +183,16 @@ def test_ignored_snippets_change_no_loss(outputs: Outputs, targets: Targets, nam
     def shaken(tensor: Tensor, where: Tensor) -> Tensor:
         return torch.where(where, tensor.detach() + 5, tensor.detach())
 
+    unclassified = ~targets.unambiguous if name == "classification" else invalid
     changed = Outputs(
         shaken(outputs.visual, invalid.unsqueeze(2)),
-        shaken(outputs.class_logits, invalid.unsqueeze(1) & (torch.arange(K + 1) == 1).view(1, -1, 1)),
+        shaken(outputs.class_logits, unclassified.unsqueeze(1) & (torch.arange(K + 1) == 1).view(1, -1, 1)),
         shaken(outputs.mask_logits, invalid.unsqueeze(1) | invalid.unsqueeze(2)),
         shaken(outputs.foreground_logits, invalid),
     )
     assert loss_of(name, changed, targets).item() == pytest.approx(loss_of(name, outputs, targets).item(), rel=1e-6)
-    everywhere = replace(targets, valid=torch.ones_like(targets.valid))
+    all_snippets = torch.ones_like(targets.valid)
+    everywhere = replace(targets, valid=all_snippets, unambiguous=all_snippets)
     assert loss_of(name, changed, everywhere).item() != pytest.approx(loss_of(name, outputs, everywhere).item())
 
 

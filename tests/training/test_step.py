@@ -23,6 +23,8 @@ SETTINGS = [
     ("loss.classification_form=focal", "loss.consistency_gradient=visual", "model.masking.kind=gt"),
     ("model.text.encoder=none", "model.masking.gradient=straight_through", "model.localizer.kind=plain"),
     ("model.text.encoder=frozen", "model.text.prompt=template", "model.temporal.kind=conv"),
+    ("loss.classification_form=batch_focal", "loss.classification_video=1", "model.clamp=1e-4")
+    + ("model.masking.applied=false", "model.masking.crop=localizer", "model.adaptation.residual=false"),
 ]
 
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stale.data.dataset import IGNORED, PADDING
-from stale.training.targets import Targets, build_targets
+from stale.data.dataset import IGNORED, PADDING, inside_segments
+from stale.training.targets import Targets, assign_owners, build_targets, count_unowned
 from tests.reference.targets import Row, plain_targets
 
 K = 3  # classes
@@ -25,7 +25,7 @@ def targets_of(*videos: list[Row], num_snippets: int = 8) -> Targets:
 
 def assert_same(fast: Targets, video: int, slow: Targets) -> None:
     torch.testing.assert_close(fast.classes[video], slow.classes)
-    for name in ("masks", "foreground", "valid"):
+    for name in ("masks", "foreground", "valid", "unambiguous"):
         result, expected = getattr(fast, name)[video], getattr(slow, name)
         assert result.dtype == torch.bool
         assert torch.equal(result, expected), name
@@ -61,7 +61,21 @@ def test_invariants(case: tuple[int, list[list[Row]]]) -> None:
     assert torch.equal(targets.classes[:, -1] == 0, targets.foreground)
     assert torch.equal(targets.masks.any(1), targets.foreground)  # background columns are empty, the others not
     assert torch.equal(targets.masks.diagonal(dim1=1, dim2=2), targets.foreground)  # a snippet is in its own mask
-    assert not (targets.foreground & ~targets.valid).any()
+    assert torch.equal(targets.valid, targets.foreground | targets.unambiguous)
+
+
+@given(cases())
+@settings(max_examples=50, deadline=None)
+def test_no_instance_loses_its_last_snippet_to_another(case: tuple[int, list[list[Row]]]) -> None:
+    num_snippets, videos = case
+    for rows in filter(None, videos):
+        segments = torch.tensor([[row[:2] for row in rows]]).view(1, -1, 2)
+        known = inside_segments(segments, num_snippets) & torch.tensor([row[2] >= 0 for row in rows]).view(1, -1, 1)
+        if known.any():
+            lengths = (segments[..., 1] - segments[..., 0]).unsqueeze(2).masked_fill(~known, torch.inf)
+            covered = known.any(1)
+            shortest, owner = lengths.argmin(1)[covered].tolist(), assign_owners(segments, known)[covered].tolist()
+            assert {*shortest} <= {*owner}
 
 
 def bits(mask: Tensor) -> str:
@@ -87,6 +101,27 @@ def test_a_class_inside_another_shares_its_snippets() -> None:
     assert twice.classes[0, :, 4].tolist() == [0.5, 0.5, 0, 0], "the same class twice counts once"
 
 
+def test_an_instance_covered_by_shorter_ones_keeps_the_snippet_nearest_to_its_middle() -> None:
+    rows: list[Row] = [(0.0, 7.0, 0), (0.0, 3.0, 1), (3.0, 4.0, 2), (4.0, 7.0, 1)]
+    targets = targets_of(rows)
+    columns = [bits(targets.masks[0, :, t]) for t in range(8)]
+    # Snippet 3, at the middle, is the only one of another instance; snippet 2 is the first of the next ones.
+    assert columns == ["###.....", "###.....", "#######.", "...#....", *["....###."] * 3, "........"]
+    twins = targets_of([(2.0, 4.0, 0), (2.0, 5.0, 1), (2.2, 5.0, 2)])
+    assert {bits(targets.masks[0, :, t]) for targets in (twins,) for t in (2, 3, 4)} == {"..##....", "..###..."}
+    short = torch.tensor([[[2.0, 3.0], [2.0, 3.0], [2.0, 3.0], [2.0, 4.0]]])
+    assert count_unowned(short, torch.tensor([[0, 1, 2, 1]]), 8) == 2, "three instances in one snippet"
+    assert count_unowned(short, torch.tensor([[0, IGNORED, PADDING, 1]]), 8) == 0
+
+
+def test_a_snippet_of_a_seen_and_an_unseen_class_is_foreground_but_not_classified() -> None:
+    targets = targets_of([(1.0, 4.0, 0), (3.0, 6.0, IGNORED)])
+    assert bits(targets.foreground[0]) == ".###...."
+    assert bits(targets.valid[0]) == "####..##"
+    assert bits(targets.unambiguous[0]) == "###...##"
+    assert bits(targets.masks[0, :, 3]) == ".###...."
+
+
 @pytest.mark.parametrize(
     ("start", "end", "covered"),
     [
@@ -109,7 +144,7 @@ def test_short_instances_keep_a_snippet(start: float, end: float, covered: str) 
 def test_padding_and_videos_without_instances() -> None:
     few, many = [(2.0, 5.0, 1)], [(0.0, 1.0, 0), (2.0, 3.0, 1), (4.0, 5.0, 2)]
     together, alone = targets_of(few, many, []), targets_of(few)
-    for name in ("classes", "masks", "foreground", "valid"):
+    for name in ("classes", "masks", "foreground", "valid", "unambiguous"):
         assert torch.equal(getattr(together, name)[:1], getattr(alone, name))
     assert torch.equal(together.classes[2, -1], torch.ones(8)), "background"
     assert together.valid[2].all()
