@@ -37,8 +37,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--vocabulary", choices=("unseen", "seen", "all"), help="of the test videos; default unseen")
     parser.add_argument(
         "--oracle",
-        choices=("masks", "proposals"),
-        help="ground truth in place of the predicted mask or of all proposals: writes detections_oracle_….json",
+        nargs="+",
+        default=[],
+        choices=("masks", "localizer", "labels", "proposals"),
+        help="ground truth in place of L, M, the video's classes or all proposals: writes detections_oracle_….json",
     )
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N; default: the device of the training")
     own = parser.add_argument_group("your own videos")

@@ -1,4 +1,4 @@
-"""Run the whole system on synthetic data: make the data, train, detect, evaluate, draw. Takes minutes on a CPU.
+"""Run the whole system on synthetic data: make the data, train, detect, evaluate, draw, diagnose. Minutes on a CPU.
 
     make demo
     python scripts/demo.py          # the same, in your own environment
@@ -42,6 +42,7 @@ def main() -> None:
     video = busiest_video(read_json(run.detections("unseen"), "detections file"))
     picture = RUN / f"{video}.png"
     step("scripts/plot_video.py", "--run", str(RUN), "--video", video, "--output", str(picture))
+    step("scripts/diagnose.py", "--run", str(RUN))
     print(f"\n{table(seen, unseen)}\n\n{written_files(picture)}\n")
     print(f"The demo took {(time.perf_counter() - started) / 60:.1f} minutes.")
 
@@ -99,6 +100,7 @@ def written_files(picture: Path) -> str:
         "run": f"{RUN}/ (config.yaml, checkpoints/, history.jsonl, log.txt)",
         "detections": f"{RUN}/detections.json (unseen), {RUN}/detections_seen.json, {RUN}/baselines/",
         "metrics": f"{RUN}/metrics.json (unseen), {RUN}/metrics_seen.json",
+        "diagnosis": f"{RUN}/diagnosis.json",
         "timeline": str(picture),
     }
     return "\n".join(f"{kind:<12}{files}" for kind, files in kinds.items())

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stale import distributed
 from stale.checkpoint import load_checkpoint
-from stale.config import Config
+from stale.config import Config, load_config
 from stale.data.annotations import Video, match_video_id
 from stale.data.classes import NamedClass, parse_classes
 from stale.data.dataset import load_features, rescale
@@ -32,7 +32,7 @@ from stale.data.features import (
     require_same_backbone,
     require_same_width,
 )
-from stale.data.selection import classes_of, load_annotations, load_test_data
+from stale.data.selection import TestData, classes_of, load_annotations, load_test_data
 from stale.detection.oracle import describe_oracle
 from stale.detection.run import ClassFeatures, VideoDetections, class_features, detect_batch, write_test_detections
 from stale.device import choose_device, out_of_memory_hint
@@ -159,6 +159,13 @@ class Detector:
         features = load_features([known], open_features(self.config.data.features), self.config.tested_snippets)
         return self._detect_one(videos[known], features[0], classes)
 
+    def test_data(self, vocabulary: str) -> TestData:
+        """The run's test videos of a vocabulary; a StaleError if their features are not those of the training."""
+        test, features = load_test_data(self.config, vocabulary), f"features {_source(self.config)}"
+        require_same_backbone(self.backbone, test.store.backbone(), features)
+        require_same_width(self.feature_width, test.store.width, features, "use those")
+        return test
+
     def load_encoder(self, image_weights: str | Path | None = None) -> ImageEncoder:
         """Load the image encoder for videos, which must be the one of the features that the run was trained on.
 
@@ -194,11 +201,11 @@ def infer(
     checkpoint: str = "best",
     vocabulary: str = "unseen",
     device: str | None = None,
-    oracle: str | None = None,
+    oracle: Sequence[str] = (),
 ) -> None:
     """Detect in a run's test videos, and write the results files of the model and of the training-free baselines.
 
-    ``vocabulary`` is ``unseen``, ``seen`` or ``all`` classes. With ``oracle`` (``masks`` or ``proposals``) ground truth
+    ``vocabulary`` is ``unseen``, ``seen`` or ``all`` classes. With ``oracle`` (as ``detection.oracle``) ground truth
     takes a prediction's place; the file has a name of its own, and no baselines are written.
     """
     kept = start_logging()
@@ -207,11 +214,8 @@ def infer(
         log_into(run.log, kept)
     config, model = detector.config, detector.model
     if oracle:
-        config = config.model_copy(update={"detection": config.detection.model_copy(update={"oracle": oracle})})
-    test, data = load_test_data(config, vocabulary), config.data
-    features = data.features if isinstance(data.features, str) else " + ".join(data.features)
-    require_same_backbone(detector.backbone, test.store.backbone(), f"features {features}")
-    require_same_width(detector.feature_width, test.store.width, f"features {features}", "use those")
+        config = load_config([run.config], [f"detection.oracle=[{', '.join(oracle)}]"])
+    test, data = detector.test_data(vocabulary), config.data
     protocol = {
         "dataset": data.dataset,
         "setting": data.setting,
@@ -222,7 +226,7 @@ def infer(
         "classes": test.classes,
         "unseen_classes": list(test.split.unseen),
         "annotations": data.annotations,
-        "features": features,
+        "features": _source(config),
         "checkpoint": checkpoint,
         "checkpoint_chosen_on": detector.chosen_on,
         "oracle": describe_oracle(config),
@@ -235,6 +239,12 @@ def infer(
         _log.warning("training-free baselines left out: the features do not lie in the text encoder's space")
     write_test_detections(model, config, test, files=files, protocol=protocol)
     _log.info("%d videos, %d classes → %s", len(test.videos), len(test.classes), files["model"])
+
+
+def _source(config: Config) -> str:
+    """The features of a configuration, as one text."""
+    features = config.data.features
+    return features if isinstance(features, str) else " + ".join(features)
 
 
 def _stored(source: Path) -> Iterator[tuple[str, Any]]:

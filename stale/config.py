@@ -266,8 +266,18 @@ class DetectionConfig(Section):
     classify_by: Literal["snippets", "proposals"] = Field(
         "snippets", description="proposals: class-agnostic proposals, then classified (baselines)"
     )
-    oracle: Literal["none", "masks", "proposals"] = Field("none", description="ground truth for L or all proposals")
+    oracle: list[Literal["masks", "localizer", "labels", "proposals"]] = Field(
+        [], description="ground truth in place of L (masks), M (localizer), the video's classes, or all proposals"
+    )
     batch_size: Size = Field(32, description="videos in a batch")
+
+    @field_validator("oracle", mode="before")
+    @classmethod
+    def _one_oracle(cls, value: Any) -> Any:
+        """Take a single word for a list of one; ``none``, as runs of version 0.2.0 have it, is no oracle."""
+        if isinstance(value, str):
+            return [] if value == "none" else [value]
+        return value
 
 
 class Config(Section):
@@ -314,6 +324,8 @@ class Config(Section):
             )
         if detection.proposals == "foreground" and detection.classify_by == "proposals":
             problems.append("detection.classify_by=proposals excludes detection.proposals=foreground; leave one out")
+        if "proposals" in detection.oracle and {"masks", "localizer"} & {*detection.oracle}:
+            problems.append("detection.oracle=proposals replaces what masks and localizer are for; leave one out")
         if model.text.encoder == "none" and model.text.context_init:
             problems.append("model.text.encoder=none has no prompt; leave out model.text.context_init")
         if problems:
@@ -407,8 +419,11 @@ def settings_table() -> str:
 
 def _range(field: FieldInfo) -> str:
     """The values that a field takes."""
-    if get_origin(field.annotation) is Literal:
-        return ", ".join(map(str, get_args(field.annotation)))
+    kind: Any = field.annotation
+    if get_origin(kind) is list and get_origin(get_args(kind)[0]) is Literal:
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Literal:
+        return ", ".join(map(str, get_args(kind)))
     if field.annotation is bool:
         return "true, false"
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
@@ -436,7 +451,8 @@ def _message(item: Mapping[str, Any], known: Mapping[str, FieldInfo], values: Ma
     limits = {"greater_than_equal": "the least is", "greater_than": "it must be above"}
     limits |= {"less_than_equal": "the most is", "less_than": "it must be below"}
     expected = {"int": "a whole number", "float": "a number", "finite": "a number", "bool": "true or false"}
-    expected |= {"string": "text", "list": "a list such as [0.3, 0.5]", "too": "a list such as [0.3, 0.5]"}
+    example = f"a list such as [{_range(known[key]) or '0.3, 0.5'}]"
+    expected |= {"string": "text", "list": example, "too": example}
     if kind in limits:
         reason = f"is {str(item['input'])[:40]}; {limits[kind]} {next(iter(item['ctx'].values())):.10g}"
     elif kind == "literal_error":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Sequence
+from itertools import combinations
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from stale.config import Config, load_config
 from stale.errors import StaleError, launched_together
 
 VOCABULARIES = ("unseen", "seen", "all")
+ORACLES = ("masks", "localizer", "labels", "proposals")  # values of detection.oracle
 # Rows of the training-free baselines
 BASELINES = ("whole_video", "whole_video_all_classes", "snippets", "snippets_all_classes")
 
@@ -25,14 +28,15 @@ class RunFolder:
         self.split = path / "split.json"  # seen and unseen classes, the held-out videos, the git revision
         self.log = path / "log.txt"  # of all commands
         self.history = path / "history.jsonl"  # a JSON line for each logging interval and each epoch
+        self.diagnosis = path / "diagnosis.json"  # of scripts/diagnose.py
 
     def checkpoint(self, name: str) -> Path:
         """``best`` or ``last`` of this run, or any other file."""
         return self.path / "checkpoints" / f"{name}.pt" if name in ("best", "last") else Path(name)
 
-    def detections(self, vocabulary: str, oracle: str | None = None) -> Path:
+    def detections(self, vocabulary: str, oracle: Sequence[str] = ()) -> Path:
         """Detections of the trained model. The plain name is that of the unseen classes without an oracle."""
-        return self.path / f"detections{_suffix(vocabulary)}{f'_oracle_{oracle}' if oracle else ''}.json"
+        return self.path / f"detections{_suffix(vocabulary)}{oracle_suffix(oracle)}.json"
 
     def baselines(self, row: str, vocabulary: str) -> Path:
         """Detections of the training-free baseline ``row``."""
@@ -46,10 +50,12 @@ class RunFolder:
         """The existing files that the commands write by default; the configuration last."""
         possible = [self.checkpoint(name) for name in ("last", "best")]
         for vocabulary in VOCABULARIES:
-            possible += [self.detections(vocabulary, oracle) for oracle in (None, "masks", "proposals")]
+            sets = (names for size in range(len(ORACLES) + 1) for names in combinations(ORACLES, size))
+            possible += [self.detections(vocabulary, oracle) for oracle in sets]
             possible += [self.baselines(row, vocabulary) for row in BASELINES]
             possible.append(self.metrics(vocabulary))
-        possible += [*(self.path / "tensorboard").glob("events.out.tfevents.*"), self.split, self.history, self.log]
+        possible += (self.path / "tensorboard").glob("events.out.tfevents.*")
+        possible += [self.split, self.history, self.log, self.diagnosis]
         return [path for path in (*possible, self.config) if path.is_file()]
 
     def clear(self) -> None:
@@ -70,6 +76,11 @@ class RunFolder:
 
 def _suffix(vocabulary: str) -> str:
     return "" if vocabulary == "unseen" else f"_{vocabulary}"
+
+
+def oracle_suffix(oracle: Sequence[str]) -> str:
+    """The part of a file name that tells which ground truth was used, in any order; empty without any."""
+    return "".join(["_oracle", *(f"_{name}" for name in ORACLES if name in oracle)]) if oracle else ""
 
 
 def start_logging() -> MemoryHandler:

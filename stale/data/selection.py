@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,21 +56,25 @@ def load_annotations(data: DataConfig) -> tuple[dict[str, Video], ClassSplit]:
     return videos, cut_seen(split, data.split, data.fold, data.folds) if second_level else split
 
 
-def load_training_data(config: Config) -> TrainingData:
-    """Load the training data of the seen classes; a StaleError if something is missing or too few videos are left."""
-    require(config, *_NEEDED)
-    data = config.data
-    videos, split = load_annotations(data)
-
-    chosen = with_any_of(in_subset(videos.values(), data.train_subset), split.seen)
+def training_videos(data: DataConfig, videos: Iterable[Video], split: ClassSplit) -> list[Video]:
+    """The videos of the training subset with a seen class, their segments clipped to the video."""
+    chosen = with_any_of(in_subset(videos, data.train_subset), split.seen)
     if data.setting == "seen_cv":  # all videos with a pseudo-unseen class are kept for testing
         tested = {video.id for video in with_any_of(chosen, split.unseen)}
         chosen = [video for video in chosen if video.id not in tested]
     chosen, repairs = repair(chosen)
     if repairs.clipped or repairs.dropped:
         _log.info("training segments: %d clipped to their video, %d dropped as empty", repairs.clipped, repairs.dropped)
+    return with_any_of(chosen, split.seen)
+
+
+def load_training_data(config: Config) -> TrainingData:
+    """Load the training data of the seen classes; a StaleError if something is missing or too few videos are left."""
+    require(config, *_NEEDED)
+    data = config.data
+    videos, split = load_annotations(data)
     store = open_features(data.features)
-    chosen = with_features(with_any_of(chosen, split.seen), store, data.missing, data.duration_mismatch)
+    chosen = with_features(training_videos(data, videos.values(), split), store, data.missing, data.duration_mismatch)
     kept, held_out = hold_out(chosen, split.seen, data.holdout, config.train.seed)
     if not held_out:
         raise StaleError(f"{len(chosen)} training videos are too few to hold out {data.holdout:.0%} of them")

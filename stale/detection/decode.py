@@ -125,7 +125,10 @@ def classify_proposals(outputs: Outputs, segments: Tensor, scores: Tensor, optio
     if options.classify_by == "proposals":
         assert outputs.classifier_features is not None and outputs.language is not None
         pooled = inside @ outputs.classifier_features.float()  # B × M × C; the cosine needs no mean
-        classes = classify_pooled(pooled, outputs.language[:, :-1], outputs.temperature).softmax(2)  # B × M × K
+        logits = classify_pooled(pooled, outputs.language[:, :-1], outputs.temperature)  # B × M × K
+        if outputs.true_classes is not None:
+            logits = logits.masked_fill(~outputs.true_classes.unsqueeze(1), -torch.inf)
+        classes = logits.softmax(2)  # B × M × K
     else:
         classes = inside @ class_scores(outputs, options).transpose(1, 2) / inside.sum(2, keepdim=True)
     video = video_scores(outputs, options)

@@ -1,45 +1,79 @@
 """Ground truth in place of a prediction: what a stage would be worth if the one before it were perfect.
 
 An upper bound and never a result: wherever it is used, the protocol of the detections says so.
+
+B videos, N instances of the video that has most, T snippets, K classes under test.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from stale.config import Config
 from stale.data.annotations import Video
-from stale.data.dataset import IGNORED, PADDING, inside_segments, segment_lists
+from stale.data.dataset import segment_lists
 from stale.errors import StaleError, name_some
+from stale.model.stale import Outputs
+from stale.training.targets import Targets, build_targets
+
+_NAMES = {
+    "masks": "GROUND-TRUTH FOREGROUND MASKS L",
+    "localizer": "GROUND-TRUTH INSTANCE MASKS M",
+    "labels": "GROUND-TRUTH VIDEO LABELS",
+    "proposals": "GROUND-TRUTH SEGMENTS",
+}
 
 
 def describe_oracle(config: Config) -> str:
     """Which ground truth takes a prediction's place, for the protocol."""
-    masks, oracle = config.model.masking.kind == "gt", config.detection.oracle
-    used = ["GROUND-TRUTH MASKS in training and at test time"] if masks else []
-    if oracle == "masks" and not masks:
-        used.append("GROUND-TRUTH MASKS at test time")
-    if oracle == "proposals":
-        used.append("GROUND-TRUTH SEGMENTS at test time")
-    return ", ".join(used) or "none"
+    given = config.model.masking.kind == "gt"
+    used = [f"{_NAMES['masks']} in training and at test time"] if given else []
+    tested = [name for name in _NAMES if name in config.detection.oracle and not (given and name == "masks")]
+    return ", ".join([*used, *(f"{_NAMES[name]} at test time" for name in tested)]) or "none"
 
 
 def true_segments(videos: Sequence[Video], labels: Sequence[str], num_snippets: int) -> tuple[Tensor, Tensor]:
-    """The instances of ``labels``, without their classes: (B, N, 2) in snippets, and which are no padding (B, N).
+    """The instances of the videos: segments (B, N, 2) in snippets, and their classes (B, N), negative for others.
 
-    N are those of the video that has most; a video without any is a StaleError.
+    A video without any instance of ``labels`` is a StaleError.
     """
     segments, classes = segment_lists(videos, labels, num_snippets)
-    known = (classes != PADDING) & (classes != IGNORED)
-    without = [video.id for video, row in zip(videos, known, strict=True) if not row.any()]
+    without = [video.id for video, row in zip(videos, classes >= 0, strict=True) if not row.any()]
     if without:
         raise StaleError(f"no ground truth of the classes under test, which an oracle needs, in {name_some(without)}")
-    return segments.clamp(0, num_snippets), known
+    return segments.clamp(0, num_snippets), classes
 
 
-def true_masks(videos: Sequence[Video], labels: Sequence[str], num_snippets: int) -> Tensor:
-    """The foreground of ``labels`` (B, T): 1 where a snippet lies in an instance, else 0."""
-    segments, known = true_segments(videos, labels, num_snippets)
-    return (inside_segments(segments, num_snippets) & known.unsqueeze(2)).any(1).float()
+def true_targets(
+    videos: Sequence[Video], labels: Sequence[str], num_snippets: int, device: torch.device | None = None
+) -> Targets:
+    """The targets of the instances of ``labels``, as for training; a video without any is a StaleError."""
+    segments, classes = true_segments(videos, labels, num_snippets)
+    return build_targets(segments.to(device), classes.to(device), len(labels), num_snippets)
+
+
+def substitute(outputs: Outputs, truth: Targets, oracle: Sequence[str]) -> Outputs:
+    """Put ground truth in place of M (``localizer``) and of the classes of each video (``labels``).
+
+    With ``labels`` a class that does not occur in a video has probability 0 there; the other classes and the background
+    share its probability. The oracle ``masks`` is an argument of the model, because L also decides what is classified.
+    """
+    if "localizer" in oracle:
+        inside = truth.masks.float()
+        outputs = replace(outputs, mask_logits=(inside - 0.5) * torch.inf)  # their sigmoid is 0 or 1
+    if "labels" in oracle:
+        present = truth.classes[:, :-1].amax(2) > 0  # B × K
+        absent = F.pad(~present, (0, 1))  # the background is never absent
+        video = outputs.video_cosine
+        outputs = replace(
+            outputs,
+            class_logits=outputs.class_logits.masked_fill(absent.unsqueeze(2), -torch.inf),
+            video_cosine=None if video is None else video.masked_fill(~present, -torch.inf),
+            true_classes=present,
+        )
+    return outputs

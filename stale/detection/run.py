@@ -29,7 +29,7 @@ from stale.data.selection import TestData, phrases
 from stale.detection.baselines import OPTIONS as BASELINE_OPTIONS
 from stale.detection.baselines import baseline_proposals
 from stale.detection.decode import Proposals, class_scores, classify_proposals, decode
-from stale.detection.oracle import true_masks, true_segments
+from stale.detection.oracle import substitute, true_segments, true_targets
 from stale.detection.soft_nms import soft_nms
 from stale.detection.writers import results_file, table
 from stale.device import out_of_memory_hint
@@ -117,11 +117,11 @@ def detect(
     def work(part: slice, block: Tensor) -> VideoResults:
         return _by_video(detect_batch(model, videos[part], block, classes, options=options))
 
-    found = _over_batches(len(videos), features.__getitem__, work, size=options.batch_size, progress=progress)
+    found = over_batches(len(videos), features.__getitem__, work, size=options.batch_size, progress=progress)
     return {video: detections for results in found for video, detections in results.items()}
 
 
-def _over_batches(
+def over_batches(
     count: int, load: Callable[[slice], Loaded], work: Callable[[slice, Loaded], Found], *, size: int, progress: bool
 ) -> Iterator[Found]:
     """Yield on rank 0 the result of each batch of ``size`` videos, loaded ahead and shared by the processes."""
@@ -172,16 +172,20 @@ def propose(
     """
     coarse = model.coarsen(features)
     num_snippets, device = coarse.shape[1], coarse.device
-    oracle_mask = None
-    if model.mask_given or options.oracle == "masks":
-        oracle_mask = true_masks(videos, classes.labels, num_snippets).to(device)
-    outputs = model(coarse, classes.text, oracle_mask)
+    truth, given_mask = None, None
+    if model.mask_given or options.oracle:
+        truth = true_targets(videos, classes.labels, num_snippets, device)
+    if truth is not None and (model.mask_given or "masks" in options.oracle):
+        given_mask = truth.foreground.float()
+    outputs = model(coarse, classes.text, given_mask)
     if options.video_score:
         outputs = replace(outputs, video_cosine=model.video_cosine(coarse, classes.text))
-    if options.oracle == "proposals":
+    if truth is not None:
+        outputs = substitute(outputs, truth, options.oracle)
+    if "proposals" in options.oracle:
         segments, known = true_segments(videos, classes.labels, num_snippets)
-        return outputs, classify_proposals(outputs, segments.to(device), known.to(device).float(), options)
-    finer = oracle_mask is None and features is not coarse and options.proposals != "masks"
+        return outputs, classify_proposals(outputs, segments.to(device), (known >= 0).to(device).float(), options)
+    finer = given_mask is None and features is not coarse and options.proposals != "masks"
     return outputs, decode(outputs, options, model.predict_foreground(features) if finer else None)
 
 
@@ -247,7 +251,7 @@ def write_test_detections(
             remove_leftovers(path)
             made_by = {**protocol, **({} if name == "model" else no_training)}
             write[name] = stack.enter_context(results_file(path, protocol=made_by))
-        for found in _over_batches(len(test.videos), load, work, size=options.batch_size, progress=writes):
+        for found in over_batches(len(test.videos), load, work, size=options.batch_size, progress=writes):
             for name, results in found.items():
                 write[name](results)
 

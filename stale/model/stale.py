@@ -38,6 +38,7 @@ class Outputs:
     temperature: float = 0.01  # τ of the comparison
     video_cosine: Tensor | None = None  # B × K, of Stale.video_cosine, where detection asks for it
     video_logits: Tensor | None = None  # B × K, of F_fg pooled over the video, for loss.classification_video
+    true_classes: Tensor | None = None  # B × K bool: the classes of each video, where an oracle gives them
 
     @property
     def num_snippets(self) -> int:
@@ -196,6 +197,13 @@ def build_model(
     else:
         text = TextEncoder(text_transformer, config.text)
     return Stale(text, feature_width, num_snippets, config)
+
+
+def initial_model(config: Config, feature_width: int, seen: Sequence[str]) -> Stale:
+    """Build STALE with the weights that training starts from, by ``train.seed``; ``seen`` are the classes' phrases."""
+    torch.manual_seed(config.train.seed)
+    text = distributed.main_process_first(lambda: load_text_transformer(config.model))
+    return build_model(config.model, config.data.num_snippets, feature_width, text, seen=seen)
 
 
 def restore_model(config: Config, checkpoint: Mapping[str, Any], path: object = "checkpoint") -> Stale:

@@ -28,7 +28,7 @@ class Row:
     overlays: tuple[str, ...] = ()  # files in configs/ that change the data set's configuration
     overlays_50_50: tuple[str, ...] = ()  # further ones in the 50/50 setting
     settings: tuple[str, ...] = ()  # section.key=value, applied after all files
-    oracle: str | None = None  # masks or proposals at test time
+    oracle: tuple[str, ...] = ()  # values of detection.oracle at test time
     ground_truth: str = "all"  # the ground truth that is counted, as in eval.py --ground-truth
     vocabulary: str = "unseen"  # the classes under test, unseen or seen
     external: bool = False  # apply external video-level scores, by reproduce.py --video-scores
@@ -81,10 +81,19 @@ _TEXT = (
     _stale("frozen", "CLIP text frozen", "model.text.encoder=frozen"),
     _stale("finetune", "CLIP text fine-tuned", "model.text.encoder=finetune"),
 )
+_GT_MASKS = (
+    f"{_ORACLE}. The paper's 'GT masks' can be read in two ways: the foreground mask L, which decides which snippets "
+    "are classified, or the instance masks M, which become the proposals, as B-I's GT proposals do. This row replaces"
+)
+_gt_masks = partial(Row, variant="GT masks")
 _PROPAGATION = (
-    Row("b1_gt", "B-I, GT proposals", "B-I", "GT proposals", overlays=_B1.overlays, oracle="proposals", note=_ORACLE),
+    Row(
+        "b1_gt", "B-I, GT proposals", "B-I", "GT proposals", overlays=_B1.overlays, oracle=("proposals",), note=_ORACLE
+    ),
     Row("b1", "B-I, predicted proposals", "B-I", "predicted proposals", overlays=_B1.overlays, note=_NO_BMN),
-    Row("stale_gt", "STALE, GT masks", variant="GT masks", oracle="masks", note=_ORACLE),
+    _gt_masks("stale_gt", "STALE, GT masks L", oracle=("masks",), note=f"{_GT_MASKS} L"),
+    _gt_masks("stale_gt_m", "STALE, GT masks M", oracle=("localizer",), note=f"{_GT_MASKS} M"),
+    _gt_masks("stale_gt_both", "STALE, GT masks L and M", oracle=("masks", "localizer"), note=f"{_GT_MASKS} both"),
     Row("stale", "STALE, predicted masks", variant="predicted masks"),
 )
 

@@ -27,7 +27,7 @@ from stale.config import Config, differing_keys, load_config
 from stale.errors import StaleError
 from stale.evaluation.results import ALLOW_UNSEEN
 from stale.reproduce.catalog import Row, Table
-from stale.run_folder import RunFolder
+from stale.run_folder import RunFolder, oracle_suffix
 
 LOG = "reproduce.log"
 _FIXES = {
@@ -55,7 +55,7 @@ class Sources:
 class Test:
     """How a trained run is tested; see :class:`stale.reproduce.catalog.Row`."""
 
-    oracle: str | None = None
+    oracle: tuple[str, ...] = ()
     ground_truth: str = "all"
     vocabulary: str = "unseen"
     video_scores: str | None = None  # the file of external ones to apply
@@ -66,10 +66,9 @@ class Test:
     def metrics(self) -> str:
         """The name of the metrics file in the run's folder."""
         vocabulary = "" if self.vocabulary == "unseen" else f"_{self.vocabulary}"
-        oracle = f"_oracle_{self.oracle}" if self.oracle else ""
         counted = "" if self.ground_truth == "all" else f"_{self.ground_truth.replace('-', '_')}"
         external = "" if self.video_scores is None else f"_external_{Path(self.video_scores).stem}"
-        return f"metrics{vocabulary}{oracle}{counted}{external}.json"
+        return f"metrics{vocabulary}{oracle_suffix(self.oracle)}{counted}{external}.json"
 
 
 @dataclass
@@ -105,7 +104,7 @@ class Job:
         run, train, inference, evaluation = map(path, (self.folder, *(root / name for name in names)))
         lines = [[train, "--config", *map(path, self.files), "--set", *self.settings, "--output", run, "--resume"]]
         for vocabulary, oracle in dict.fromkeys((test.vocabulary, test.oracle) for test in tests):
-            options = ["--oracle", oracle] if oracle else []
+            options = ["--oracle", *oracle] if oracle else []
             lines.append([inference, "--run", run, "--vocabulary", vocabulary, *options])
         for test in tests:
             line = [evaluation, "--run", run, "--vocabulary", test.vocabulary]

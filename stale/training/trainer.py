@@ -36,7 +36,7 @@ from stale.device import autocast, choose_device, choose_precision, determinism,
 from stale.errors import StaleError, name_some
 from stale.evaluation import evaluate_results
 from stale.io import append_text, read_json, read_text, remove_leftovers, write_json, write_text
-from stale.model.stale import Stale, build_model, load_text_transformer
+from stale.model.stale import Stale, initial_model
 from stale.model.text import Prompts
 from stale.run_folder import RunFolder, log_into, start_logging
 from stale.training.losses import Criterion, LossNormalizers
@@ -64,13 +64,10 @@ def train(config: Config, output: str | Path, resume: bool = False, overwrite: b
     device = distributed.local_device(choose_device(config.train.device), "train.device")
     with determinism(config.train.deterministic), logging_redirect_tqdm([logging.getLogger("stale")]):
         with out_of_memory_hint("data.num_snippets", config.data.num_snippets, " or use features of half precision"):
-            torch.manual_seed(config.train.seed)
             # Data
             data = load_training_data(config)
             # Model
-            text = distributed.main_process_first(lambda: load_text_transformer(config.model))
-            seen = phrases(data.split.seen)
-            model = build_model(config.model, config.data.num_snippets, data.feature_width, text, seen=seen).to(device)
+            model = initial_model(config, data.feature_width, phrases(data.split.seen)).to(device)
             if distributed.rank():  # the same weights in every process, but other dropout
                 torch.manual_seed(config.train.seed + distributed.rank())
             # Loss and optimizer
@@ -217,7 +214,7 @@ class Trainer:
 
     def validate(self, epoch: int) -> float:
         """Detect seen classes in held-out videos. The best mAP so far makes the checkpoint ``best.pt``."""
-        options = self.config.detection.model_copy(update={"oracle": "none"})  # an oracle is for test videos only
+        options = self.config.detection.model_copy(update={"oracle": []})  # an oracle is for test videos only
         with autocast(self.device, self.precision):
             classes, held_out = class_features(self.model, self.split.seen), self.held_out
             results = detect(self.model, held_out.videos, held_out.features, classes, options=options, progress=False)

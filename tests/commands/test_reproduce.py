@@ -82,7 +82,7 @@ def lines_of(table: str, cells: list[Cell], dataset: str = "tiny", **changes: st
     ("table", "rows", "lines"),
     [
         ("masking", ["--rows", "none", "gt"], 2),
-        ("error_propagation", [], 4),
+        ("error_propagation", [], 6),
         ("closed_set", ["--rows", "stale", "effprompt"], 2),
         ("official_code", ["--rows", "stale", "fill_holes", "predicted_videos", "all_held_out", "all"], 5),
         ("beyond", ["--settings", "75_25"], 4),
@@ -104,7 +104,7 @@ def test_every_table_runs(
     assert ": tiny | 1 runs, splits 0 | tIoU" in text
     assert "epoch" not in text
     if table in ("masking", "error_propagation"):
-        assert "oracle GROUND-TRUTH MASKS" in text
+        assert "oracle GROUND-TRUTH FOREGROUND MASKS L" in text
     if table == "beyond":
         assert text.count("| paired with STALE |") == 1
         assert "vocabulary seen" in text
@@ -114,7 +114,7 @@ def test_every_table_runs(
 def test_rows_of_the_same_training_share_their_run(data: Path, tmp_path: Path) -> None:
     jobs = jobs_of(plan("error_propagation", data, tmp_path))
     assert len(jobs) == 2
-    assert jobs[0].tests == [Test("proposals"), Test()]
+    assert jobs[0].tests == [Test(("proposals",)), Test()]
     both = {job.folder for name in ("zero_shot", "error_propagation") for job in jobs_of(plan(name, data, tmp_path))}
     assert len(both) == 8, "runs are shared between tables"
 

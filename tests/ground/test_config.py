@@ -56,6 +56,9 @@ def refused(*assignments: str, files: tuple[Path, ...] = ()) -> str:
         ("train.text_learning_rate", "", None, None),
         ("detection.thresholds", "[0.3, .4, 5e-1]", [0.3, 0.4, 0.5], [0.3, 0.4, "5e-1"]),
         ("data.features", "[a, b]", ["a", "b"], ["a", "b"]),
+        ("detection.oracle", "[masks, labels]", ["masks", "labels"], ["masks", "labels"]),
+        ("detection.oracle", "masks", ["masks"], "masks"),
+        ("detection.oracle", "none", [], "none"),
     ],
 )
 def test_values_are_as_written(tmp_path: Path, key: str, written: str, value: Any, trap: Any) -> None:
@@ -163,6 +166,9 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path, key: str, nearest: str
         ("detection.thresholds=[0.5, high]", "detection.thresholds must be a number, not 'high'"),
         ("detection.thresholds=[0.5, 1.0]", "detection.thresholds is 1.0; it must be below 1"),
         ("model.masking.kind=none detection.proposals=both", "detection.proposals=both needs the predicted foreground"),
+        ("detection.oracle=[masks, M]", "detection.oracle is 'M'; use one of masks, localizer, labels, proposals"),
+        ("detection.oracle=3.5", "detection.oracle is '3.5'; use one of masks"),
+        ("detection.oracle=[proposals, labels, masks]", "detection.oracle=proposals replaces what masks and localizer"),
         ("train=3", "train is a section, not a setting"),
         ("train.epochs", "--set train.epochs: write section.key=value"),
     ],

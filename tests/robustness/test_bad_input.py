@@ -238,8 +238,9 @@ def test_everything_that_commands_write_into_a_run_is_its_own(run: RunFolder, tm
     for vocabulary in ("unseen", "seen", "all"):
         assert command("inference.py", "--run", copied.path, "--vocabulary", vocabulary) == 0
         assert command("eval.py", "--run", copied.path, "--vocabulary", vocabulary) == 0
-    infer(copied, oracle="masks")
-    infer(copied, vocabulary="all", oracle="proposals")
+    infer(copied, oracle=["masks", "labels"])
+    infer(copied, vocabulary="all", oracle=["proposals"])
+    assert command("scripts/diagnose.py", "--run", copied.path, "--vocabulary", "unseen") == 0
     copied.clear()
     assert not list(copied.path.rglob("*"))
 
