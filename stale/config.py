@@ -131,19 +131,24 @@ class TemporalConfig(Section):
 class MaskingConfig(Section):
     """Class-agnostic representation masking."""
 
-    kind: Literal["maskformer", "conv1d", "none", "gt", "conv_stack"] = Field(
-        "maskformer", description="gt: the ground truth, an oracle; conv_stack: ours; others: rows of the ablation [P]"
+    kind: Literal["maskformer", "conv1d", "none", "gt"] = Field(
+        "maskformer", description="gt: the ground truth, an oracle; others: rows of the ablation [P]"
     )
     applied: bool = Field(True, description="multiply the features by the mask; released code: false; true [P]")
     crop: Literal["none", "localizer"] = Field(
-        "none", description="mask of the features without applied: where M's mean is above its mean (released code)"
+        "none", description="mask without applied: where M's mean is above its mean; released code: localizer"
     )
     queries: Size = Field(20, description="Q mask queries [P]")
-    layers: Size = Field(2, description="decoder layers, or blocks of conv_stack")
+    layers: Size = Field(2, description="decoder layers")
     heads: Size = Field(8, description="attention heads of the decoder")
-    hidden: Size = Field(128, description="channels of conv_stack")
-    dropout: Share = Field(0.1, description="dropout")
-    threshold: Share = Field(0.5, description="θ_bin; not published")
+    blocks: int = Field(
+        3, ge=0, le=100, description="convolutions before the queries, for context; 0: queries on F_vis"
+    )
+    hidden: Size = Field(128, description="channels of the convolutions and queries, with blocks")
+    feature_dropout: Share = Field(0.3, description="dropout of F_vis and the convolutions, with blocks")
+    dropout: Share = Field(0.1, description="dropout of the decoder")
+    open_start: bool = Field(True, description="L starts at about 0.6; at a random start it can mask every snippet")
+    threshold: Share = Field(0.3, description="θ_bin; not published. A snippet that is masked out cannot be detected")
     gradient: Literal["hard", "straight_through", "soft"] = Field("hard", description="gradient of the thresholding")
 
 
@@ -154,16 +159,21 @@ class AdaptationConfig(Section):
     heads: Size = Field(8, description="attention heads")
     dropout: Share = Field(0.1, description="dropout")
     residual: bool = Field(True, description="F_lan + α · T_c, not T_c alone; released code: false; true [P]")
-    alpha: float = Field(1e-3, description="initial weight α of T_c [U]")
+    gate: bool = Field(True, description="weigh T_c by how similar a class is to the foreground; poster: false")
+    alpha: float = Field(3.0, description="initial weight α of T_c; recalled: 1e-3, which changes nothing")
 
 
 class LocalizerConfig(Section):
     """Action mask localizer."""
 
     kind: Literal["dynamic", "plain"] = Field("dynamic", description="convolutions; released code: plain; dynamic [P]")
-    coordinates: Literal["absolute", "relative"] = Field(
-        "absolute", description="output channels: relative are offsets from the snippet; positions in the video [P]"
+    coordinates: Literal["absolute", "relative", "pairwise"] = Field(
+        "absolute",
+        description="output: relative: offsets from the snippet; pairwise: an embedding to compare; positions [P]",
     )
+    bottleneck: int = Field(0, ge=0, le=_MOST, description="channels to which F_vis is reduced first; 0: not reduced")
+    dropout: Share = Field(0.5, description="dropout before the bottleneck")
+    embedding: Size = Field(16, description="output channels of pairwise coordinates")
     layers: Size = Field(3, description="convolutions [P]")
     hidden: Size = Field(256, description="channels")
     kernel_size: Size = Field(3, description="kernel size, odd; not published")
@@ -178,8 +188,11 @@ class ModelConfig(Section):
     masking: MaskingConfig = Field(default_factory=MaskingConfig)
     adaptation: AdaptationConfig = Field(default_factory=AdaptationConfig)
     localizer: LocalizerConfig = Field(default_factory=LocalizerConfig)
+    background_init: Literal["mean_text", "random"] = Field(
+        "mean_text", description="start of the background embedding; random: orthogonal to all snippets"
+    )
     visual_projection: bool = Field(False, description="learn D → C, for features of another width (I3D)")
-    temperature: float = Field(0.01, gt=0, description="τ of the classifier [P, C]")
+    temperature: float = Field(0.01, gt=0, description="τ of the classifier, at the start where it is learned [P, C]")
     clamp: float | None = Field(None, description="least value of F_fg in the classifier; released code: 1e-4")
     classifier_features: Literal["shared", "raw", "own"] = Field(
         "shared", description="features that are classified: F_vis; as extracted; of an own temporal model (baselines)"
@@ -195,6 +208,12 @@ class LossConfig(Section):
     consistency: Weight = Field(1.0, description="weight of L_const [U]")
     bce: Weight = Field(1.0, description="weight of the balanced BCE inside L_m; released code: 0.4 [U]")
     dice: Weight = Field(0.4, description="weight of 1 - Dice inside L_m; released code: 0.6 [U]")
+    localization_balance: Literal["column", "all"] = Field(
+        "column", description="BCE balanced in each foreground column; all: over all pairs of snippets (released code)"
+    )
+    consistency_centered: bool = Field(
+        True, description="less the video's mean feature, which makes any snippets similar; released code: false"
+    )
     classification_snippets: Weight = Field(1.0, description="weight of the snippets inside L_c; released code: 0.9")
     classification_video: Weight = Field(0.0, description="weight of the whole video inside L_c; released code: 1")
     classification_form: Literal["cross_entropy", "focal", "batch_focal", "pooled"] = Field(
@@ -220,6 +239,16 @@ class TrainConfig(Section):
     batch_size: Size = Field(100, description="videos in a batch, of all processes together [C]")
     learning_rate: float = Field(1e-4, ge=0, le=10, description="1e-4 ActivityNet, 1e-5 THUMOS14 [U]")
     text_learning_rate: float | None = Field(None, ge=0, le=10, description="of the text encoder; null: learning_rate")
+    prompt_learning_rate: float | None = Field(
+        None, ge=0, le=10, description="of the context tokens; null: learning_rate"
+    )
+    temperature_learning_rate: float = Field(0.0, ge=0, le=10, description="of log τ; 0: τ is fixed [P, C]")
+    localizer_learning_rate: float | None = Field(
+        None, ge=0, le=10, description="of the localizer; null: learning_rate"
+    )
+    temporal_learning_rate: float | None = Field(
+        1e-5, ge=0, le=10, description="of the temporal model; a higher one loses unseen classes; null: learning_rate"
+    )
     weight_decay: float = Field(0.02, ge=0, le=10, description="weight decay; the value is [C]")
     coupled_decay: bool = Field(False, description="L2 inside the gradient (Adam, not AdamW); released code: true")
     clip_norm: Weight = Field(1.0, description="norm to which the gradient is clipped; 0: no clipping (released code)")

@@ -6,7 +6,7 @@ B videos, T snippets, K classes under test, N masks a video, M proposals a video
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from stale.data.dataset import inside_segments
 from stale.model.stale import Outputs, classify_pooled
 
 _TENSORS = ("segments", "scores", "labels")
-_FOREGROUND_CLASSES = 10  # of a video, for proposals from the foreground; the rest is too unlikely to matter
 
 
 @dataclass(frozen=True)
@@ -48,18 +47,17 @@ def decode(outputs: Outputs, options: DetectionConfig, foreground: Tensor | None
         return classify_proposals(outputs, found.segments, found.scores, options)
 
     video = video_scores(outputs, options)  # B × K
-    of_video = P.mean(2) if video is None else video
     P = P if video is None else P * video.unsqueeze(2)
     parts = []
     if options.proposals in ("masks", "both"):
         parts.append(threshold_masks(P, M, options))
     if options.proposals in ("foreground", "both"):
         assert L is not None  # as the configuration is checked for
-        changes = {"proposal_score": options.foreground_score, "top_snippets": _FOREGROUND_CLASSES, "fill_holes": False}
+        changes = {"proposal_score": options.foreground_score, "fill_holes": False}
         mask = min_max_normalize(L).unsqueeze(2)  # B × n·T × 1, one mask for all classes
-        found = threshold_masks(of_video.unsqueeze(2), mask, options.model_copy(update=changes))
-        scale = outputs.num_snippets / L.shape[1]
-        parts.append(replace(found, segments=found.segments * scale))
+        found = threshold_masks(torch.ones_like(mask[:, :1]), mask, options.model_copy(update=changes))
+        segments = found.segments * (outputs.num_snippets / L.shape[1])
+        parts.append(classify_proposals(outputs, segments, found.scores, options))
     segments, scores, labels = (torch.cat([getattr(part, name) for part in parts], 1) for name in _TENSORS)
     return Proposals(segments, scores, labels, outputs.num_snippets)
 

@@ -45,6 +45,7 @@ _PARTS = {
     "text.context": "context tokens",
     "text.embedding": "class embeddings",
     "adaptation.alpha": "alpha of the adaptation",
+    "log_temperature": "log of the temperature",
 }
 _HALF = 0.5  # threshold of M, and of min-max normalized L, for their regions
 

@@ -7,23 +7,49 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from stale.config import AdaptationConfig
+from stale.model.temporal import pass_values_through
 
 
 class CrossAdaptation(nn.Module):
-    """F_lan' = F_lan + α · T_c(F_lan, F_fg, F_fg) [P]; α starts small, so that the text features survive [U].
+    """F_lan' = F_lan + α · g · T_c(F_lan, F_fg, F_fg), with the transformer decoder block T_c of [P].
+
+    [ours]: the text enters T_c at unit variance, as the features do; masked-out snippets are not attended to; attention
+    starts as a mean of the foreground itself, in CLIP's space. The gate g of a class is the cosine of its text features
+    and that mean, less the mean over the classes: the text features of the classes that the video shows move towards
+    its foreground, and those of the others away. Without it (``gate=false`` [P]) all of them move towards it.
 
     Without ``config.residual``, F_lan' = T_c(F_lan, F_fg, F_fg) [C].
     """
 
     def __init__(self, width: int, config: AdaptationConfig) -> None:
         super().__init__()
+        self.gate = config.gate
         self.decoder = nn.TransformerDecoderLayer(width, config.heads, 4 * width, config.dropout, batch_first=True)
         self.alpha = nn.Parameter(torch.full((width,), config.alpha)) if config.residual else None
+        if config.gate:
+            pass_values_through(self.decoder.multihead_attn)
+            for layer in (self.decoder.self_attn.out_proj, self.decoder.linear2):  # they add nothing at first
+                nn.init.zeros_(layer.weight)
 
-    def forward(self, language: Tensor, foreground: Tensor) -> Tensor:
-        """F_lan (K+1, C) and F_fg (B, T, C) → F_lan' (B, K+1, C)."""
-        language = language.expand(len(foreground), -1, -1)
-        adapted = self.decoder(language, foreground)
-        return adapted if self.alpha is None else language + self.alpha * adapted
+    def forward(self, language: Tensor, visual: Tensor, mask: Tensor) -> Tensor:
+        """F_lan (K+1, C), F_vis (B, T, C) and the factor on its snippets (B, T) → F_lan' (B, K+1, C), in float32."""
+        with torch.autocast(visual.device.type, enabled=False):  # 1 / τ would enlarge the rounding of bfloat16
+            return self._adapt(language.float(), visual.float(), mask.float())
+
+    def _adapt(self, language: Tensor, visual: Tensor, mask: Tensor) -> Tensor:
+        root = language.shape[-1] ** 0.5
+        empty = mask == 0
+        empty = empty & ~empty.all(1, keepdim=True)  # attention over no key is not defined
+        foreground = visual * mask.unsqueeze(-1)  # F_fg
+        language = language.expand(len(visual), -1, -1)
+        change = self.decoder(language * root, foreground, memory_key_padding_mask=empty) / root
+        if self.alpha is None:
+            return change
+        if self.gate:
+            mean = (visual * (~empty).unsqueeze(-1)).sum(1)  # B × C
+            cosine = language @ F.normalize(mean, dim=-1).unsqueeze(2)  # B × K+1 × 1
+            change = change * (cosine - cosine.mean(1, keepdim=True))
+        return language + self.alpha * change

@@ -34,11 +34,13 @@ class DynamicConv1d(nn.Module):
 
 
 class MaskLocalizer(nn.Module):
-    """M = sigmoid(H_m(F_vis)): a stack of 1-D convolutions whose output channels are positions in the video.
+    """M = sigmoid(H_m(F_vis)): a stack of 1-D convolutions, whose output tells for every pair of snippets whether
+    snippet s belongs to the instance at snippet t.
 
-    With ``absolute`` coordinates [P] channel s of column t tells whether snippet s belongs to the instance at t. A
-    convolution computes the same at every t, so that it must infer t from the features. With ``relative`` coordinates
-    [ours] channel o tells it of snippet t + o, and the column is then shifted into position.
+    With ``absolute`` coordinates [P] the output channels are positions s. A convolution computes the same at every t,
+    so that it must infer t from the features. With ``relative`` coordinates [ours] they are offsets s - t, and the
+    column is then shifted into position. Both learn how long the seen actions last. With ``pairwise`` coordinates
+    [ours] they are an embedding of the snippet, and a small network decides on the pair (:class:`PairScore`).
     """
 
     def __init__(self, width: int, num_snippets: int, config: LocalizerConfig) -> None:
@@ -50,18 +52,77 @@ class MaskLocalizer(nn.Module):
                 return DynamicConv1d(inputs, outputs, config.kernel_size, config.bank)
             return nn.Conv1d(inputs, outputs, config.kernel_size, padding=config.kernel_size // 2)  # [C]
 
-        outputs = num_snippets if config.coordinates == "absolute" else 2 * num_snippets - 1
-        widths = [width, *[config.hidden] * (config.layers - 1), outputs]
+        outputs = {"absolute": num_snippets, "relative": 2 * num_snippets - 1, "pairwise": config.embedding}
+        self.reduce: nn.Module = nn.Identity()
+        if config.bottleneck:  # else the convolutions memorize the seen classes
+            self.reduce = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(width, config.bottleneck))
+        widths = [config.bottleneck or width, *[config.hidden] * (config.layers - 1), outputs[config.coordinates]]
         self.layers = nn.ModuleList(map(conv, widths[:-1], widths[1:]))
         self.norms = nn.ModuleList(nn.GroupNorm(1, width) for width in widths[1:-1])  # else 15 epochs are too few
+        self.pair_score = PairScore() if config.coordinates == "pairwise" else None
 
-    def forward(self, visual: Tensor) -> Tensor:
-        """F_vis (B, T, C) → mask logits (B, T, T); [:, :, t] is the mask that snippet t predicts."""
-        x = visual.transpose(1, 2)  # B × C × T
+    def forward(self, visual: Tensor, foreground: Tensor | None = None) -> Tensor:
+        """F_vis (B, T, C) → mask logits (B, T, T); [:, :, t] is the mask that snippet t predicts.
+
+        Args:
+            foreground: logits of L (B, T), for ``pairwise`` coordinates; None: nothing is known of the foreground.
+        """
+        x = self.reduce(visual).transpose(1, 2)  # B × C × T
         for layer, norm in zip(self.layers[:-1], self.norms, strict=True):
             x = norm(layer(x)).relu()  # B × hidden × T
-        logits = self.layers[-1](x)  # B × T × T, or B × 2T-1 × T
-        return logits if self.coordinates == "absolute" else offsets_to_positions(logits)
+        x = self.layers[-1](x)  # B × T × T, B × 2T-1 × T, or B × embedding × T
+        if self.pair_score is not None:
+            foreground = visual.new_zeros(visual.shape[:2]) if foreground is None else foreground.detach()
+            return self.pair_score(x, foreground)
+        return x if self.coordinates == "absolute" else offsets_to_positions(x)
+
+
+class PairScore(nn.Module):
+    """Whether two snippets belong to the same instance [ours], from features that do not depend on the class.
+
+    They are the cosine of the snippets' embeddings, the representation mask L at both, its lowest and its mean value
+    between them, and their distance. Embeddings are taken less their mean over the video.
+    """
+
+    def __init__(self, hidden: int = 16) -> None:
+        super().__init__()
+        # A mask starts as L around its snippet, falling with the distance: the network alone is slow to learn that.
+        self.start = nn.Linear(7, 1)
+        with torch.no_grad():
+            self.start.weight.copy_(torch.tensor([[0.0, 0.0, 0.0, 1.0, 0.0, -1.5, 0.0]]))
+            self.start.bias.fill_(2.0)
+        self.layers = nn.Sequential(
+            nn.Linear(7, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
+        )
+
+    def forward(self, embedding: Tensor, foreground: Tensor) -> Tensor:
+        """Embeddings (B, E, T) and logits of L (B, T) → mask logits (B, T, T)."""
+        T = foreground.shape[1]
+        logits = foreground.float().clamp(-6, 6)
+        direction = F.normalize(embedding - embedding.mean(2, keepdim=True), dim=1)
+        position = torch.arange(T, device=logits.device)
+        distance = (position[:, None] - position).abs()  # T × T
+        first, last = torch.minimum(position[:, None], position), torch.maximum(position[:, None], position)
+        sums = F.pad(logits.cumsum(1), (1, 0))
+        pairs = [
+            2 * direction.transpose(1, 2) @ direction,
+            logits.unsqueeze(2).expand(-1, T, T),
+            logits.unsqueeze(1).expand(-1, T, T),
+            lowest_between(logits),
+            (sums[:, last + 1] - sums[:, first]) / (distance + 1),
+            (distance + 1).log().expand(len(logits), T, T),
+            (13 / T * distance).expand(len(logits), T, T),
+        ]
+        x = torch.stack(pairs, -1)  # B × T × T × 7
+        return (self.start(x) + self.layers(x)).squeeze(-1)
+
+
+def lowest_between(values: Tensor) -> Tensor:
+    """(B, T) → (B, T, T), at [:, s, t] the lowest of the values from s to t."""
+    T = values.shape[1]
+    later = torch.ones(T, T, dtype=torch.bool, device=values.device).triu()  # s ≤ t
+    lowest = values.unsqueeze(1).expand(-1, T, T).masked_fill(~later, torch.inf).cummin(2).values
+    return torch.where(later, lowest, lowest.transpose(1, 2))
 
 
 def offsets_to_positions(offsets: Tensor) -> Tensor:

@@ -32,10 +32,11 @@ class Outputs:
     class_logits: Tensor  # B × K+1 × T, the background last; a softmax over dimension 1 gives P
     mask_logits: Tensor  # B × T × T; the sigmoid gives M, whose column t is the mask that snippet t predicts
     foreground_logits: Tensor | None  # B × T, whose sigmoid is L; None without a learned representation mask
+    mask: Tensor | None = None  # B × T: the factor on the features, L_bin where the mask is applied and binary
     given_mask: Tensor | None = None  # B × T: the ground truth's foreground, where it is given in place of L
     classifier_features: Tensor | None = None  # B × T × C, which are classified: F_vis, or a baseline's own
     language: Tensor | None = None  # F_lan': B × K+1 × C, with which they are compared
-    temperature: float = 0.01  # τ of the comparison
+    temperature: float | Tensor = 0.01  # τ of the comparison
     video_cosine: Tensor | None = None  # B × K, of Stale.video_cosine, where detection asks for it
     video_logits: Tensor | None = None  # B × K, of F_fg pooled over the video, for loss.classification_video
     true_classes: Tensor | None = None  # B × K bool: the classes of each video, where an oracle gives them
@@ -76,6 +77,7 @@ class Stale(nn.Module):
         self.adaptation = CrossAdaptation(width, config.adaptation) if config.adaptation.enabled else None
         self.localizer = MaskLocalizer(width, num_snippets, config.localizer)
         self.background = nn.Parameter(torch.randn(width) * width**-0.5)  # learned, the last of the classes
+        self.log_temperature = nn.Parameter(torch.tensor(config.temperature).log())  # of τ
         self.classifier: nn.Module | None = None  # context for the classified features alone (two-stage baselines)
         if config.classifier_features == "own":
             self.classifier = build_temporal_model(width, config.temporal)
@@ -87,11 +89,15 @@ class Stale(nn.Module):
         """Whether the ground truth's foreground replaces L, in training and at test time (an oracle)."""
         return self.config.masking.kind == "gt"
 
-    def forward(self, features: Tensor, text: Tensor, given_mask: Tensor | None = None) -> Outputs:
+    def forward(
+        self, features: Tensor, text: Tensor, given_mask: Tensor | None = None, foreground: Tensor | None = None
+    ) -> Outputs:
         """Features (B, T, D) and text features (K, C), from ``self.text``, → :class:`Outputs`.
 
         Args:
             given_mask: (B, T) of 0 and 1, the ground truth's foreground in place of L: an oracle.
+            foreground: (B, T) bool, snippets that pass whatever L is: in training those of the ground truth, or those
+                which L still masks out would teach the classifier nothing [ours].
         """
         if self.mask_given and given_mask is None:
             raise StaleError("model.masking.kind=gt needs the ground truth of every video; these have none")
@@ -100,12 +106,15 @@ class Stale(nn.Module):
         language = F.normalize(torch.cat([text, self.background[None]]), dim=-1)  # F_lan: K+1 × C
 
         foreground_logits = None if self.masking is None else self.masking(visual)  # B × T
-        mask_logits = self.localizer(visual)  # B × T × T
+        known = foreground_logits if given_mask is None else 12 * given_mask - 6  # logits of L
+        mask_logits = self.localizer(visual, known)  # B × T × T
         mask = torch.ones_like(visual[..., 0])  # L_bin: B × T, the factor on the features
         if self.config.masking.applied and given_mask is not None:
             mask = given_mask.to(visual.dtype)
         elif self.config.masking.applied and foreground_logits is not None:
             mask = apply_threshold(foreground_logits.sigmoid(), self.config.masking)
+            if foreground is not None:
+                mask = torch.where(foreground & (mask == 0), torch.ones_like(mask), mask)
         elif self.config.masking.crop == "localizer":
             mean = mask_logits.sigmoid().mean(2)  # B × T: how often a snippet is in a predicted mask
             mask = (mean >= mean.mean(1, keepdim=True)).to(visual.dtype)
@@ -113,7 +122,7 @@ class Stale(nn.Module):
         if self.adaptation is None:
             language = language.expand(len(visual), -1, -1)
         else:
-            language = self.adaptation(language, visual * mask.unsqueeze(-1))  # F_lan': B × K+1 × C
+            language = self.adaptation(language, visual, mask)  # F_lan': B × K+1 × C
 
         classified = visual if self.classifier is None else self.classifier(x)  # B × T × C
         if self.config.clamp is not None:  # of F_fg, so that a masked snippet is no longer zero
@@ -125,11 +134,12 @@ class Stale(nn.Module):
             class_logits=self.classify(classified, mask, language),  # B × K+1 × T
             mask_logits=mask_logits,
             foreground_logits=foreground_logits,
+            mask=mask,
             given_mask=given_mask,
             classifier_features=classified,
             language=language,
-            temperature=self.config.temperature,
-            video_logits=classify_pooled(pooled, language[:, :-1], self.config.temperature).squeeze(1),
+            temperature=self.log_temperature.exp(),
+            video_logits=classify_pooled(pooled, language[:, :-1], self.log_temperature.exp()).squeeze(1),
         )
 
     def normalize_features(self, features: Tensor) -> Tensor:
@@ -145,7 +155,7 @@ class Stale(nn.Module):
         """
         with torch.autocast(visual.device.type, enabled=False):  # bfloat16 would round logits near 1 / τ to 0.5
             cosine = F.normalize(language.float(), dim=-1) @ F.normalize(visual.float(), dim=-1).transpose(1, 2)
-            return cosine * mask.float().unsqueeze(1) / self.config.temperature
+            return cosine * mask.float().unsqueeze(1) / self.log_temperature.exp()
 
     def coarsen(self, features: Tensor) -> Tensor:
         """(B, n·T, D) → (B, T, D), the means of n snippets each; features of T snippets are returned as they are."""
@@ -168,7 +178,7 @@ class Stale(nn.Module):
             return F.normalize(video, dim=-1) @ F.normalize(text.float(), dim=-1).T
 
 
-def classify_pooled(pooled: Tensor, language: Tensor, temperature: float) -> Tensor:
+def classify_pooled(pooled: Tensor, language: Tensor, temperature: float | Tensor) -> Tensor:
     """Logits (B, M, K) of M pooled features of a video (B, M, C), of any length, and text features (B, K, C)."""
     with torch.autocast(pooled.device.type, enabled=False):  # as in Stale.classify
         cosine = F.normalize(pooled.float(), dim=-1) @ F.normalize(language.float(), dim=-1).transpose(1, 2)
@@ -190,13 +200,18 @@ def build_model(
     text_transformer: TextTransformer,
     seen: Sequence[str] = (),
 ) -> Stale:
-    """Build STALE with the configured components; without a text encoder, for the phrases of the ``seen`` classes."""
+    """Build STALE with the configured components, for training on classes with the phrases ``seen``."""
     text: ClassEncoder
     if config.text.encoder == "none":
         text = ClassEmbeddings(ClassEmbeddings.names_of(seen), text_transformer.output_width)
     else:
         text = TextEncoder(text_transformer, config.text)
-    return Stale(text, feature_width, num_snippets, config)
+    model = Stale(text, feature_width, num_snippets, config)
+    if config.background_init == "mean_text" and seen:
+        # [ours]: at τ = 0.01 a random one, at a right angle to all features, loses against every class at first.
+        with torch.no_grad():
+            model.background.copy_(F.normalize(text(text.tokenize(seen)), dim=-1).mean(0))
+    return model
 
 
 def initial_model(config: Config, feature_width: int, seen: Sequence[str]) -> Stale:

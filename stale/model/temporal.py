@@ -5,6 +5,7 @@ B videos, T snippets, C joint width.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from stale.config import TemporalConfig
@@ -18,8 +19,7 @@ class AttentionBlock(nn.Module):
         self.attention = nn.MultiheadAttention(width, config.heads, dropout=config.dropout, batch_first=True)
         self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(width)
-        # Start as the identity [ours]: a random projection would move the features away from CLIP's text at once.
-        nn.init.zeros_(self.attention.out_proj.weight)
+        pass_values_through(self.attention)  # [ours]: a random projection would leave the space of CLIP's text
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) → (B, T, C)."""
@@ -67,3 +67,11 @@ def build_temporal_model(width: int, config: TemporalConfig) -> nn.Module:
         return nn.Sequential(*(DilatedConv(width, config, dilation=2**layer) for layer in range(config.layers)))
     block = TemporalConv if config.kind == "conv" else AttentionBlock
     return nn.Sequential(*(block(width, config) for _ in range(config.layers)))
+
+
+def pass_values_through(attention: nn.MultiheadAttention) -> None:
+    """Initialize value and output projections as the identity: attention starts as a weighted mean of its values."""
+    width = attention.embed_dim
+    with torch.no_grad():
+        attention.in_proj_weight[2 * width :].copy_(torch.eye(width))
+        attention.out_proj.weight.copy_(torch.eye(width))

@@ -179,9 +179,7 @@ _BEYOND = (
 # The paper's configuration with one change, and the overlay with one change, mostly back to the paper's value.
 _direction = partial(_row, baseline="stale")
 _plus = partial(_row, overlays=_PLUS, baseline="plus")
-_MASKFORMER = ("model.masking.kind=maskformer", "model.masking.layers=2", "model.masking.dropout=0.1")
-_CONV_STACK = ("model.masking.kind=conv_stack", "model.masking.layers=4", "model.masking.dropout=0.3")
-_MEAN = ("detection.proposal_score=mean", "detection.foreground_score=max")  # as in thumos14_captions.yaml
+_MEAN = ("detection.proposal_score=mean", "detection.foreground_score=max")
 _FINER = ("detection.proposals=both", "detection.upsampling=2")
 _DIRECTIONS = (
     Row("stale", "STALE"),
@@ -190,7 +188,9 @@ _DIRECTIONS = (
     _direction("template", "template prompt", "model.text.prompt=template"),
     _direction("temperature", "temperature 0.02", "model.temperature=0.02"),
     _direction("soft_mask", "soft mask", "model.masking.gradient=soft"),
-    _direction("conv_stack", "mask by a convolution stack", *_CONV_STACK),
+    _direction("no_blocks", "mask queries on F_vis itself", "model.masking.blocks=0"),
+    _direction("no_gate", "cross-adaptation without the gate", "model.adaptation.gate=false"),
+    _direction("absolute", "localizer with absolute coordinates", "model.localizer.coordinates=absolute"),
     _direction(
         "plain_localizer", "plain localizer, 9 wide", "model.localizer.kind=plain", "model.localizer.kernel_size=9"
     ),
@@ -199,7 +199,7 @@ _DIRECTIONS = (
     _direction("proposals", "proposals of the foreground mask too", "detection.proposals=both"),
     _direction("upsampling", "the same, temporal upsampling 2", *_FINER),
     _direction("nms_sigma", "SoftNMS sigma 0.3", "detection.nms_sigma=0.3"),
-    _direction("contrast", "proposals scored by contrast", "detection.proposal_score=contrast"),
+    _direction("maximum", "proposals scored by the highest mask score", "detection.proposal_score=max"),
     _direction("max_detections", "200 detections per video", "detection.max_detections=200"),
     Row("plus", "STALE plus", overlays=_PLUS, baseline="stale"),
     _plus("plus_masks", "STALE plus, proposals of the snippets' masks only", "detection.proposals=masks"),
@@ -209,7 +209,6 @@ _DIRECTIONS = (
     _plus("plus_twice", "STALE plus, temporal upsampling 2", "detection.upsampling=2"),
     _plus("plus_hundred", "STALE plus, 100 detections per video", "detection.max_detections=100"),
     _plus("plus_no_video_score", "STALE plus, no video-level score", "detection.video_score=false"),
-    _plus("plus_maskformer", "STALE plus, MaskFormer", *_MASKFORMER),
     _plus("plus_context", "STALE plus, temporal transformer", "model.temporal.kind=transformer"),
 )
 

@@ -27,10 +27,9 @@ class LossNormalizers:
     gradients then add up to those of the batch.
     """
 
+    own: float | None  # how often this process counts in the whole batch; None: the counts are of this process alone
     videos: Tensor  # B
     valid: Tensor  # snippets
-    unambiguous: Tensor  # snippets
-    labeled: Tensor  # videos with an instance of the vocabulary
     foreground: Tensor  # snippets
     inside: Tensor  # entries of the masks at valid snippets, inside their instances
     outside: Tensor  # and outside
@@ -42,23 +41,15 @@ class LossNormalizers:
         valid, pairs = targets.valid, _valid_pairs(targets)
         videos = valid.new_full((), len(valid), dtype=torch.long)
         inside, instances = (targets.masks & pairs).sum(), _instance_weights(targets).sum()
-        return cls(
-            videos=videos,
-            valid=valid.sum(),
-            unambiguous=targets.unambiguous.sum(),
-            labeled=targets.foreground.any(1).sum(),
-            foreground=targets.foreground.sum(),
-            inside=inside,
-            outside=pairs.sum() - inside,
-            instances=instances,
-        )
+        outside, foreground = pairs.sum() - inside, targets.foreground.sum()
+        return cls(None, videos, valid.sum(), foreground, inside=inside, outside=outside, instances=instances)
 
     def over_processes(self, weight: float = 1.0) -> LossNormalizers:
         """The sum over all processes, in one exchange. This process counts ``weight`` times."""
         if distributed.world_size() == 1:
             return self
-        counts = torch.stack([value.double() for value in vars(self).values()])  # float32 is exact up to 2**24 only
-        return LossNormalizers(*distributed.all_reduce(weight * counts).float().unbind())
+        counts = [value.double() for value in list(vars(self).values())[1:]]  # float32 is exact up to 2**24 only
+        return LossNormalizers(weight, *distributed.all_reduce(weight * torch.stack(counts)).float().unbind())
 
 
 class Criterion:
@@ -89,10 +80,11 @@ class Criterion:
 
 
 def classification_loss(outputs: Outputs, targets: Targets, normalizers: LossNormalizers, config: LossConfig) -> Tensor:
-    """L_c, the cross-entropy of each unambiguous snippet [U], with y the target distribution over K+1 classes:
+    """L_c, the cross-entropy of each unambiguous snippet that passes the mask, with y the target distribution:
 
         L_c = mean over t of  - Σ_k y[k, t] log P[k, t]
 
+    A masked-out snippet has P = 1 / (K+1) whatever the weights, and would add a constant [ours].
     ``focal`` weighs the terms by (1 - P[k, t])² (Lin et al., ICCV 2017), ``batch_focal`` the mean L by (1 - exp(-L))²
     [C]. ``pooled`` classifies whole instances.
 
@@ -103,27 +95,29 @@ def classification_loss(outputs: Outputs, targets: Targets, normalizers: LossNor
     if form == "pooled":
         return _pooled_classification_loss(outputs, targets, normalizers)
     if config.classification_snippets:
-        loss = _classification_mean(
-            outputs.class_logits, targets.classes, targets.unambiguous, normalizers.unambiguous, form=form
-        )
+        passing = targets.unambiguous if outputs.mask is None else targets.unambiguous & (outputs.mask > 0)
+        loss = _classification_mean(outputs.class_logits, targets.classes, passing, normalizers, form=form)
         loss = config.classification_snippets * loss
     if config.classification_video:
         assert outputs.video_logits is not None  # optional for detection only
         classes = (targets.classes[:, :-1] * targets.foreground.unsqueeze(1)).sum(2)  # B × K
         classes = classes / classes.sum(1, keepdim=True).clamp(min=1)
         labeled = targets.foreground.any(1)
-        video = _classification_mean(outputs.video_logits, classes, labeled, normalizers.labeled, form=form)
+        video = _classification_mean(outputs.video_logits, classes, labeled, normalizers, form=form)
         loss = loss + config.classification_video * video
     return loss
 
 
-def _classification_mean(logits: Tensor, target: Tensor, mask: Tensor, count: Tensor, *, form: str) -> Tensor:
+def _classification_mean(
+    logits: Tensor, target: Tensor, mask: Tensor, normalizers: LossNormalizers, *, form: str
+) -> Tensor:
     """Mean cross-entropy over dimension 1 at ``mask``, in the focal forms weighed as :func:`classification_loss` says.
 
     Args:
         logits, target: (B, classes, ...).
-        mask: (B, ...), of ``count`` elements in the whole batch.
+        mask: (B, ...), counted over all processes that share the batch.
     """
+    count = mask.sum() if normalizers.own is None else distributed.all_reduce(normalizers.own * mask.sum())
     log_p = logits.float().log_softmax(1)
     weight = (1 - log_p.exp()).square() if form == "focal" else 1.0
     mean = _masked_mean(-(target * weight * log_p).sum(1), mask, count)
@@ -148,20 +142,24 @@ def _pooled_classification_loss(outputs: Outputs, targets: Targets, normalizers:
 
 
 def localization_loss(outputs: Outputs, targets: Targets, normalizers: LossNormalizers, config: LossConfig) -> Tensor:
-    """L_m, with G[s, t] the target masks and M[s, t] the predicted ones [U]:
+    """L_m, with G[s, t] the target masks and M[s, t] the predicted ones [U], t the foreground snippets:
 
-        L_m = κ · ½ (mean of BCE(M, G) where G = 1  +  mean where G = 0)
-            + λ · mean over t of (1 - Dice(M[:, t], G[:, t]))
+        L_m = mean over t of  μ ½ (mean of BCE(M[:, t], G[:, t]) where G = 1  +  mean where G = 0)
+              +  λ · mean over t of (1 - Dice(M[:, t], G[:, t]))
 
-    with t the foreground snippets, κ = ``config.bce`` and λ = ``config.dice``.
+    μ is ``config.bce`` and λ ``config.dice``. The BCE is balanced in every column [ours]: over ``all`` pairs of
+    snippets [U], most of which lie in the background, an instance's extent hardly counts.
     """
     logits, inside, valid = outputs.mask_logits.float(), targets.masks, _valid_pairs(targets)  # B × T × T
-    entropy = F.binary_cross_entropy_with_logits(logits, inside.float(), reduction="none")
-    entropy_inside = _masked_mean(entropy, inside & valid, normalizers.inside)
-    entropy_outside = _masked_mean(entropy, ~inside & valid, normalizers.outside)
+    entropy = F.binary_cross_entropy_with_logits(logits, inside.float(), reduction="none") * valid
+    if config.localization_balance == "column":
+        count = (inside & valid).sum(1), (~inside & valid).sum(1)
+        means = [(entropy * part).sum(1) / n.clamp(min=1) for part, n in zip((inside, ~inside), count, strict=True)]
+        bce = _masked_mean(means[0] + means[1], targets.foreground, normalizers.foreground)
+    else:
+        bce = _masked_mean(entropy, inside, normalizers.inside) + _masked_mean(entropy, ~inside, normalizers.outside)
     dice = _dice(logits.sigmoid() * valid, (inside & valid).float())  # B × T
-    dice_loss = _masked_mean(1 - dice, targets.foreground, normalizers.foreground)
-    return config.bce * (entropy_inside + entropy_outside) / 2 + config.dice * dice_loss
+    return config.bce * bce / 2 + config.dice * _masked_mean(1 - dice, targets.foreground, normalizers.foreground)
 
 
 def foreground_loss(outputs: Outputs, targets: Targets, normalizers: LossNormalizers, config: LossConfig) -> Tensor:
@@ -192,12 +190,16 @@ def consistency_loss(outputs: Outputs, targets: Targets, normalizers: LossNormal
 
     S holds the ``consistency_snippets`` valid snippets with the highest p, and θ is ``consistency_threshold``. Scores
     above θ are weights, so that gradient reaches both heads; with ``consistency_gradient=visual``, only F_vis [C].
-    ``consistency_background`` lets the background take part in the maximum p [C].
+    ``consistency_centered`` takes F_vis less its mean over the video's valid snippets, and a distance of 0 where
+    nothing is above θ [ours].
     """
     class_logits, mask_logits = outputs.class_logits.float(), outputs.mask_logits.float()
     if config.consistency_gradient == "visual":
         class_logits, mask_logits = class_logits.detach(), mask_logits.detach()
     visual, valid = outputs.visual.float(), targets.valid  # B × T × C, B × T
+    if config.consistency_centered:
+        share = valid / valid.sum(1, keepdim=True).clamp(min=1)  # B × T
+        visual = visual - share.unsqueeze(1) @ visual
     T, threshold = valid.shape[1], config.consistency_threshold
 
     # f_clf: the top-scoring foreground snippets of P
@@ -213,7 +215,10 @@ def consistency_loss(outputs: Outputs, targets: Targets, normalizers: LossNormal
     weights = (masks * (masks > threshold)).sum(2)  # B × T
     f_mask = (weights.unsqueeze(1) @ visual).squeeze(1)
 
-    return (1 - F.cosine_similarity(f_clf, f_mask, dim=1)).sum() / normalizers.videos
+    distance = 1 - F.cosine_similarity(f_clf, f_mask, dim=1)  # B; 1 where one of them is 0
+    if config.consistency_centered:
+        distance = distance * f_clf.any(1) * f_mask.any(1)
+    return distance.sum() / normalizers.videos
 
 
 def _dice(predicted: Tensor, target: Tensor) -> Tensor:

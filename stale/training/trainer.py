@@ -40,6 +40,7 @@ from stale.model.stale import Stale, initial_model
 from stale.model.text import Prompts
 from stale.run_folder import RunFolder, log_into, start_logging
 from stale.training.losses import Criterion, LossNormalizers
+from stale.training.monitor import Monitor, part_statistics
 from stale.training.targets import Targets, build_targets, count_unowned
 
 # Settings that a resumed run may change.
@@ -92,23 +93,32 @@ def train(config: Config, output: str | Path, resume: bool = False, overwrite: b
 
 
 def build_optimizer(model: Stale, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW with decay on matrices only; text encoder and context tokens have ``text_learning_rate``, if it is set.
+    """AdamW with decay on matrices only, and learning rates by component: what is pretrained takes smaller steps.
+
+    A component whose rate is 0 is frozen.
 
     The decay is decoupled because Adam would rescale a decay inside the gradient to a full step wherever the loss has
     no gradient. ``coupled_decay`` does that, on all weights [C].
     """
-    text_rate = config.learning_rate if config.text_learning_rate is None else config.text_learning_rate
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    rates = {
+        "text.embedding": None,  # learned from scratch, in place of a text encoder
+        "text.context": config.prompt_learning_rate,
+        "text.": config.text_learning_rate,
+        "temporal.": config.temporal_learning_rate,
+        "localizer.": config.localizer_learning_rate,
+        "log_temperature": config.temperature_learning_rate,
+    }
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
+        rate = next((rate for prefix, rate in rates.items() if name.startswith(prefix)), None)
+        parameter.requires_grad_(parameter.requires_grad and rate != 0)
         if parameter.requires_grad:
-            is_text = name.startswith("text.") and name != "text.embedding"  # which is not pretrained
             is_matrix = parameter.ndim >= 2 and name not in ("text.context", "text.embedding")  # lists of vectors
-            groups.setdefault((is_text, is_matrix), []).append(parameter)
-    settings = []
-    for (is_text, is_matrix), parameters in groups.items():
-        rate = text_rate if is_text else config.learning_rate
-        decay = config.weight_decay if is_matrix or config.coupled_decay else 0.0
-        settings.append({"params": parameters, "lr": rate, "weight_decay": decay})
+            decay = config.weight_decay if is_matrix or config.coupled_decay else 0.0
+            groups.setdefault((config.learning_rate if rate is None else rate, decay), []).append(parameter)
+    settings = [
+        {"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()
+    ]
     optimizer = torch.optim.Adam if config.coupled_decay else torch.optim.AdamW
     return optimizer(settings, fused=next(model.parameters()).is_cuda)
 
@@ -125,9 +135,9 @@ class Trainer:
         self.test_data = None if data.test is None else data.test.to(self.device)  # for train.choose_on=unseen_loss
         # Loss
         self.criterion = Criterion(config.loss)
+        self.optimizer = build_optimizer(model, config.train)  # which freezes parameters
         self.train_step = _compile_or_distribute(self._train_step(data.split.seen), config.train.compile)
         # Optimizer
-        self.optimizer = build_optimizer(model, config.train)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
         # Progress
         self.epoch = 0  # of the last checkpoint
@@ -148,6 +158,8 @@ class Trainer:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(self.run.path / "tensorboard")) if distributed.is_main_process() else None
+        monitor = Monitor(self.config, len(self.split.seen))
+        monitor.begin(self.model)
         try:
             for epoch in range(self.epoch + 1, options.epochs + 1):
                 started = time.perf_counter()
@@ -163,6 +175,8 @@ class Trainer:
                     report += f"; held-out seen mAP {score:.4f} (best {self.best['mAP']:.4f})"
                 self.save(epoch)
                 _log.info("%s; %.1f s", report, time.perf_counter() - started)
+                for warning in monitor.warnings(losses, self.model):
+                    _log.warning("epoch %d: %s", epoch, warning)
         except KeyboardInterrupt:
             kept, action = (f"epoch {self.epoch}", "continues") if self.epoch else ("no epoch", "starts again")
             message = "interrupted in epoch %d; %s is kept: the same command with --resume %s"
@@ -310,11 +324,12 @@ class TrainStep(nn.Module):
     def forward(
         self, features: Tensor, targets: Targets, normalizers: LossNormalizers
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Features (B, T, D) → the weighted sum of the losses, and each by name, unweighted."""
+        """Features (B, T, D) → the weighted sum of the losses; each by name, unweighted; statistics of the masks."""
         given_mask = targets.foreground.float() if self.model.mask_given else None
         with autocast(features.device, self.precision):
-            outputs = self.model(features, self._text(), given_mask)
-        return self.criterion(outputs, targets, normalizers)
+            outputs = self.model(features, self._text(), given_mask, targets.foreground)
+        total, losses = self.criterion(outputs, targets, normalizers)
+        return total, losses | part_statistics(outputs, targets, normalizers, self.model.config.masking.threshold)
 
     def _text(self) -> Tensor:
         """Text features (K, C), of which each process computes a share; computed once if nothing of it is trained."""

@@ -165,14 +165,18 @@ def test_proposals_from_the_foreground_by_loops(model: Stale, features: Tensor) 
     found = as_scores(proposals_of(model, features, proposals="foreground", video_score=True, video_temperature=0.05))
     with torch.no_grad():
         finer = model.predict_foreground(features)
+        text = class_features(model, NAMES).text
+        P = class_scores(model(model.coarsen(features), text), DetectionConfig())
     of_video, expected = video_level(model, features, 0.05), {}
     for b in range(B):
         low, high = finer[b].min(), finer[b].max()
         curve = ((finer[b] - low) / (high - low)).tolist()
         for threshold in torch.tensor(DetectionConfig().thresholds).tolist():
             for start, end in plain_regions(curve, threshold):
+                centers = [t for t in range(T) if start <= 2 * t + 1 < end] or [min((start + end) // 4, T - 1)]
                 for k in range(K):
-                    key, score = (b, k, start / 2, end / 2), float(of_video[b, k]) * max(curve[start:end])
+                    inside = sum(float(P[b, k, t]) for t in centers) / len(centers)
+                    key, score = (b, k, start / 2, end / 2), float(of_video[b, k]) * inside * max(curve[start:end])
                     expected[key] = max(expected.get(key, 0.0), score)
     assert found == pytest.approx(expected, rel=1e-3)
     assert any(start % 1 == 0.5 for _, _, start, _ in found)

@@ -33,7 +33,8 @@ from tests.helpers import (
 )
 from tests.reference.train_by_sgd import build_sgd
 
-NO_DROPOUT = [f"model.{name}.dropout=0" for name in ("temporal", "masking", "adaptation")]
+NO_DROPOUT = [f"model.{name}.dropout=0" for name in ("temporal", "masking", "adaptation", "localizer")]
+NO_DROPOUT += ["model.masking.feature_dropout=0"]
 UNEVEN = ["train.batch_size=7"]  # 22 videos: 7, 7, 7 and 1, of which one of two processes has none
 EPOCH = 4  # steps of an epoch
 LONG = [*UNEVEN, "train.epochs=3", "train.validate_every=3", "detection.batch_size=3"]
@@ -68,7 +69,10 @@ def together(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [(), ("loss.foreground=0", "loss.classification_form=pooled", "model.text.encoder=none")],
+    [
+        ("train.choose_on=unseen_loss",),
+        ("loss.foreground=0", "loss.classification_form=pooled", "model.text.encoder=none"),
+    ],
     ids=["default", "other losses"],
 )
 def test_losses_and_weights_are_those_of_one_process(data: Path, tmp_path: Path, settings: tuple[str, ...]) -> None:
@@ -83,7 +87,9 @@ def test_losses_and_weights_are_those_of_one_process(data: Path, tmp_path: Path,
     assert len(history(one)) == EPOCH + 1
     for record, expected in zip(history(two), history(one), strict=True):
         assert record == pytest.approx(expected, rel=1e-5)
-    found, expected = (load_checkpoint(run.checkpoint("last"))["model"] for run in (two, one))
+    checkpoints = [load_checkpoint(run.checkpoint("last")) for run in (two, one)]
+    assert checkpoints[0]["best"] == pytest.approx(checkpoints[1]["best"], rel=1e-5)
+    found, expected = (checkpoint["model"] for checkpoint in checkpoints)
     for name, weights in expected.items():
         torch.testing.assert_close(found[name], weights, rtol=1e-5, atol=2e-6, msg=name)
 

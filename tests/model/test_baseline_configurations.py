@@ -20,7 +20,7 @@ from stale.model.stale import Outputs, Stale, build_model, load_text_transformer
 from stale.run_folder import RunFolder
 from stale.training.losses import Criterion
 from stale.training.targets import build_targets
-from stale.training.trainer import train
+from stale.training.trainer import build_optimizer, train
 from tests.helpers import REPOSITORY, UNSEEN, tiny_text_transformer
 
 BASELINES = ("b1", "b2", "effprompt")
@@ -49,8 +49,9 @@ def build(name: str) -> tuple[Stale, Config, Outputs]:
     torch.manual_seed(0)
     config = load_config([overlay(name)], ["model.localizer.hidden=8", "model.masking.layers=1"])
     model = build_model(config.model, T, C, tiny_text_transformer(layers=1)).eval()
+    build_optimizer(model, config.train)  # freezes what has no learning rate
     for block in [*model.temporal, *(model.classifier if name == "effprompt" else [])]:
-        torch.nn.init.normal_(block.attention.out_proj.weight, std=0.1)  # as training would; it starts at zero
+        torch.nn.init.normal_(block.attention.out_proj.weight, std=0.1)  # as training would; it starts as the identity
     features = torch.randn(B, T, C, requires_grad=True)
     return model, config, model(features, model.text(model.text.tokenize(NAMES)))
 

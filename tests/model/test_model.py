@@ -88,10 +88,15 @@ def test_dilated_convolutions_start_as_the_identity_and_double_their_reach() -> 
 
 
 @torch.no_grad()
-def test_the_transformer_starts_as_the_identity_and_has_context_without_position() -> None:
+def test_the_transformer_starts_as_a_mean_of_its_input_and_has_context_without_position() -> None:
     model, x, order = temporal_model("transformer").eval(), torch.randn(B, T, C), torch.randperm(T)
-    torch.testing.assert_close(model(x), nn.functional.layer_norm(x, (C,)))
-    nn.init.normal_(model[0].attention.out_proj.weight)  # as after training
+    attention, mean = model[0].attention, torch.empty(B, T, C)
+    query, key = attention.in_proj_weight[: 2 * C].split(C)
+    for head in torch.arange(C).split(C // attention.num_heads):
+        products = (x @ query[head].T) @ (x @ key[head].T).transpose(1, 2)  # B × T × T
+        mean[:, :, head] = (products / math.sqrt(len(head))).softmax(2) @ x[:, :, head]
+    torch.testing.assert_close(model(x), F.layer_norm(x + mean, (C,)), atol=1e-5, rtol=1e-5)
+    nn.init.normal_(attention.out_proj.weight)  # as after training
     torch.testing.assert_close(model(x[:, order]), model(x)[:, order], atol=1e-5, rtol=1e-5)
     changed = x.clone()
     changed[:, -1] += 1
@@ -101,17 +106,36 @@ def test_the_transformer_starts_as_the_identity_and_has_context_without_position
 # Representation masking
 
 
+def in_context(masking: MaskFormerMask, visual: Tensor) -> Tensor:
+    """A video's snippets (T, C) after the convolutions, snippet by snippet, → (T, hidden)."""
+    linear = masking.snippets.reduce[1]
+    x = torch.stack([linear.weight @ snippet + linear.bias for snippet in visual])
+    for convolution, norm, *_ in masking.snippets.blocks:
+        mixed = torch.stack([convolution.bias] * T)
+        for t in range(T):
+            for offset in (-1, 0, 1):
+                if 0 <= t + offset < T:
+                    mixed[t] += convolution.weight[..., offset + 1] @ x[t + offset]
+        mixed = (mixed - mixed.mean()) / (mixed.var(correction=0) + norm.eps).sqrt()  # of all snippets and channels
+        x = x + (mixed * norm.weight + norm.bias).clamp(min=0)
+    return x
+
+
+@pytest.mark.parametrize(("blocks", "width"), [(0, C), (2, 32)])
 @torch.no_grad()
-def test_maskformer_equals_its_definition_query_by_query() -> None:
+def test_maskformer_equals_its_definition_query_by_query(blocks: int, width: int) -> None:
     torch.manual_seed(0)
-    masking, visual = MaskFormerMask(C, settings("masking.queries=6").masking).eval(), torch.randn(B, T, C)
+    config = settings("masking.queries=6", f"masking.blocks={blocks}", "masking.hidden=32").masking
+    masking, visual = MaskFormerMask(C, config).eval(), torch.randn(B, T, C)
     expected = torch.zeros(B, T)
     for b in range(B):
-        embedding = masking.embed(masking.decoder(masking.queries[None], visual[b : b + 1]))[0]
+        snippets = in_context(masking, visual[b]) if blocks else visual[b]
+        assert snippets.shape == (T, width)
+        embedding = masking.embed(masking.decoder(masking.queries[None], snippets[None]))[0]
         for t in range(T):
             total = masking.weigh.bias[0]
             for q in range(6):
-                L_q = 1 / (1 + math.exp(-float(embedding[q] @ visual[b, t]) / math.sqrt(C)))
+                L_q = 1 / (1 + math.exp(-float(embedding[q] @ snippets[t]) / math.sqrt(width)))
                 total = total + masking.weigh.weight[0, q] * L_q
             expected[b, t] = total
     torch.testing.assert_close(masking(visual), expected, atol=1e-5, rtol=1e-5)
@@ -163,19 +187,36 @@ def test_the_mask_is_applied_to_classifier_and_text() -> None:
 # Cross-adaptation
 
 
-def cross_adaptation(alpha: float) -> CrossAdaptation:
-    return CrossAdaptation(C, settings(f"adaptation.alpha={alpha}").adaptation).eval()
+def cross_adaptation(alpha: float, *assignments: str) -> CrossAdaptation:
+    torch.manual_seed(0)
+    return CrossAdaptation(C, settings(f"adaptation.alpha={alpha}", *assignments).adaptation).eval()
 
 
-def test_the_text_differs_for_every_video_unless_alpha_is_zero() -> None:
-    language, foreground = torch.randn(K + 1, C), torch.randn(B, T, C)
+def slow_adaptation(adaptation: CrossAdaptation, language: Tensor, visual: Tensor, mask: Tensor) -> Tensor:
+    """F_lan' (K+1, C) of one video: the decoder sees its foreground and nothing else."""
+    foreground = visual[mask > 0]
+    change = adaptation.decoder(math.sqrt(C) * language[None], foreground[None])[0] / math.sqrt(C)
+    if adaptation.gate:
+        gate = torch.stack([F.cosine_similarity(row, foreground.mean(0), dim=0) for row in language])
+        change = change * (gate - gate.mean())[:, None]
+    return language + adaptation.alpha * change
+
+
+@pytest.mark.parametrize("gate", ["true", "false"])
+def test_the_text_differs_for_every_video_unless_alpha_is_zero(gate: str) -> None:
+    language, visual = F.normalize(torch.randn(K + 1, C), dim=-1), torch.randn(B, T, C)
+    mask = (torch.arange(T) % 3 != torch.arange(B)[:, None]).float()
     with torch.no_grad():
-        torch.testing.assert_close(cross_adaptation(0)(language, foreground), language.expand(B, -1, -1))
-    adaptation = cross_adaptation(0.1)
-    adapted = adaptation(language, foreground)
+        torch.testing.assert_close(cross_adaptation(0)(language, visual, mask), language.expand(B, -1, -1))
+    adaptation = cross_adaptation(1, f"adaptation.gate={gate}")
+    adapted = adaptation(language, visual, mask)
     assert adapted.shape == (B, K + 1, C)
+    for b in range(B):
+        torch.testing.assert_close(
+            adapted[b], slow_adaptation(adaptation, language, visual[b], mask[b]), atol=1e-5, rtol=1e-5
+        )
     assert (adapted[0] - adapted[1]).abs().amax(1).min() > 1e-3
-    torch.testing.assert_close(adaptation(language, foreground[1:2])[0], adapted[1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(adaptation(language, visual[1:2], mask[1:2])[0], adapted[1], atol=1e-5, rtol=1e-5)
     adapted.square().sum().backward()
     assert adaptation.alpha.shape == (C,)
     assert (adaptation.alpha.grad != 0).all(), "α is learned for each channel"
@@ -240,7 +281,7 @@ def test_the_forward_pass_equals_its_definition() -> None:
         visual = model.temporal(x[None])[0]
         language = torch.stack([row / row.norm() for row in [*text, model.background]])
         foreground = visual * mask[:, None]
-        language = language + model.adaptation.alpha * model.adaptation.decoder(language[None], foreground[None])[0]
+        language = slow_adaptation(model.adaptation, language, visual, mask)
         torch.testing.assert_close(outputs.visual[b], visual, atol=1e-5, rtol=1e-5)
         for k in range(K + 1):
             for t in range(T):

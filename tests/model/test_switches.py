@@ -35,7 +35,7 @@ PARTS = ("visual", "foreground", "class_logits", "mask_logits")
 
 def build(*assignments: str) -> tuple[Stale, Config]:
     """A small model; parts of the same size have the same weights, whatever the other parts are."""
-    config = load_config((), [*SMALL, *assignments])
+    config = load_config((), [*SMALL, "model.masking.threshold=0.5", *assignments])
     torch.manual_seed(0)
     model = build_model(config.model, T, C, tiny_text_transformer(layers=1), seen=NAMES).eval()
     for name, parameter in sorted(model.named_parameters()):
@@ -78,7 +78,7 @@ def changed(*assignments: str, truth: bool = False) -> set[str]:
     [
         ("masking.queries=5", {"foreground", "class_logits"}),
         ("masking.kind=conv1d", {"foreground", "class_logits"}),
-        ("masking.kind=conv_stack", {"foreground", "class_logits"}),
+        ("masking.blocks=0", {"foreground", "class_logits"}),
         ("masking.kind=none", {"foreground", "class_logits"}),
         ("masking.applied=false", {"class_logits"}),
         ("masking.applied=false model.masking.crop=localizer", {"class_logits"}),
@@ -135,7 +135,10 @@ def test_the_released_codes_features_are_cropped_clamped_and_compared_with_text_
         kept = [float(value >= mean_of(share)) for value in share]
         assert 0 < sum(kept) < T
         cropped = torch.stack([visual[s] * kept[s] for s in range(T)])
-        language = model.adaptation.decoder(F.normalize(text, dim=1)[None], cropped[None])[0]
+        empty = torch.tensor([kept]) == 0
+        language = model.adaptation.decoder(
+            F.normalize(text, dim=1)[None] * C**0.5, cropped[None], memory_key_padding_mask=empty
+        )[0]
         classified = torch.where(cropped > 0.1, cropped, 0.1)
         logits = F.cosine_similarity(language[:, None], classified[None], dim=2) / 0.01
         torch.testing.assert_close(outputs.class_logits[b], logits, rtol=1e-4, atol=1e-3)

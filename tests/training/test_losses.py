@@ -98,22 +98,28 @@ def test_classification_is_entropy_over_unambiguous_snippets_and_videos(
     assert loss_of("classification", outputs, targets, **both).item() == pytest.approx(0.9 * means[0] + 2 * means[1])
 
 
-def test_localization_is_balanced_entropy_and_dice_of_columns(outputs: Outputs, targets: Targets) -> None:
+@pytest.mark.parametrize("balance", ["column", "all"])
+def test_localization_is_balanced_entropy_and_dice_of_columns(outputs: Outputs, targets: Targets, balance: str) -> None:
     logits = outputs.mask_logits.tolist()
-    inside, outside, dices = [], [], []
+    inside, outside, columns, dices = [], [], [], []
     for b in range(B):
         for t in range(T):
             positions = [s for s in range(T) if targets.valid[b, s] and targets.valid[b, t]]
+            found = {True: [], False: []}
             for s in positions:
                 belongs = bool(targets.masks[b, s, t])
                 probability = sigmoid(logits[b][s][t])
-                (inside if belongs else outside).append(-math.log(probability if belongs else 1 - probability))
+                found[belongs].append(-math.log(probability if belongs else 1 - probability))
+            inside += found[True]
+            outside += found[False]
             if targets.foreground[b, t]:
+                columns.append(mean(found[True]) + mean(found[False]))
                 predicted = [sigmoid(logits[b][s][t]) for s in positions]
                 dices.append(1 - slow_dice(predicted, [float(targets.masks[b, s, t]) for s in positions]))
     for bce, dice in [(1.0, 0.4), (0.4, 0.6)]:
-        expected = bce * (mean(inside) + mean(outside)) / 2 + dice * mean(dices)
-        assert loss_of("localization", outputs, targets, bce=bce, dice=dice).item() == pytest.approx(expected, rel=1e-5)
+        entropy = mean(columns) if balance == "column" else mean(inside) + mean(outside)
+        loss = loss_of("localization", outputs, targets, bce=bce, dice=dice, localization_balance=balance)
+        assert loss.item() == pytest.approx(bce * entropy / 2 + dice * mean(dices), rel=1e-5)
 
 
 @pytest.mark.parametrize("form", ["dice", "bce", "dice_bce"])
@@ -130,25 +136,30 @@ def test_foreground_is_dice_of_videos_or_bce_of_snippets(outputs: Outputs, targe
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("centered", [True, False])
 @pytest.mark.parametrize(("threshold", "background"), [(0.2, False), (0.5, False), (0.2, True)])
 def test_consistency_compares_what_both_heads_pool(
-    outputs: Outputs, targets: Targets, threshold: float, background: bool
+    outputs: Outputs, targets: Targets, threshold: float, background: bool, centered: bool
 ) -> None:
     expected = []
     for b in range(B):
         scores = outputs.class_logits[b].softmax(0)[: K + background].amax(0).tolist()
         valid = [t for t in range(T) if targets.valid[b, t]]
+        visual = outputs.visual[b].detach()
+        if centered:
+            visual = visual - sum(visual[t] for t in valid) / len(valid)
         f_clf, f_mask = torch.zeros(C), torch.zeros(C)
         for t in sorted(valid, key=lambda t: -scores[t])[:5]:
             if scores[t] > threshold:
-                f_clf += scores[t] * outputs.visual[b, t].detach()
+                f_clf += scores[t] * visual[t]
             for s in valid:
                 probability = sigmoid(outputs.mask_logits[b, s, t].item())
                 if probability > threshold:
-                    f_mask += probability * outputs.visual[b, s].detach()
-        expected.append(1 - float(F.cosine_similarity(f_clf, f_mask, dim=0)))
+                    f_mask += probability * visual[s]
+        nothing = centered and not (f_clf.any() and f_mask.any())
+        expected.append(0.0 if nothing else 1 - float(F.cosine_similarity(f_clf, f_mask, dim=0)))
     options = {"consistency_threshold": threshold, "consistency_background": background}
-    found = loss_of("consistency", outputs, targets, **options)
+    found = loss_of("consistency", outputs, targets, consistency_centered=centered, **options)
     assert found.item() == pytest.approx(mean(expected), abs=1e-5)
 
 
@@ -198,7 +209,7 @@ def test_ignored_snippets_change_no_loss(outputs: Outputs, targets: Targets, nam
 
 # Which modules each loss trains
 
-LANGUAGE = {"text", "text.context", "background", "adaptation"}
+LANGUAGE = {"text", "text.context", "background", "adaptation", "log_temperature"}
 VISUAL = {"projection", "temporal"}
 
 
