@@ -21,7 +21,7 @@ from stale.checkpoint import load_checkpoint
 from stale.config import Config, load_config
 from stale.data.annotations import Video, match_video_id
 from stale.data.classes import NamedClass, parse_classes
-from stale.data.dataset import load_features, rescale
+from stale.data.dataset import load_sampled, rescale
 from stale.data.features import (
     Backbone,
     check_features,
@@ -32,7 +32,14 @@ from stale.data.features import (
     require_same_backbone,
     require_same_width,
 )
-from stale.data.selection import TestData, classes_of, load_annotations, load_test_data
+from stale.data.selection import (
+    TestData,
+    classes_of,
+    load_annotations,
+    load_test_data,
+    localizer_width,
+    open_all_features,
+)
 from stale.detection.oracle import describe_oracle
 from stale.detection.run import ClassFeatures, VideoDetections, class_features, detect_batch, write_test_detections
 from stale.device import choose_device, out_of_memory_hint
@@ -100,8 +107,11 @@ class Detector:
         if not fps > 0:
             raise StaleError(f"fps is {fps}: say how many snippets a second the features of '{name}' have")
         require_same_width(self.feature_width, array.shape[1], f"features of '{name}'")
-        snippets = rescale(torch.from_numpy(array), self.config.tested_snippets)
-        video = Video(name, "", len(array) / fps, ())
+        video, data = Video(name, "", len(array) / fps, ()), self.config.data
+        count = self.config.tested_snippets
+        if data.sampling == "native":
+            count = len(array) if data.rate is None else max(round(data.rate * video.duration), 1)
+        snippets = rescale(torch.from_numpy(array), count)
         return self._detect_one(video, snippets, self.class_features(classes, templates))
 
     def detect_video(self, path: str | Path, classes: Classes, **options: Any) -> VideoDetections:
@@ -156,8 +166,9 @@ class Detector:
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise StaleError(f"video '{video_id}' is not in {self.config.data.annotations}{hint}")
         classes = class_features(self.model, classes_of(split, vocabulary))
-        features = load_features([known], open_features(self.config.data.features), self.config.tested_snippets)
-        return self._detect_one(videos[known], features[0], classes)
+        video, data = videos[known], self.config.data
+        features = load_sampled([video], open_all_features(data), data, self.config.tested_snippets)
+        return self._detect_one(video, features[0], classes)
 
     def test_data(self, vocabulary: str) -> TestData:
         """The run's test videos of a vocabulary; a StaleError if their features are not those of the training."""
@@ -190,9 +201,11 @@ class Detector:
         return self._vocabulary[1]
 
     def _detect_one(self, video: Video, features: Tensor, classes: ClassFeatures) -> VideoDetections:
-        """Detect in one video, features (n·T, D)."""
+        """Detect in one video, features (n·T, D), or (snippets, D) at their own rate."""
+        native = self.config.data.sampling == "native"
+        batch = [features] if native else features[None]
         with out_of_memory_hint("data.num_snippets", self.config.data.num_snippets, "; train again with fewer"):
-            (found,) = detect_batch(self.model, [video], features[None], classes, options=self.config.detection)
+            (found,) = detect_batch(self.model, [video], batch, classes, options=self.config.detection)
         return found
 
 
@@ -233,7 +246,7 @@ def infer(
         "skipped_videos": test.skipped,
     }
     files = {"model": run.detections(vocabulary, oracle)}
-    if not oracle and test.store.width == model.text.output_width:
+    if not oracle and test.store.width - localizer_width(test.store, data) == model.text.output_width:
         files |= {name: run.baselines(name, vocabulary) for name in BASELINES}
     elif not oracle:
         _log.warning("training-free baselines left out: the features do not lie in the text encoder's space")

@@ -81,7 +81,17 @@ class DataConfig(Section):
     cv_setting: Literal["50_50", "75_25"] = Field("50_50", description="setting whose seen classes seen_cv divides")
     folds: int = Field(3, ge=2, le=_MOST, description="folds of seen_cv")
     fold: int = Field(0, ge=0, le=_MOST, description="fold of seen_cv whose classes are pseudo-unseen")
+    localizer_features: str | None = Field(
+        None, description="folder or file of further features, of any rate and width, for the point head alone"
+    )
+    sampling: Literal["rescale", "native"] = Field(
+        "rescale", description="native: videos keep their rate; every video has num_snippets: rescale [P, C]"
+    )
     num_snippets: int = Field(100, ge=2, le=_MOST, description="T; THUMOS14: 256 [U], ActivityNet: 100 [C]")
+    rate: float | None = Field(None, gt=0, le=1000, description="native: snippets a second; null: the features' own")
+    max_snippets: int = Field(
+        2304, ge=64, le=_MOST, description="native: longest crop in training, and longest window at detection"
+    )
     missing: Literal["stop", "skip"] = Field("stop", description="videos without features")
     duration_mismatch: Literal["stop", "skip", "keep"] = Field(
         "stop", description="features that last over 10 % (at least 3 s) more or less than the annotated duration"
@@ -92,6 +102,11 @@ class DataConfig(Section):
     train_subset: str = Field("training", description="subset of the annotations to train on")
     test_subset: str = Field("validation", description="subset of the annotations to test on")
     holdout: float = Field(0.1, gt=0, lt=1, description="share of the seen training videos that chooses the checkpoint")
+
+    @property
+    def longest(self) -> int:
+        """The number of snippets of every video, or the most that the model sees at once."""
+        return self.max_snippets if self.sampling == "native" else self.num_snippets
 
     @property
     def number(self) -> int:
@@ -166,7 +181,9 @@ class AdaptationConfig(Section):
 class LocalizerConfig(Section):
     """Action mask localizer."""
 
-    kind: Literal["dynamic", "plain"] = Field("dynamic", description="convolutions; released code: plain; dynamic [P]")
+    kind: Literal["dynamic", "plain", "none"] = Field(
+        "dynamic", description="convolutions; none: no masks M; released code: plain; dynamic [P]"
+    )
     coordinates: Literal["absolute", "relative", "pairwise"] = Field(
         "absolute",
         description="output: relative: offsets from the snippet; pairwise: an embedding to compare; positions [P]",
@@ -180,6 +197,17 @@ class LocalizerConfig(Section):
     bank: Size = Field(4, description="kernels that attention mixes")
 
 
+class PointsConfig(Section):
+    """Class-agnostic point head, beside or in place of the action mask localizer [ours]."""
+
+    enabled: bool = Field(False, description="locate instances at points of several temporal scales (ActionFormer)")
+    levels: int = Field(6, ge=1, le=12, description="levels of the pyramid, each at half the rate of the one before")
+    hidden: Size = Field(128, description="channels")
+    layers: Size = Field(2, description="convolutions of the embedding, and of each head before its output")
+    dropout: Share = Field(0.0, description="dropout of the input features")
+    radius: float = Field(1.5, gt=0, description="positive points lie this near an instance's center, in their strides")
+
+
 class ModelConfig(Section):
     """STALE's components."""
 
@@ -188,6 +216,7 @@ class ModelConfig(Section):
     masking: MaskingConfig = Field(default_factory=MaskingConfig)
     adaptation: AdaptationConfig = Field(default_factory=AdaptationConfig)
     localizer: LocalizerConfig = Field(default_factory=LocalizerConfig)
+    points: PointsConfig = Field(default_factory=PointsConfig)
     background_init: Literal["mean_text", "random"] = Field(
         "mean_text", description="start of the background embedding; random: orthogonal to all snippets"
     )
@@ -206,6 +235,7 @@ class LossConfig(Section):
     localization: Weight = Field(1.0, description="weight of L_m [U]")
     foreground: Weight = Field(1.0, description="weight of L_comp [U]")
     consistency: Weight = Field(1.0, description="weight of L_const [U]")
+    points: Weight = Field(1.0, description="weight of the point head's loss")
     bce: Weight = Field(1.0, description="weight of the balanced BCE inside L_m; released code: 0.4 [U]")
     dice: Weight = Field(0.4, description="weight of 1 - Dice inside L_m; released code: 0.6 [U]")
     localization_balance: Literal["column", "all"] = Field(
@@ -249,6 +279,9 @@ class TrainConfig(Section):
     temporal_learning_rate: float | None = Field(
         1e-5, ge=0, le=10, description="of the temporal model; a higher one loses unseen classes; null: learning_rate"
     )
+    schedule: Literal["constant", "cosine"] = Field("constant", description="cosine: the learning rates fall to 0")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the learning rates rise from 0")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average, which is tested; 0: none")
     weight_decay: float = Field(0.02, ge=0, le=10, description="weight decay; the value is [C]")
     coupled_decay: bool = Field(False, description="L2 inside the gradient (Adam, not AdamW); released code: true")
     clip_norm: Weight = Field(1.0, description="norm to which the gradient is clipped; 0: no clipping (released code)")
@@ -270,8 +303,8 @@ class DetectionConfig(Section):
 
     top_snippets: Size = Field(100, description="(snippet, class) pairs whose masks are decoded; released code: 10")
     foreground_weight: bool = Field(True, description="multiply class scores by L")
-    proposals: Literal["masks", "foreground", "both"] = Field(
-        "masks", description="source of proposals: regions of L, both, or the snippets' masks [P]"
+    proposals: list[Literal["masks", "foreground", "points"]] = Field(
+        ["masks"], min_length=1, description="sources of proposals: regions of L, the point head, snippets' masks [P]"
     )
     video_score: bool = Field(False, description="multiply class scores by the probability of the class in the video")
     video_temperature: float = Field(0.01, ge=1e-4, description="temperature of that probability")
@@ -292,20 +325,21 @@ class DetectionConfig(Section):
     nms_sigma: float = Field(0.5, ge=1e-6, description="σ of Gaussian SoftNMS")
     max_proposals: Size = Field(400, description="proposals of a video that enter SoftNMS")
     max_detections: Size = Field(100, description="detections of a video [C]")
-    classify_by: Literal["snippets", "proposals"] = Field(
-        "snippets", description="proposals: class-agnostic proposals, then classified (baselines)"
+    classify_by: Literal["snippets", "proposals", "video"] = Field(
+        "snippets",
+        description="proposals: class-agnostic proposals, then classified (baselines); video: by video_score alone",
     )
     oracle: list[Literal["masks", "localizer", "labels", "proposals"]] = Field(
         [], description="ground truth in place of L (masks), M (localizer), the video's classes, or all proposals"
     )
     batch_size: Size = Field(32, description="videos in a batch")
 
-    @field_validator("oracle", mode="before")
+    @field_validator("oracle", "proposals", mode="before")
     @classmethod
-    def _one_oracle(cls, value: Any) -> Any:
-        """Take a single word for a list of one; ``none``, as runs of version 0.2.0 have it, is no oracle."""
+    def _one_word(cls, value: Any) -> Any:
+        """Take a single word for a list of one; ``none`` and ``both`` are words of version 0.2.0."""
         if isinstance(value, str):
-            return [] if value == "none" else [value]
+            return {"none": [], "both": ["masks", "foreground"]}.get(value, [value])
         return value
 
 
@@ -327,13 +361,11 @@ class Config(Section):
     def _compatible(self) -> Config:
         """Name all settings that exclude each other."""
         problems = []
-        model, detection = self.model, self.detection
+        model = self.model
         if "{}" not in model.text.template:
             problems.append(f"model.text.template '{model.text.template}' has no {{}} for the class name")
         if model.localizer.kernel_size % 2 == 0:
             problems.append(f"model.localizer.kernel_size is {model.localizer.kernel_size}; it must be odd")
-        if detection.classify_by == "proposals" and model.masking.kind == "none":
-            problems.append("detection.classify_by=proposals needs the foreground; model.masking.kind=none has none")
         if model.classifier_features != "shared" and (model.adaptation.enabled or model.masking.applied):
             problems.append(
                 f"model.classifier_features={model.classifier_features} classifies without F_fg; set "
@@ -346,13 +378,8 @@ class Config(Section):
             )
         if model.classifier_features == "raw" and model.visual_projection:
             problems.append("model.classifier_features=raw has no projection; set model.visual_projection=false")
-        if detection.proposals != "masks" and model.masking.kind in ("none", "gt"):
-            problems.append(
-                f"detection.proposals={detection.proposals} needs the predicted foreground; "
-                f"model.masking.kind={model.masking.kind} predicts none"
-            )
-        if detection.proposals == "foreground" and detection.classify_by == "proposals":
-            problems.append("detection.classify_by=proposals excludes detection.proposals=foreground; leave one out")
+        problems += self._missing_parts()
+        detection = self.detection
         if "proposals" in detection.oracle and {"masks", "localizer"} & {*detection.oracle}:
             problems.append("detection.oracle=proposals replaces what masks and localizer are for; leave one out")
         if model.text.encoder == "none" and model.text.context_init:
@@ -360,6 +387,39 @@ class Config(Section):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _missing_parts(self) -> Iterator[str]:
+        """Name the settings that need a part of the model, or a way of sampling, which others leave out."""
+        data, model, detection = self.data, self.model, self.detection
+        sources, masking = detection.proposals, model.masking.kind
+        if "masks" in sources and model.localizer.kind == "none":
+            yield "detection.proposals=masks needs the masks M; model.localizer.kind=none predicts none"
+        if "localizer" in detection.oracle and model.localizer.kind == "none":
+            yield "detection.oracle=localizer replaces the masks M; model.localizer.kind=none predicts none"
+        if "foreground" in sources and masking in ("none", "gt"):
+            yield (
+                "detection.proposals=foreground needs the predicted foreground; "
+                f"model.masking.kind={masking} predicts none"
+            )
+        if "points" in sources and not model.points.enabled:
+            yield "detection.proposals=points needs the point head; set model.points.enabled=true"
+        if data.localizer_features and not model.points.enabled:
+            yield "data.localizer_features are for the point head; set model.points.enabled=true"
+        if detection.classify_by == "proposals" and "masks" in sources and masking == "none":
+            yield "detection.classify_by=proposals needs the foreground; model.masking.kind=none has none"
+        if detection.classify_by != "snippets" and "foreground" in sources:
+            yield (
+                f"detection.classify_by={detection.classify_by} excludes detection.proposals=foreground; leave one out"
+            )
+        if detection.classify_by == "video" and (sources != ["points"] or not detection.video_score):
+            yield "detection.classify_by=video needs detection.proposals=points and detection.video_score=true"
+        if data.sampling == "native" and (model.localizer.kind != "none" or detection.upsampling > 1):
+            yield (
+                "data.sampling=native has no fixed number of snippets for the masks M; set "
+                "model.localizer.kind=none and detection.upsampling=1"
+            )
+        if data.sampling == "native" and (data.shrink or data.drop_shorter):
+            yield "data.shrink and data.drop_shorter count snippets of data.sampling=rescale; leave them out"
 
 
 def load_config(files: Sequence[str | Path] = (), assignments: Sequence[str] = ()) -> Config:

@@ -16,12 +16,12 @@ if TYPE_CHECKING:  # evaluation works without torch
 Array = TypeVar("Array", float, np.ndarray, "Tensor")
 
 
-def seconds_to_snippets(seconds: Array, duration: Array | float, num_snippets: int) -> Array:
+def seconds_to_snippets(seconds: Array, duration: Array | float, num_snippets: Array | int) -> Array:
     """Convert seconds to snippet units. ``duration`` (seconds) broadcasts."""
     return seconds * num_snippets / duration
 
 
-def snippets_to_seconds(snippets: Array, duration: Array | float, num_snippets: int) -> Array:
+def snippets_to_seconds(snippets: Array, duration: Array | float, num_snippets: Array | int) -> Array:
     """Convert snippet units to seconds. ``duration`` (seconds) broadcasts."""
     return snippets * duration / num_snippets
 

@@ -1,5 +1,7 @@
 """Videos as batches: features rescaled to T snippets, and segment lists (dense targets are made on the device).
 
+With ``data.sampling=native`` videos keep their own number of snippets, and T is that of a batch's longest.
+
 B videos, T snippets, D feature width, N instances of the video that has most.
 """
 
@@ -18,9 +20,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from stale import distributed
+from stale.config import DataConfig
 from stale.data.annotations import Video
 from stale.data.features import FeatureStore
 from stale.segments import seconds_to_snippets
+
+# Of several videos: rescaled (B, T, D), or at their own rate (snippets, D) of each.
+Features = Tensor | Sequence[Tensor]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -36,6 +42,7 @@ class Batch:
     features: Tensor  # (B, T, D) float32
     segments: Tensor  # (B, N, 2) start and end in snippet units
     labels: Tensor  # (B, N) class index in the vocabulary, IGNORED or PADDING
+    valid: Tensor | None = None  # (B, T) bool, False for snippets after the end of their video; None: all are valid
 
 
 class VideoDataset:
@@ -48,11 +55,8 @@ class VideoDataset:
     """
 
     def __init__(self, videos: Sequence[Video], store: FeatureStore, classes: Sequence[str], num_snippets: int) -> None:
-        self.videos = []
-        for video in videos:
-            instances = (item if item.label in classes else replace(item, label="") for item in video.instances)
-            self.videos.append(replace(video, instances=tuple(instances)))
-        self.features = load_features([video.id for video in videos], store, num_snippets)
+        self.videos = relabel(videos, classes)
+        self.features: Features = load_features([video.id for video in videos], store, num_snippets)
         self.segments, self.labels = segment_lists(videos, classes, num_snippets)
 
     def __len__(self) -> int:
@@ -60,13 +64,92 @@ class VideoDataset:
 
     def to(self, device: torch.device) -> VideoDataset:
         """Move everything to ``device`` once, so that no batch has to be copied there."""
-        self.features, self.segments = self.features.to(device), self.segments.to(device)
-        self.labels = self.labels.to(device)
+        self.features = move(self.features, device)
+        self.segments, self.labels = self.segments.to(device), self.labels.to(device)
         return self
+
+    def batches(self, size: int, generator: torch.Generator) -> Sequence[Tensor]:
+        """The indices of an epoch's batches of ``size`` videos, in random order."""
+        return torch.randperm(len(self), generator=generator).to(self.labels.device).split(size)
 
     def batch(self, indices: Tensor) -> Batch:
         """The videos at ``indices`` (B), on the data's device."""
+        assert isinstance(self.features, Tensor)
         return Batch(self.features[indices].float(), self.segments[indices], self.labels[indices])
+
+
+class NativeDataset(VideoDataset):
+    """Videos with a number of snippets of their own; ``features`` is a list with (snippets, D) of each.
+
+    A batch holds videos of similar length, padded with zeros. In training a video longer than ``max_snippets`` is
+    cropped at random, anew in each epoch. An instance of which less than half is left in the crop is ``IGNORED``.
+    """
+
+    def __init__(self, videos: Sequence[Video], store: FeatureStore, classes: Sequence[str], data: DataConfig) -> None:
+        super().__init__([], store, classes, data.num_snippets)
+        self.videos, self.max_snippets = relabel(videos, classes), data.max_snippets
+        self.features = load_native_features(videos, store, data.rate)
+        self.lengths = torch.tensor([len(item) for item in self.features])
+        self.segments, self.labels = segment_lists(videos, classes, self.lengths.tolist())
+        self._crops = torch.zeros(len(videos), dtype=torch.long)  # the first snippet of each video's crop
+
+    def batches(self, size: int, generator: torch.Generator) -> Sequence[Tensor]:
+        """The indices of an epoch's batches, of similar length, and new crops."""
+        order = torch.randperm(len(self), generator=generator)
+        spare = (self.lengths - self.max_snippets).clamp(min=0)
+        self._crops = (torch.rand(len(self), generator=generator) * (spare + 1)).long()
+        batches: list[Tensor] = []
+        for group in order.split(8 * size):
+            batches += group[self.lengths[group].argsort(stable=True)].split(size)
+        return [batches[number] for number in torch.randperm(len(batches), generator=generator)]
+
+    def batch(self, indices: Tensor) -> Batch:
+        """The videos at ``indices`` (B), cropped and padded to the longest (B, T, D)."""
+        first = self._crops[indices.cpu()]
+        crops = [
+            self.features[video][start : start + self.max_snippets].float()
+            for video, start in zip(indices.tolist(), first.tolist(), strict=True)
+        ]
+        features, valid = pad(crops)
+        segments, labels = self.segments[indices], self.labels[indices]
+        shifted = segments - first.view(-1, 1, 1).to(segments.device)
+        cropped = shifted.clamp(min=0).minimum(valid.sum(1).view(-1, 1, 1))
+        lost = (cropped - shifted).diff().squeeze(2) < -0.5 * segments.diff().squeeze(2)  # over half of the length
+        return Batch(features, cropped, labels.masked_fill(lost & (labels != PADDING), IGNORED), valid)
+
+
+def relabel(videos: Sequence[Video], classes: Sequence[str]) -> list[Video]:
+    """The videos with empty labels of the instances of other classes."""
+    relabeled = []
+    for video in videos:
+        instances = (item if item.label in classes else replace(item, label="") for item in video.instances)
+        relabeled.append(replace(video, instances=tuple(instances)))
+    return relabeled
+
+
+def pad(videos: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Stack (snippets, ...) of different lengths: (B, T, ...), zero after a video's end, and which are valid (B, T)."""
+    length = torch.tensor([len(item) for item in videos], device=videos[0].device)
+    padded = torch.nn.utils.rnn.pad_sequence(list(videos), batch_first=True)
+    return padded, torch.arange(padded.shape[1], device=length.device) < length.unsqueeze(1)
+
+
+def move(features: Features, device: torch.device) -> Features:
+    """``features`` on ``device``."""
+    return features.to(device) if isinstance(features, Tensor) else [item.to(device) for item in features]
+
+
+def load_native_features(videos: Sequence[Video], store: FeatureStore, rate: float | None = None) -> list[Tensor]:
+    """Load the features of ``videos`` at ``rate`` snippets a second, or at their own: (snippets, D) of each.
+
+    Where several sources stand side by side, all take the number of snippets of the one that has most.
+    """
+    loaded = []
+    for video in videos:
+        parts = [torch.from_numpy(part) for part in store.read_parts(video.id)]
+        count = max(map(len, parts)) if rate is None else max(round(rate * video.duration), 1)
+        loaded.append(torch.cat([part if len(part) == count else rescale(part, count) for part in parts], 1))
+    return loaded
 
 
 def load_features(ids: Sequence[str], store: FeatureStore, num_snippets: int) -> Tensor:
@@ -84,6 +167,13 @@ def load_features(ids: Sequence[str], store: FeatureStore, num_snippets: int) ->
     return torch.empty(0, num_snippets, store.width) if block is None else block
 
 
+def load_sampled(videos: Sequence[Video], store: FeatureStore, data: DataConfig, num_snippets: int) -> Features:
+    """Load the features of ``videos`` as ``data.sampling`` says; ``num_snippets`` are those of ``rescale``."""
+    if data.sampling == "native":
+        return load_native_features(videos, store, data.rate)
+    return load_features([video.id for video in videos], store, num_snippets)
+
+
 def rescale(features: Tensor, num_snippets: int) -> Tensor:
     """Linear rescaling along time, (snippets, D) → (T, D) float32, with align_corners=False [P, C]."""
     if len(features) == num_snippets:
@@ -91,19 +181,23 @@ def rescale(features: Tensor, num_snippets: int) -> Tensor:
     return F.interpolate(features.float().T[None], num_snippets, mode="linear", align_corners=False)[0].T
 
 
-def segment_lists(videos: Sequence[Video], classes: Sequence[str], num_snippets: int) -> tuple[Tensor, Tensor]:
+def segment_lists(
+    videos: Sequence[Video], classes: Sequence[str], num_snippets: int | Sequence[int]
+) -> tuple[Tensor, Tensor]:
     """Instances as padded lists: segments (videos, N, 2) in snippet units and labels (videos, N).
 
-    A label outside ``classes`` becomes IGNORED here, and nothing after this point can tell which it was.
+    ``num_snippets`` is that of all videos or of each. A label outside ``classes`` becomes IGNORED here, and nothing
+    after this point can tell which it was.
     """
     index = {label: number for number, label in enumerate(classes)}
     longest = max((len(video.instances) for video in videos), default=0)
     segments = torch.zeros(len(videos), max(longest, 1), 2)
     labels = torch.full(segments.shape[:2], PADDING)
-    for row, video in enumerate(videos):
+    counts = [num_snippets] * len(videos) if isinstance(num_snippets, int) else num_snippets
+    for row, (video, count) in enumerate(zip(videos, counts, strict=True)):
         for column, instance in enumerate(video.instances):
             span = torch.tensor([instance.start, instance.end])
-            segments[row, column] = seconds_to_snippets(span, video.duration, num_snippets)
+            segments[row, column] = seconds_to_snippets(span, video.duration, count)
             labels[row, column] = index.get(instance.label, IGNORED)
     return segments, labels
 

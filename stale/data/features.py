@@ -227,7 +227,7 @@ class SideBySide(FeatureStore):
         ids = {name for name in stores[0].ids if all(store.find(name) is not None for store in stores)}
         path, width = Path(" and ".join(str(store.path) for store in stores)), sum(store.width for store in stores)
         super().__init__(path, ids, (0, width), any(store.simulated for store in stores))
-        self.sources = stores
+        self.sources = [source for store in stores for source in store.sources]
 
     def open(self, stored_id: str) -> Any:
         return np.concatenate(self.read_parts(stored_id), axis=1)  # refused where they differ in their rate

@@ -15,7 +15,7 @@ import numpy as np
 from stale.config import Config, DataConfig, require
 from stale.data.annotations import Video, all_labels, in_subset, read_annotations, repair, with_any_of
 from stale.data.classes import phrase
-from stale.data.dataset import VideoDataset
+from stale.data.dataset import NativeDataset, VideoDataset
 from stale.data.features import Backbone, FeatureStore, duration_mismatch, open_features
 from stale.data.splits import ClassSplit, cut_seen, load_split
 from stale.errors import StaleError, name_some
@@ -32,7 +32,8 @@ class TrainingData:
     train: VideoDataset
     held_out: VideoDataset
     split: ClassSplit
-    feature_width: int  # D
+    feature_width: int  # D, that of the localizer's features included
+    localizer_width: int
     backbone: Backbone  # the image encoder that made the features, where they record it
     test: VideoDataset | None = None  # unseen TEST videos, only by train.choose_on=unseen_loss [C]: not zero-shot
 
@@ -73,13 +74,13 @@ def load_training_data(config: Config) -> TrainingData:
     require(config, *_NEEDED)
     data = config.data
     videos, split = load_annotations(data)
-    store = open_features(data.features)
+    store = open_all_features(data)
     chosen = with_features(training_videos(data, videos.values(), split), store, data.missing, data.duration_mismatch)
     kept, held_out = hold_out(chosen, split.seen, data.holdout, config.train.seed)
     if not held_out:
         raise StaleError(f"{len(chosen)} training videos are too few to hold out {data.holdout:.0%} of them")
     kept = reduce_instances(kept, split.seen, data)
-    train, validation = (VideoDataset(part, store, split.seen, data.num_snippets) for part in (kept, held_out))
+    train, validation = (_dataset(part, store, split.seen, data) for part in (kept, held_out))
 
     test = None
     if config.train.choose_on == "unseen_loss":
@@ -87,8 +88,35 @@ def load_training_data(config: Config) -> TrainingData:
         unseen = with_any_of(in_subset(videos.values(), data.tested_subset), split.unseen)
         unseen = repair(with_features(unseen, store, data.missing, data.duration_mismatch))[0]
         unseen = reduce_instances(with_any_of(unseen, split.unseen), split.unseen, data)
-        test = VideoDataset(unseen, store, split.unseen, data.num_snippets)
-    return TrainingData(train, validation, split, feature_width=store.width, backbone=store.backbone(), test=test)
+        test = _dataset(unseen, store, split.unseen, data)
+    return TrainingData(
+        train,
+        validation,
+        split,
+        feature_width=store.width,
+        localizer_width=localizer_width(store, data),
+        backbone=store.backbone(),
+        test=test,
+    )
+
+
+def open_all_features(data: DataConfig) -> FeatureStore:
+    """Open ``data.features``, with ``data.localizer_features`` behind them along the width."""
+    if not data.localizer_features:
+        return open_features(data.features)
+    sources = [data.features] if isinstance(data.features, str) else data.features
+    return open_features([*sources, data.localizer_features])
+
+
+def localizer_width(store: FeatureStore, data: DataConfig) -> int:
+    """Width of ``data.localizer_features``, the last source of what :func:`open_all_features` opens; 0 without any."""
+    return store.sources[-1].width if data.localizer_features else 0
+
+
+def _dataset(videos: Sequence[Video], store: FeatureStore, classes: Sequence[str], data: DataConfig) -> VideoDataset:
+    if data.sampling == "native":
+        return NativeDataset(videos, store, classes, data)
+    return VideoDataset(videos, store, classes, data.num_snippets)
 
 
 def load_test_data(config: Config, vocabulary: str) -> TestData:
@@ -102,7 +130,7 @@ def load_test_data(config: Config, vocabulary: str) -> TestData:
             f"data.setting=seen_cv tests pseudo-unseen classes alone, not {vocabulary}: the run was trained on the rest"
         )
     wanted = with_any_of(in_subset(videos.values(), data.tested_subset), classes)
-    store = open_features(data.features)
+    store = open_all_features(data)
     chosen = with_features(wanted, store, data.missing, data.duration_mismatch)
     return TestData(chosen, classes, split, store, skipped=len(wanted) - len(chosen))
 

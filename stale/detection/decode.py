@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stale.config import DetectionConfig
-from stale.data.dataset import inside_segments
+from stale.data.dataset import inside_segments, pad
 from stale.model.stale import Outputs, classify_pooled
 
 _TENSORS = ("segments", "scores", "labels")
@@ -27,7 +27,7 @@ class Proposals:
     segments: Tensor  # (B, M, 2) in snippets
     scores: Tensor  # (B, M)
     labels: Tensor  # (B, M)
-    num_snippets: int  # T, of each video
+    num_snippets: int | list[int]  # T, of all videos or of each
 
 
 def decode(outputs: Outputs, options: DetectionConfig, foreground: Tensor | None = None) -> Proposals:
@@ -39,27 +39,52 @@ def decode(outputs: Outputs, options: DetectionConfig, foreground: Tensor | None
         foreground: L (B, n·T) at a finer time scale; default: that of the outputs.
     """
     P = class_scores(outputs, options)  # B × K × T
-    M = outputs.mask_logits.float().sigmoid()  # B × T × T
+    M = None if outputs.mask_logits is None else outputs.mask_logits.float().sigmoid()  # B × T × T
     L = outputs.foreground if foreground is None else foreground
-    if options.classify_by == "proposals":  # class-agnostic proposals first (two-stage baselines)
-        assert outputs.foreground is not None
-        found = threshold_masks(outputs.foreground.float().unsqueeze(1), M, options)
-        return classify_proposals(outputs, found.segments, found.scores, options)
+    parts = [_classified_points(outputs, options)] if "points" in options.proposals else []
+    if options.classify_by != "snippets":  # class-agnostic proposals first (two-stage baselines)
+        if "masks" in options.proposals:
+            assert outputs.foreground is not None and M is not None
+            found = threshold_masks(outputs.foreground.float().unsqueeze(1), M, options)
+            parts.append(classify_proposals(outputs, found.segments, found.scores, options))
+        return _join(parts)
 
     video = video_scores(outputs, options)  # B × K
     P = P if video is None else P * video.unsqueeze(2)
-    parts = []
-    if options.proposals in ("masks", "both"):
+    if "masks" in options.proposals:
+        assert M is not None
         parts.append(threshold_masks(P, M, options))
-    if options.proposals in ("foreground", "both"):
+    if "foreground" in options.proposals:
         assert L is not None  # as the configuration is checked for
         changes = {"proposal_score": options.foreground_score, "fill_holes": False}
         mask = min_max_normalize(L).unsqueeze(2)  # B × n·T × 1, one mask for all classes
         found = threshold_masks(torch.ones_like(mask[:, :1]), mask, options.model_copy(update=changes))
         segments = found.segments * (outputs.num_snippets / L.shape[1])
         parts.append(classify_proposals(outputs, segments, found.scores, options))
+    return _join(parts)
+
+
+def _join(parts: Sequence[Proposals]) -> Proposals:
+    """The proposals of several sources in the same videos."""
     segments, scores, labels = (torch.cat([getattr(part, name) for part in parts], 1) for name in _TENSORS)
-    return Proposals(segments, scores, labels, outputs.num_snippets)
+    return Proposals(segments, scores, labels, parts[0].num_snippets)
+
+
+def stack(videos: Sequence[Proposals]) -> Proposals:
+    """The proposals of videos of different lengths, each of a single one, padded with score 0."""
+    rows = {name: [getattr(video, name)[0] for video in videos] for name in _TENSORS}
+    padded = {name: pad(items)[0] for name, items in rows.items()}
+    return Proposals(**padded, num_snippets=[video.num_snippets for video in videos])  # type: ignore[misc]
+
+
+def _classified_points(outputs: Outputs, options: DetectionConfig) -> Proposals:
+    """The ``max_proposals`` best segments of the point head, with classes."""
+    assert outputs.points is not None
+    quality = outputs.points.scores()  # B × P
+    best, index = quality.topk(min(options.max_proposals, quality.shape[1]), dim=1)
+    segments = outputs.points.segments().clamp(0, outputs.num_snippets)
+    segments = segments.gather(1, index.unsqueeze(2).expand(-1, -1, 2))
+    return classify_proposals(outputs, segments, best, options)
 
 
 def threshold_masks(P: Tensor, M: Tensor, options: DetectionConfig) -> Proposals:
@@ -112,13 +137,17 @@ def video_scores(outputs: Outputs, options: DetectionConfig) -> Tensor | None:
 def classify_proposals(outputs: Outputs, segments: Tensor, scores: Tensor, options: DetectionConfig) -> Proposals:
     """Give every class to every segment: the segment's score times the probability of the class.
 
-    The probability is that of the features pooled over the segment (``classify_by=proposals``), or the mean over its
-    snippets.
+    The probability is that of the features pooled over the segment (``classify_by=proposals``), the mean over its
+    snippets (``snippets``), each times the video-level score if that is on, or the video-level score alone (``video``).
 
     Args:
         segments: (B, M, 2) in snippets.
         scores: (B, M); 0 stands for padding.
     """
+    video = video_scores(outputs, options)  # B × K
+    if options.classify_by == "video":
+        assert video is not None
+        return _top_pairs(outputs, segments, scores.unsqueeze(2) * video.unsqueeze(1), options)
     inside = inside_segments(segments, outputs.num_snippets).float()  # B × M × T
     if options.classify_by == "proposals":
         assert outputs.classifier_features is not None and outputs.language is not None
@@ -129,12 +158,16 @@ def classify_proposals(outputs: Outputs, segments: Tensor, scores: Tensor, optio
         classes = logits.softmax(2)  # B × M × K
     else:
         classes = inside @ class_scores(outputs, options).transpose(1, 2) / inside.sum(2, keepdim=True)
-    video = video_scores(outputs, options)
     classes = classes if video is None else classes * video.unsqueeze(1)
-    pairs = (scores.unsqueeze(2) * classes).flatten(1)  # B × M·K
+    return _top_pairs(outputs, segments, scores.unsqueeze(2) * classes, options)
+
+
+def _top_pairs(outputs: Outputs, segments: Tensor, scores: Tensor, options: DetectionConfig) -> Proposals:
+    """The best pairs of one of M segments (B, M, 2) and one of K classes, by ``scores`` (B, M, K)."""
+    K, pairs = scores.shape[2], scores.flatten(1)  # B × M·K
     best, index = pairs.topk(min(options.max_proposals, pairs.shape[1]), dim=1)
-    segment = (index // classes.shape[2]).unsqueeze(2).expand(-1, -1, 2)
-    return Proposals(segments.gather(1, segment), best, index % classes.shape[2], outputs.num_snippets)
+    segment = (index // K).unsqueeze(2).expand(-1, -1, 2)
+    return Proposals(segments.gather(1, segment), best, index % K, outputs.num_snippets)
 
 
 def min_max_normalize(curves: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from stale.config import Config
 from stale.data.dataset import load_features, segment_lists
 from stale.data.datasets import facts
-from stale.data.selection import TestData, load_annotations, phrases, training_videos
+from stale.data.selection import TestData, load_annotations, localizer_width, phrases, training_videos
 from stale.detection.decode import min_max_normalize
 from stale.detection.oracle import true_targets
 from stale.detection.run import class_features, over_batches, propose, to_results
@@ -60,7 +60,10 @@ def diagnose(config: Config, model: Stale, tests: Mapping[str, TestData]) -> dic
         ``vocabularies``: vocabulary → title of a table → row → fraction; ``weights``: component → relative change since
         the initialization; ``constant_mask``: half the width, in snippets, of the best mask for training instances.
     """
-    width = next(iter(tests.values())).store.width
+    if model.localizer is None:
+        raise StaleError("the diagnosis compares the masks M, which model.localizer.kind=none does not predict")
+    store = next(iter(tests.values())).store
+    width = store.width, localizer_width(store, config.data)
     split = next(iter(tests.values())).split
     weights = weight_changes(initial_model(config, width, phrases(split.seen)).to(model.background.device), model)
     half_width = fit_constant_mask(_training_targets(config))
@@ -140,6 +143,7 @@ def measure(
         add(VIDEOS, row, is_true.any(2).gather(1, best))
 
     # Foreground mask
+    assert outputs.mask_logits is not None and truth.masks is not None  # as diagnose has checked
     columns = {"M": outputs.mask_logits.float() > 0}  # B × T × T; sigmoid(0) is 0.5
     position = torch.arange(outputs.num_snippets, device=foreground.device)
     near = (position[:, None] - position[None]).abs() <= half_width
@@ -208,6 +212,7 @@ def fit_constant_mask(batches: Iterable[Targets]) -> int:
     """Half the width, in snippets, of the constant mask around a snippet with the highest IoU over all columns."""
     found = []
     for targets in batches:
+        assert targets.masks is not None
         columns = targets.masks.transpose(1, 2)[targets.foreground]  # one for each foreground snippet, × T
         start, snippet = columns.float().argmax(1), targets.foreground.nonzero()[:, 1]
         found.append(torch.stack([snippet, start, start + columns.sum(1)]))

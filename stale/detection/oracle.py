@@ -64,6 +64,7 @@ def substitute(outputs: Outputs, truth: Targets, oracle: Sequence[str]) -> Outpu
     share its probability. The oracle ``masks`` is an argument of the model, because L also decides what is classified.
     """
     if "localizer" in oracle:
+        assert truth.masks is not None
         inside = truth.masks.float()
         outputs = replace(outputs, mask_logits=(inside - 0.5) * torch.inf)  # their sigmoid is 0 or 1
     if "labels" in oracle:

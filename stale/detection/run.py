@@ -24,13 +24,14 @@ from stale import distributed
 from stale.config import Config, DetectionConfig
 from stale.data.annotations import Video
 from stale.data.classes import NamedClass, fill_template, phrase
-from stale.data.dataset import load_features, read_ahead
+from stale.data.dataset import Features, load_features, load_native_features, move, read_ahead
 from stale.data.selection import TestData, phrases
 from stale.detection.baselines import OPTIONS as BASELINE_OPTIONS
 from stale.detection.baselines import baseline_proposals
-from stale.detection.decode import Proposals, class_scores, classify_proposals, decode
+from stale.detection.decode import Proposals, class_scores, classify_proposals, decode, stack
 from stale.detection.oracle import substitute, true_segments, true_targets
 from stale.detection.soft_nms import soft_nms
+from stale.detection.windows import forward_in_windows
 from stale.detection.writers import results_file, table
 from stale.device import out_of_memory_hint
 from stale.io import remove_leftovers
@@ -99,7 +100,7 @@ def class_features(model: Stale, classes: Sequence[str | NamedClass], templates:
 def detect(
     model: Stale,
     videos: Sequence[Video],
-    features: Tensor,
+    features: Features,
     classes: ClassFeatures,
     *,
     options: DetectionConfig,
@@ -108,16 +109,19 @@ def detect(
     """Detect ``classes`` in every video, batch by batch. Several processes share the work; rank 0 has the results.
 
     Args:
-        features: (videos, n·T, D) on any device; batches move to the model's.
+        features: (videos, n·T, D), or (snippets, D) of each, on any device; batches move to the model's.
 
     Returns:
         Every video's detections, an empty list where nothing was found.
     """
 
-    def work(part: slice, block: Tensor) -> VideoResults:
+    def work(part: slice, block: Features) -> VideoResults:
         return _by_video(detect_batch(model, videos[part], block, classes, options=options))
 
-    found = over_batches(len(videos), features.__getitem__, work, size=options.batch_size, progress=progress)
+    def load(part: slice) -> Features:
+        return features[part]
+
+    found = over_batches(len(videos), load, work, size=options.batch_size, progress=progress)
     return {video: detections for results in found for video, detections in results.items()}
 
 
@@ -145,15 +149,22 @@ def over_batches(
 
 @torch.inference_mode()
 def detect_batch(
-    model: Stale, videos: Sequence[Video], features: Tensor, classes: ClassFeatures, *, options: DetectionConfig
+    model: Stale, videos: Sequence[Video], features: Features, classes: ClassFeatures, *, options: DetectionConfig
 ) -> list[VideoDetections]:
-    """Detect ``classes`` in one batch of videos, features (B, n·T, D) on any device."""
+    """Detect ``classes`` in one batch of videos, features (B, n·T, D) or (snippets, D) of each, on any device."""
     model.eval()
-    features = features.to(model.background.device).float()
-    outputs, proposals = propose(model, videos, features, classes, options=options)
-    results = to_results(videos, proposals, classes.labels, options)
-    scores = class_scores(outputs, options).cpu().numpy()
-    masks = [None] * len(videos) if outputs.foreground is None else outputs.foreground.float().cpu().numpy()
+    # Videos of different lengths are forwarded one by one, so that none is padded.
+    native = not isinstance(features, Tensor)
+    groups = [[video] for video in videos] if native else [videos]
+    blocks = [features] if isinstance(features, Tensor) else [item[None] for item in features]
+    scores, masks, found = [], [], []
+    for part, block in zip(groups, blocks, strict=True):
+        block = block.to(model.background.device).float()
+        outputs, proposals = propose(model, part, block, classes, options=options, native=native)
+        found.append(proposals)
+        scores += [*class_scores(outputs, options).cpu().numpy()]
+        masks += [None] * len(part) if outputs.foreground is None else [*outputs.foreground.float().cpu().numpy()]
+    results = to_results(videos, found[0] if len(found) == 1 else stack(found), classes.labels, options)
     threshold = model.config.masking.threshold
     return [
         VideoDetections(video, classes.labels, results[video.id], P, foreground=L, threshold=threshold)
@@ -162,22 +173,29 @@ def detect_batch(
 
 
 def propose(
-    model: Stale, videos: Sequence[Video], features: Tensor, classes: ClassFeatures, *, options: DetectionConfig
+    model: Stale,
+    videos: Sequence[Video],
+    features: Tensor,
+    classes: ClassFeatures,
+    *,
+    options: DetectionConfig,
+    native: bool = False,
 ) -> tuple[Outputs, Proposals]:
     """A batch's outputs and proposals, both in T snippets; ground truth is used only for an oracle.
 
     Args:
         features: (B, n·T, D) on the model's device: the model sees them at T snippets, proposals from the foreground
             alone are found at all n·T.
+        native: the features are at the videos' own rate, (B, T, D) with any T.
     """
-    coarse = model.coarsen(features)
+    coarse = features if native else model.coarsen(features)
     num_snippets, device = coarse.shape[1], coarse.device
     truth, given_mask = None, None
     if model.mask_given or options.oracle:
         truth = true_targets(videos, classes.labels, num_snippets, device)
     if truth is not None and (model.mask_given or "masks" in options.oracle):
         given_mask = truth.foreground.float()
-    outputs = model(coarse, classes.text, given_mask)
+    outputs = forward_in_windows(model, coarse, classes.text, given_mask)
     if options.video_score:
         outputs = replace(outputs, video_cosine=model.video_cosine(coarse, classes.text))
     if truth is not None:
@@ -196,7 +214,8 @@ def to_results(
     picked, scores = soft_nms(proposals.segments, proposals.scores, proposals.labels, options)  # B × P
     segments = proposals.segments.gather(1, picked.unsqueeze(2).expand(-1, -1, 2)).double().cpu()  # B × P × 2
     durations = torch.tensor([video.duration for video in videos], dtype=torch.float64).view(-1, 1, 1)
-    seconds = snippets_to_seconds(segments, durations, proposals.num_snippets).tolist()
+    counts = torch.tensor(proposals.num_snippets).view(-1, 1, 1)
+    seconds = snippets_to_seconds(segments, durations, counts).tolist()
     numbers = proposals.labels.gather(1, picked).tolist()
     results: VideoResults = {}
     for video, *rows in zip(videos, seconds, numbers, scores.tolist(), strict=True):
@@ -225,20 +244,25 @@ def write_test_detections(
     if len(files) > 1:
         text = training_free_text(config.model, phrases(test.classes)).to(device)
     lengths = {name: config.tested_snippets if name == "model" else config.data.num_snippets for name in files}
+    native = config.data.sampling == "native"
+    lengths = {name: 0 if native and name == "model" else length for name, length in lengths.items()}
 
-    def load(part: slice) -> dict[int, Tensor]:
-        ids = [video.id for video in test.videos[part]]
-        return {length: load_features(ids, test.store, length) for length in set(lengths.values())}
+    def load(part: slice) -> dict[int, Features]:
+        videos, ids = test.videos[part], [video.id for video in test.videos[part]]
+        loaded: dict[int, Features] = {n: load_features(ids, test.store, n) for n in set(lengths.values()) if n}
+        return {0: load_native_features(videos, test.store, config.data.rate), **loaded} if native else loaded
 
     @torch.inference_mode()
-    def work(part: slice, features: dict[int, Tensor]) -> dict[str, VideoResults]:
+    def work(part: slice, features: dict[int, Features]) -> dict[str, VideoResults]:
         videos, found = test.videos[part], {}
-        features = {length: block.to(device) for length, block in features.items()}
+        features = {length: move(block, device) for length, block in features.items()}
         for name, length in lengths.items():
             block = features[length]
             if name == "model":
                 found[name] = _by_video(detect_batch(model, videos, block, classes, options=options))
             else:
+                assert isinstance(block, Tensor)
+                block = block[..., : text.shape[1]]  # without the features for the point head alone
                 proposals = baseline_proposals(name, block, text)
                 found[name] = to_results(videos, proposals, test.classes, BASELINE_OPTIONS[name])
         return found

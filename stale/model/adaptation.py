@@ -34,15 +34,19 @@ class CrossAdaptation(nn.Module):
             for layer in (self.decoder.self_attn.out_proj, self.decoder.linear2):  # they add nothing at first
                 nn.init.zeros_(layer.weight)
 
-    def forward(self, language: Tensor, visual: Tensor, mask: Tensor) -> Tensor:
-        """F_lan (K+1, C), F_vis (B, T, C) and the factor on its snippets (B, T) → F_lan' (B, K+1, C), in float32."""
-        with torch.autocast(visual.device.type, enabled=False):  # 1 / τ would enlarge the rounding of bfloat16
-            return self._adapt(language.float(), visual.float(), mask.float())
+    def forward(self, language: Tensor, visual: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
+        """F_lan (K+1, C), F_vis (B, T, C) and the factor on its snippets (B, T) → F_lan' (B, K+1, C), in float32.
 
-    def _adapt(self, language: Tensor, visual: Tensor, mask: Tensor) -> Tensor:
+        ``valid`` (B, T) is False for snippets that are padding.
+        """
+        with torch.autocast(visual.device.type, enabled=False):  # 1 / τ would enlarge the rounding of bfloat16
+            return self._adapt(language.float(), visual.float(), mask.float(), valid)
+
+    def _adapt(self, language: Tensor, visual: Tensor, mask: Tensor, valid: Tensor | None) -> Tensor:
         root = language.shape[-1] ** 0.5
-        empty = mask == 0
-        empty = empty & ~empty.all(1, keepdim=True)  # attention over no key is not defined
+        padding = torch.zeros_like(mask, dtype=torch.bool) if valid is None else ~valid
+        empty = (mask == 0) | padding
+        empty = torch.where(empty.all(1, keepdim=True), padding, empty)  # attention over no key is not defined
         foreground = visual * mask.unsqueeze(-1)  # F_fg
         language = language.expand(len(visual), -1, -1)
         change = self.decoder(language * root, foreground, memory_key_padding_mask=empty) / root

@@ -31,11 +31,14 @@ class SnippetDecoder(nn.Module):
             for _ in range(config.blocks)
         )
 
-    def forward(self, visual: Tensor) -> Tensor:
+    def forward(self, visual: Tensor, valid: Tensor | None = None) -> Tensor:
         """F_vis (B, T, C) → (B, T, hidden)."""
-        x = self.reduce(visual).transpose(1, 2)  # B × hidden × T
+        x = _without_padding(self.reduce(visual).transpose(1, 2), valid)  # B × hidden × T
         for block in self.blocks:
-            x = x + block(x)
+            y = x
+            for layer in block.children():
+                y = _normalize_valid(layer, y, valid) if isinstance(layer, nn.GroupNorm) else layer(y)
+            x = _without_padding(x + y, valid)
         return x.transpose(1, 2)
 
 
@@ -48,7 +51,7 @@ class MaskFormerMask(nn.Module):
 
     def __init__(self, width: int, config: MaskingConfig) -> None:
         super().__init__()
-        self.snippets = SnippetDecoder(width, config) if config.blocks else nn.Identity()
+        self.snippets = SnippetDecoder(width, config) if config.blocks else None
         width = config.hidden if config.blocks else width
         self.queries = nn.Parameter(torch.randn(config.queries, width))
         layer = nn.TransformerDecoderLayer(width, config.heads, 4 * width, config.dropout, batch_first=True)
@@ -60,11 +63,11 @@ class MaskFormerMask(nn.Module):
             nn.init.constant_(self.weigh.weight, 4 / config.queries)
             nn.init.constant_(self.weigh.bias, -1.5)
 
-    def forward(self, visual: Tensor) -> Tensor:
-        """F_vis (B, T, C) → foreground logits (B, T); their sigmoid is L."""
-        snippets = self.snippets(visual)  # B × T × hidden
-        queries = self.queries.expand(len(snippets), -1, -1)  # B × Q × hidden
-        embedding = self.embed(self.decoder(queries, snippets))  # B_q: B × Q × hidden
+    def forward(self, visual: Tensor, valid: Tensor | None = None) -> Tensor:
+        """F_vis (B, T, C) → foreground logits (B, T); their sigmoid is L. ``valid`` (B, T) is False for padding."""
+        snippets = visual if self.snippets is None else self.snippets(visual, valid)  # B × T × hidden
+        queries, padding = self.queries.expand(len(snippets), -1, -1), None if valid is None else ~valid
+        embedding = self.embed(self.decoder(queries, snippets, memory_key_padding_mask=padding))  # B_q: B × Q × hidden
         masks = torch.sigmoid(snippets @ embedding.transpose(1, 2) * self.scale)  # L_q: B × T × Q
         return self.weigh(masks).squeeze(-1)  # W L_q + b: B × T
 
@@ -76,9 +79,28 @@ class ConvMask(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(nn.Conv1d(width, width, 3, padding=1), nn.ReLU(), nn.Conv1d(width, 1, 3, padding=1))
 
-    def forward(self, visual: Tensor) -> Tensor:
+    def forward(self, visual: Tensor, valid: Tensor | None = None) -> Tensor:
         """F_vis (B, T, C) → foreground logits (B, T)."""
-        return self.layers(visual.transpose(1, 2)).squeeze(1)
+        x = visual.transpose(1, 2)
+        for layer in self.layers:
+            x = layer(_without_padding(x, valid))
+        return x.squeeze(1)
+
+
+def _without_padding(x: Tensor, valid: Tensor | None) -> Tensor:
+    """(B, channels, T) with 0 where ``valid`` (B, T) is False, as a convolution pads the end of a video."""
+    return x if valid is None else x * valid.unsqueeze(1)
+
+
+def _normalize_valid(norm: nn.GroupNorm, x: Tensor, valid: Tensor | None) -> Tensor:
+    """``norm`` of a single group on (B, channels, T), with mean and variance over the valid snippets."""
+    if valid is None:
+        return norm(x)
+    inside = valid.unsqueeze(1)  # B × 1 × T
+    count = inside.sum((1, 2), keepdim=True) * x.shape[1]
+    centered = x - (x * inside).sum((1, 2), keepdim=True) / count
+    variance = (centered.square() * inside).sum((1, 2), keepdim=True) / count
+    return centered * (variance + norm.eps).rsqrt() * norm.weight.unsqueeze(1) + norm.bias.unsqueeze(1)
 
 
 def build_masking(width: int, config: MaskingConfig) -> nn.Module | None:

@@ -20,7 +20,8 @@ from stale.model.adaptation import CrossAdaptation
 from stale.model.clip import load_text_weights
 from stale.model.localizer import MaskLocalizer
 from stale.model.masking import apply_threshold, build_masking
-from stale.model.temporal import build_temporal_model
+from stale.model.points import PointHead, Points
+from stale.model.temporal import TemporalModel, build_temporal_model
 from stale.model.text import ClassEmbeddings, ClassEncoder, TextEncoder, TextTransformer
 
 
@@ -30,13 +31,14 @@ class Outputs:
 
     visual: Tensor  # F_vis: B × T × C
     class_logits: Tensor  # B × K+1 × T, the background last; a softmax over dimension 1 gives P
-    mask_logits: Tensor  # B × T × T; the sigmoid gives M, whose column t is the mask that snippet t predicts
+    mask_logits: Tensor | None  # B × T × T; the sigmoid gives M, whose column t is the mask that snippet t predicts
     foreground_logits: Tensor | None  # B × T, whose sigmoid is L; None without a learned representation mask
     mask: Tensor | None = None  # B × T: the factor on the features, L_bin where the mask is applied and binary
     given_mask: Tensor | None = None  # B × T: the ground truth's foreground, where it is given in place of L
     classifier_features: Tensor | None = None  # B × T × C, which are classified: F_vis, or a baseline's own
     language: Tensor | None = None  # F_lan': B × K+1 × C, with which they are compared
     temperature: float | Tensor = 0.01  # τ of the comparison
+    points: Points | None = None  # of the point head, if the model has one
     video_cosine: Tensor | None = None  # B × K, of Stale.video_cosine, where detection asks for it
     video_logits: Tensor | None = None  # B × K, of F_fg pooled over the video, for loss.classification_video
     true_classes: Tensor | None = None  # B × K bool: the classes of each video, where an oracle gives them
@@ -57,10 +59,15 @@ class Outputs:
 class Stale(nn.Module):
     """The model of the paper; ``stale/README.md`` describes every component under the heading that its file names."""
 
-    def __init__(self, text: ClassEncoder, feature_width: int, num_snippets: int, config: ModelConfig) -> None:
-        """Build the components for features of width D and T snippets, around the text encoder, which sets C."""
+    def __init__(
+        self, text: ClassEncoder, feature_width: int, num_snippets: int, config: ModelConfig, localizer_width: int = 0
+    ) -> None:
+        """Build the components for features of width D and T snippets, around the text encoder, which sets C.
+
+        ``localizer_width`` is that of the features for the point head alone, which are the last of D; 0 without any.
+        """
         super().__init__()
-        width = text.output_width
+        width, feature_width = text.output_width, feature_width - localizer_width
         if feature_width != width and not config.visual_projection:
             raise StaleError(
                 f"the features are {feature_width} wide but the text encoder's embedding is {width}: use features and "
@@ -75,14 +82,17 @@ class Stale(nn.Module):
         self.temporal = build_temporal_model(width, config.temporal)
         self.masking = build_masking(width, config.masking)
         self.adaptation = CrossAdaptation(width, config.adaptation) if config.adaptation.enabled else None
-        self.localizer = MaskLocalizer(width, num_snippets, config.localizer)
+        has_masks = config.localizer.kind != "none"
+        self.localizer = MaskLocalizer(width, num_snippets, config.localizer) if has_masks else None
+        self.num_snippets, self.localizer_width = num_snippets, localizer_width
+        self.points = PointHead(localizer_width or width, config.points) if config.points.enabled else None
         self.background = nn.Parameter(torch.randn(width) * width**-0.5)  # learned, the last of the classes
         self.log_temperature = nn.Parameter(torch.tensor(config.temperature).log())  # of τ
         self.classifier: nn.Module | None = None  # context for the classified features alone (two-stage baselines)
         if config.classifier_features == "own":
             self.classifier = build_temporal_model(width, config.temporal)
         elif config.classifier_features == "raw":
-            self.classifier = nn.Identity()
+            self.classifier = TemporalModel()
 
     @property
     def mask_given(self) -> bool:
@@ -90,7 +100,12 @@ class Stale(nn.Module):
         return self.config.masking.kind == "gt"
 
     def forward(
-        self, features: Tensor, text: Tensor, given_mask: Tensor | None = None, foreground: Tensor | None = None
+        self,
+        features: Tensor,
+        text: Tensor,
+        given_mask: Tensor | None = None,
+        foreground: Tensor | None = None,
+        valid: Tensor | None = None,
     ) -> Outputs:
         """Features (B, T, D) and text features (K, C), from ``self.text``, → :class:`Outputs`.
 
@@ -98,16 +113,18 @@ class Stale(nn.Module):
             given_mask: (B, T) of 0 and 1, the ground truth's foreground in place of L: an oracle.
             foreground: (B, T) bool, snippets that pass whatever L is: in training those of the ground truth, or those
                 which L still masks out would teach the classifier nothing [ours].
+            valid: (B, T) bool, False for snippets that are padding and must not influence the others.
         """
         if self.mask_given and given_mask is None:
             raise StaleError("model.masking.kind=gt needs the ground truth of every video; these have none")
+        features, for_localizer = self.split_features(features)
         x = self.normalize_features(features)  # B × T × C
-        visual = self.temporal(x)  # F_vis: B × T × C
+        visual = self.temporal(x, valid)  # F_vis: B × T × C
         language = F.normalize(torch.cat([text, self.background[None]]), dim=-1)  # F_lan: K+1 × C
 
-        foreground_logits = None if self.masking is None else self.masking(visual)  # B × T
+        foreground_logits = None if self.masking is None else self.masking(visual, valid)  # B × T
         known = foreground_logits if given_mask is None else 12 * given_mask - 6  # logits of L
-        mask_logits = self.localizer(visual, known)  # B × T × T
+        mask_logits = None if self.localizer is None else self.localizer(visual, known)  # B × T × T
         mask = torch.ones_like(visual[..., 0])  # L_bin: B × T, the factor on the features
         if self.config.masking.applied and given_mask is not None:
             mask = given_mask.to(visual.dtype)
@@ -115,20 +132,22 @@ class Stale(nn.Module):
             mask = apply_threshold(foreground_logits.sigmoid(), self.config.masking)
             if foreground is not None:
                 mask = torch.where(foreground & (mask == 0), torch.ones_like(mask), mask)
-        elif self.config.masking.crop == "localizer":
+        elif self.config.masking.crop == "localizer" and mask_logits is not None:
             mean = mask_logits.sigmoid().mean(2)  # B × T: how often a snippet is in a predicted mask
             mask = (mean >= mean.mean(1, keepdim=True)).to(visual.dtype)
 
         if self.adaptation is None:
             language = language.expand(len(visual), -1, -1)
         else:
-            language = self.adaptation(language, visual, mask)  # F_lan': B × K+1 × C
+            language = self.adaptation(language, visual, mask, valid)  # F_lan': B × K+1 × C
 
-        classified = visual if self.classifier is None else self.classifier(x)  # B × T × C
+        classified = visual if self.classifier is None else self.classifier(x, valid)  # B × T × C
+        at_points = x if for_localizer is None else F.normalize(for_localizer, dim=-1) * self.localizer_width**0.5
         if self.config.clamp is not None:  # of F_fg, so that a masked snippet is no longer zero
             classified = (classified * mask.unsqueeze(-1)).clamp(min=self.config.clamp)
             mask = torch.ones_like(mask)
-        pooled = (classified * mask.unsqueeze(-1)).mean(1, keepdim=True)  # B × 1 × C
+        present = mask if valid is None else mask * valid
+        pooled = (classified * present.unsqueeze(-1)).mean(1, keepdim=True)  # B × 1 × C
         return Outputs(
             visual=visual,
             class_logits=self.classify(classified, mask, language),  # B × K+1 × T
@@ -139,8 +158,15 @@ class Stale(nn.Module):
             classifier_features=classified,
             language=language,
             temperature=self.log_temperature.exp(),
+            points=None if self.points is None else self.points(at_points, valid),
             video_logits=classify_pooled(pooled, language[:, :-1], self.log_temperature.exp()).squeeze(1),
         )
+
+    def split_features(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features (B, T, D) → those of the classifier, and those for the point head alone; None without any."""
+        if not self.localizer_width:
+            return features, None
+        return features[..., : -self.localizer_width], features[..., -self.localizer_width :]
 
     def normalize_features(self, features: Tensor) -> Tensor:
         """(B, T, D) → (B, T, C): projected, on the unit sphere as CLIP compares them, scaled to unit variance."""
@@ -160,12 +186,13 @@ class Stale(nn.Module):
     def coarsen(self, features: Tensor) -> Tensor:
         """(B, n·T, D) → (B, T, D), the means of n snippets each; features of T snippets are returned as they are."""
         B, length, D = features.shape
-        T = self.localizer.num_snippets
+        T = self.num_snippets
         return features if length == T else features.reshape(B, T, length // T, D).mean(2)
 
     def predict_foreground(self, features: Tensor) -> Tensor:
         """L (B, T') of features (B, T', D) at any number of snippets T'; the masking must not be ``none`` or ``gt``."""
         assert self.masking is not None
+        features, _ = self.split_features(features)
         return self.masking(self.temporal(self.normalize_features(features))).float().sigmoid()
 
     def video_cosine(self, features: Tensor, text: Tensor) -> Tensor:
@@ -174,7 +201,8 @@ class Stale(nn.Module):
         Training on snippets moves features and text towards the seen classes; this comparison stays as open as CLIP's.
         """
         with torch.autocast(features.device.type, enabled=False):
-            video = F.normalize(self.projection(features.float()), dim=-1).mean(1)
+            features, _ = self.split_features(features.float())
+            video = F.normalize(self.projection(features), dim=-1).mean(1)
             return F.normalize(video, dim=-1) @ F.normalize(text.float(), dim=-1).T
 
 
@@ -196,17 +224,21 @@ def load_text_transformer(config: ModelConfig) -> TextTransformer:
 def build_model(
     config: ModelConfig,
     num_snippets: int,
-    feature_width: int,
+    feature_width: int | tuple[int, int],
     text_transformer: TextTransformer,
     seen: Sequence[str] = (),
 ) -> Stale:
-    """Build STALE with the configured components, for training on classes with the phrases ``seen``."""
+    """Build STALE with the configured components, for training on classes with the phrases ``seen``.
+
+    ``feature_width`` is D, or D and how much of it is for the point head alone.
+    """
+    width, localizer_width = (feature_width, 0) if isinstance(feature_width, int) else feature_width
     text: ClassEncoder
     if config.text.encoder == "none":
         text = ClassEmbeddings(ClassEmbeddings.names_of(seen), text_transformer.output_width)
     else:
         text = TextEncoder(text_transformer, config.text)
-    model = Stale(text, feature_width, num_snippets, config)
+    model = Stale(text, width, num_snippets, config, localizer_width=localizer_width)
     if config.background_init == "mean_text" and seen:
         # [ours]: at τ = 0.01 a random one, at a right angle to all features, loses against every class at first.
         with torch.no_grad():
@@ -214,11 +246,11 @@ def build_model(
     return model
 
 
-def initial_model(config: Config, feature_width: int, seen: Sequence[str]) -> Stale:
+def initial_model(config: Config, feature_width: int | tuple[int, int], seen: Sequence[str]) -> Stale:
     """Build STALE with the weights that training starts from, by ``train.seed``; ``seen`` are the classes' phrases."""
     torch.manual_seed(config.train.seed)
     text = distributed.main_process_first(lambda: load_text_transformer(config.model))
-    return build_model(config.model, config.data.num_snippets, feature_width, text, seen=seen)
+    return build_model(config.model, config.data.longest, feature_width, text, seen=seen)
 
 
 def restore_model(config: Config, checkpoint: Mapping[str, Any], path: object = "checkpoint") -> Stale:
@@ -232,7 +264,8 @@ def restore_model(config: Config, checkpoint: Mapping[str, Any], path: object = 
         else:
             inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
             text = TextEncoder(TextTransformer(inner), config.model.text)
-        model = Stale(text, checkpoint["feature_width"], config.data.num_snippets, config.model)
+        widths = {"feature_width": checkpoint["feature_width"], "localizer_width": checkpoint.get("localizer_width", 0)}
+        model = Stale(text, num_snippets=config.data.longest, config=config.model, **widths)
         model.load_state_dict(state)
     except (RuntimeError, KeyError, IndexError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -21,9 +21,10 @@ class AttentionBlock(nn.Module):
         self.norm = nn.LayerNorm(width)
         pass_values_through(self.attention)  # [ours]: a random projection would leave the space of CLIP's text
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """(B, T, C) → (B, T, C)."""
-        attended, _ = self.attention(x, x, x, need_weights=False)
+        padding = None if valid is None else ~valid
+        attended, _ = self.attention(x, x, x, key_padding_mask=padding, need_weights=False)
         return self.norm(x + self.dropout(attended))
 
 
@@ -36,9 +37,10 @@ class TemporalConv(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """(B, T, C) → (B, T, C)."""
-        convolved = self.conv(x.transpose(1, 2)).transpose(1, 2)
+        padded = x if valid is None else x * valid.unsqueeze(2)
+        convolved = self.conv(padded.transpose(1, 2)).transpose(1, 2)
         return self.norm(x + self.dropout(convolved.relu()))
 
 
@@ -53,20 +55,31 @@ class DilatedConv(nn.Module):
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)  # start as the identity [ours], as AttentionBlock does
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """(B, T, C) → (B, T, C)."""
-        convolved = self.out(self.conv(x.transpose(1, 2)).relu()).transpose(1, 2)
+        padded = x if valid is None else x * valid.unsqueeze(2)
+        convolved = self.out(self.conv(padded.transpose(1, 2)).relu()).transpose(1, 2)
         return x + self.dropout(convolved)
 
 
-def build_temporal_model(width: int, config: TemporalConfig) -> nn.Module:
+class TemporalModel(nn.Sequential):
+    """Blocks one after the other; without any, the features stay as they are."""
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(B, T, C) → (B, T, C); ``valid`` (B, T) is False for snippets that are padding."""
+        for block in self:
+            x = block(x, valid)
+        return x
+
+
+def build_temporal_model(width: int, config: TemporalConfig) -> TemporalModel:
     """Build the temporal model ``config.kind``: (B, T, C) → (B, T, C)."""
     if config.kind == "none":
-        return nn.Identity()
+        return TemporalModel()
     if config.kind == "ms_tcn":
-        return nn.Sequential(*(DilatedConv(width, config, dilation=2**layer) for layer in range(config.layers)))
+        return TemporalModel(*(DilatedConv(width, config, dilation=2**layer) for layer in range(config.layers)))
     block = TemporalConv if config.kind == "conv" else AttentionBlock
-    return nn.Sequential(*(block(width, config) for _ in range(config.layers)))
+    return TemporalModel(*(block(width, config) for _ in range(config.layers)))
 
 
 def pass_values_through(attention: nn.MultiheadAttention) -> None:

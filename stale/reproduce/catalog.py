@@ -55,6 +55,9 @@ _B1 = Row("b1", "B-I (two stages)", "B-I", overlays=("baselines/b1.yaml",), note
 _EFFPROMPT = Row(
     "effprompt", "EffPrompt (two stages)", "EffPrompt", overlays=("baselines/effprompt.yaml",), note=_NO_BMN
 )
+_AGNOSTIC = Row(
+    "agnostic", "class-agnostic points, named by the video", "agnostic", overlays=("baselines/agnostic.yaml",)
+)
 _SYSTEMS = (_B2, _B1, _EFFPROMPT, Row("stale", "STALE"))
 
 
@@ -172,6 +175,7 @@ _PLUS = ("stale_plus.yaml",)
 _BEYOND = (
     Row("stale", "STALE"),
     Row("plus", "STALE plus", overlays=_PLUS, baseline="stale"),
+    _AGNOSTIC,
     Row("stale_seen", "STALE, seen classes", vocabulary="seen"),
     Row("plus_seen", "STALE plus, seen classes", overlays=_PLUS, vocabulary="seen", baseline="stale_seen"),
 )
@@ -180,7 +184,7 @@ _BEYOND = (
 _direction = partial(_row, baseline="stale")
 _plus = partial(_row, overlays=_PLUS, baseline="plus")
 _MEAN = ("detection.proposal_score=mean", "detection.foreground_score=max")
-_FINER = ("detection.proposals=both", "detection.upsampling=2")
+_FINER = ("detection.proposals=[masks,foreground]", "detection.upsampling=2")
 _DIRECTIONS = (
     Row("stale", "STALE"),
     _direction("no_context", "features as extracted", "model.temporal.kind=none"),
@@ -196,7 +200,7 @@ _DIRECTIONS = (
     ),
     _direction("more_snippets", "twice the snippets", "data.num_snippets=512"),
     _direction("video_score", "video-level score", "detection.video_score=true"),
-    _direction("proposals", "proposals of the foreground mask too", "detection.proposals=both"),
+    _direction("proposals", "proposals of the foreground mask too", "detection.proposals=[masks,foreground]"),
     _direction("upsampling", "the same, temporal upsampling 2", *_FINER),
     _direction("nms_sigma", "SoftNMS sigma 0.3", "detection.nms_sigma=0.3"),
     _direction("maximum", "proposals scored by the highest mask score", "detection.proposal_score=max"),
@@ -296,7 +300,7 @@ _BOTH, _MAIN = ("75_25", "50_50"), ("75_25",)
 TABLES = {
     table.name: table
     for table in (
-        Table("zero_shot", "Zero-shot detection", _SYSTEMS, _BOTH, published="zero_shot"),
+        Table("zero_shot", "Zero-shot detection", (*_SYSTEMS, _AGNOSTIC), _BOTH, published="zero_shot"),
         Table("masking", "Representation masking", _MASKING, _MAIN, published="masking"),
         Table("text_encoder", "Text encoder", _TEXT, _MAIN, published="text_encoder"),
         Table("error_propagation", "Error propagation", _PROPAGATION, _MAIN, published="error_propagation"),

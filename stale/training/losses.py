@@ -34,15 +34,22 @@ class LossNormalizers:
     inside: Tensor  # entries of the masks at valid snippets, inside their instances
     outside: Tensor  # and outside
     instances: Tensor  # with at least one snippet of their own
+    points: Tensor  # positive points
 
     @classmethod
     def of(cls, targets: Targets) -> LossNormalizers:
         """The counts of ``targets``."""
-        valid, pairs = targets.valid, _valid_pairs(targets)
+        valid = targets.valid
         videos = valid.new_full((), len(valid), dtype=torch.long)
-        inside, instances = (targets.masks & pairs).sum(), _instance_weights(targets).sum()
-        outside, foreground = pairs.sum() - inside, targets.foreground.sum()
-        return cls(None, videos, valid.sum(), foreground, inside=inside, outside=outside, instances=instances)
+        inside = outside = instances = points = torch.zeros_like(videos)
+        if targets.masks is not None:
+            pairs = _valid_pairs(targets)
+            inside, instances = (targets.masks & pairs).sum(), _instance_weights(targets).sum()
+            outside = pairs.sum() - inside
+        if targets.points is not None:
+            points = targets.points.positive.sum()
+        counts = {"inside": inside, "outside": outside, "instances": instances, "points": points}
+        return cls(None, videos, valid.sum(), targets.foreground.sum(), **counts)
 
     def over_processes(self, weight: float = 1.0) -> LossNormalizers:
         """The sum over all processes, in one exchange. This process counts ``weight`` times."""
@@ -68,12 +75,14 @@ class Criterion:
         normalizers, losses = normalizers or LossNormalizers.of(targets), {}
         if self.config.classification:
             losses["classification"] = classification_loss(outputs, targets, normalizers, self.config)
-        if self.config.localization:
+        if self.config.localization and outputs.mask_logits is not None:
             losses["localization"] = localization_loss(outputs, targets, normalizers, self.config)
-        if self.config.consistency:
+        if self.config.consistency and outputs.mask_logits is not None:
             losses["consistency"] = consistency_loss(outputs, targets, normalizers, self.config)
         if self.config.foreground and outputs.foreground_logits is not None:
             losses["foreground"] = foreground_loss(outputs, targets, normalizers, self.config)
+        if self.config.points and outputs.points is not None:
+            losses["points"] = points_loss(outputs, targets, normalizers, self.config)
         if not losses:
             raise StaleError("no loss is left to train with: give one a weight above 0 (loss.classification, ...)")
         return torch.stack([getattr(self.config, name) * loss for name, loss in losses.items()]).sum(), losses
@@ -134,6 +143,7 @@ def _pooled_classification_loss(outputs: Outputs, targets: Targets, normalizers:
     Where instances overlap, a snippet belongs to its owner (``targets.assign_owners``).
     """
     assert outputs.classifier_features is not None and outputs.language is not None  # optional for detection only
+    assert targets.masks is not None
     features = outputs.classifier_features.float()  # B × T × C
     pooled = (features.transpose(1, 2) @ targets.masks.float()).transpose(1, 2)  # the instance of each snippet
     logits = classify_pooled(pooled, outputs.language[:, :-1], outputs.temperature)  # B × T × K
@@ -150,6 +160,7 @@ def localization_loss(outputs: Outputs, targets: Targets, normalizers: LossNorma
     μ is ``config.bce`` and λ ``config.dice``. The BCE is balanced in every column [ours]: over ``all`` pairs of
     snippets [U], most of which lie in the background, an instance's extent hardly counts.
     """
+    assert outputs.mask_logits is not None and targets.masks is not None  # without masks there is no such loss
     logits, inside, valid = outputs.mask_logits.float(), targets.masks, _valid_pairs(targets)  # B × T × T
     entropy = F.binary_cross_entropy_with_logits(logits, inside.float(), reduction="none") * valid
     if config.localization_balance == "column":
@@ -181,6 +192,31 @@ def foreground_loss(outputs: Outputs, targets: Targets, normalizers: LossNormali
     return loss
 
 
+def points_loss(outputs: Outputs, targets: Targets, normalizers: LossNormalizers, config: LossConfig) -> Tensor:
+    """The point head's loss, each term divided by the number of positive points [ours]:
+
+        focal loss of the actionness  +  Σ over positive points of (1 - DIoU)  +  Σ of BCE(predicted tIoU, tIoU)
+
+    Focal loss has α = 0.25, γ = 2 (Lin et al., ICCV 2017). DIoU is tIoU less the squared distance of the centers over
+    the length of the hull (Zheng et al., AAAI 2020).
+    """
+    points, goal = outputs.points, targets.points
+    assert points is not None and goal is not None
+    positive, count = goal.positive.float(), normalizers.points
+    logits, p = points.actionness, points.actionness.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(logits, positive, reduction="none")
+    missed = torch.where(goal.positive, 0.25 * (1 - p).square(), 0.75 * p.square())
+    focal = _masked_mean(missed * entropy, goal.valid, count)
+
+    predicted, true = points.distances, goal.distances.clamp(min=0)  # B × P × 2; both segments contain the point
+    overlap = torch.minimum(predicted, true).sum(2)
+    tiou = overlap / (predicted.sum(2) + true.sum(2) - overlap).clamp(min=1e-6)
+    shift = (predicted - true).diff().squeeze(2) / 2  # of the centers
+    diou = tiou - (shift / torch.maximum(predicted, true).sum(2).clamp(min=1e-6)).square()
+    quality = F.binary_cross_entropy_with_logits(points.tiou, tiou.detach().clamp(0, 1), reduction="none")
+    return focal + _masked_mean(1 - diou + quality, goal.positive, count)
+
+
 def consistency_loss(outputs: Outputs, targets: Targets, normalizers: LossNormalizers, config: LossConfig) -> Tensor:
     """L_const, between the features that the classifier and the localizer select, per video [U]:
 
@@ -193,6 +229,7 @@ def consistency_loss(outputs: Outputs, targets: Targets, normalizers: LossNormal
     ``consistency_centered`` takes F_vis less its mean over the video's valid snippets, and a distance of 0 where
     nothing is above θ [ours].
     """
+    assert outputs.mask_logits is not None  # without masks there is no such loss
     class_logits, mask_logits = outputs.class_logits.float(), outputs.mask_logits.float()
     if config.consistency_gradient == "visual":
         class_logits, mask_logits = class_logits.detach(), mask_logits.detach()
@@ -234,6 +271,7 @@ def _valid_pairs(targets: Targets) -> Tensor:
 
 def _instance_weights(targets: Targets) -> Tensor:
     """(B, T), weights of the unambiguous snippets, which over an instance that overlaps no other sum to 1."""
+    assert targets.masks is not None
     return (targets.foreground & targets.unambiguous) / targets.masks.float().sum(1).clamp(min=1)
 
 

@@ -36,8 +36,9 @@ def part_statistics(
         passing = (threshold < L) & targets.valid
         statistics["passing"] = passing.sum() / normalizers.valid.clamp(min=1)
         statistics["foreground_deviation"] = L.std(1).sum() / normalizers.videos
-    deviation = outputs.mask_logits.float().sigmoid().std(1) * targets.foreground
-    statistics["mask_deviation"] = deviation.sum() / normalizers.foreground.clamp(min=1)
+    if outputs.mask_logits is not None:
+        deviation = outputs.mask_logits.float().sigmoid().std(1) * targets.foreground
+        statistics["mask_deviation"] = deviation.sum() / normalizers.foreground.clamp(min=1)
     return statistics
 
 
@@ -64,7 +65,7 @@ class Monitor:
                 "the representation mask is constant over time: raise train.learning_rate, set "
                 "loss.foreground_form=dice_bce, or give it context by model.masking.blocks"
             )
-        if loss.localization and means["mask_deviation"] < _FLAT:
+        if loss.localization and means.get("mask_deviation", 1.0) < _FLAT:
             yield "the localizer's masks are constant over time: raise train.localizer_learning_rate or train.epochs"
         trivial = math.log(self.num_classes + 1)
         if loss.classification_form == "cross_entropy" and abs(means.get("classification", 0.0) - trivial) < 1e-3:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stale.config import PointsConfig
 from stale.data.dataset import IGNORED, inside_segments
+from stale.model.points import PointGrid
 
 _ROUNDS = 2  # of assigning snippets to instances without any
 
@@ -24,19 +26,40 @@ class Targets:
         classes: (B, K+1, T), a distribution over the classes for each snippet. The background comes last.
         masks: (B, T, T) bool. Column t is the extent of the instance that owns snippet t; background columns are empty.
         foreground: (B, T) bool, the snippets inside an instance of the vocabulary.
-        valid: (B, T) bool, False for snippets inside instances of other classes only. No loss counts these.
-        unambiguous: (B, T) bool, False for all snippets inside instances of other classes. The classification loss
-            counts no other snippets.
+        valid: (B, T) bool, False for snippets inside instances of other classes only, and for padding. No loss counts
+            these.
+        unambiguous: (B, T) bool, False for all snippets inside instances of other classes, and for padding. The
+            classification loss counts no other snippets.
+        points: what the point head should predict, None without one.
     """
 
     classes: Tensor
-    masks: Tensor
+    masks: Tensor | None  # None for a model without the action mask localizer
     foreground: Tensor
     valid: Tensor
     unambiguous: Tensor
+    points: PointTargets | None = None
 
 
-def build_targets(segments: Tensor, labels: Tensor, num_classes: int, num_snippets: int) -> Targets:
+@dataclass(frozen=True)
+class PointTargets:
+    """What the point head's outputs are compared with, for P points."""
+
+    positive: Tensor  # (B, P) bool, near the center of an instance whose length suits the point's level
+    valid: Tensor  # (B, P) bool, False inside instances of other classes and at padding
+    distances: Tensor  # (B, P, 2) to start and end of the instance in snippets, where positive
+
+
+def build_targets(
+    segments: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    num_snippets: int,
+    *,
+    valid: Tensor | None = None,
+    masks: bool = True,
+    points: PointsConfig | None = None,
+) -> Targets:
     """Targets of a batch, on the device of its segments.
 
     A snippet is inside an instance that contains its center; an instance without any has the snippet at its middle.
@@ -47,12 +70,20 @@ def build_targets(segments: Tensor, labels: Tensor, num_classes: int, num_snippe
     Args:
         segments: (B, N, 2) in snippets.
         labels: (B, N), the class, ``IGNORED`` or ``PADDING``.
+        valid: (B, T), False for snippets that are padding.
+        masks: whether the model has the action mask localizer.
+        points: the settings of the point head, if the model has one.
     """
     inside = inside_segments(segments, num_snippets)  # B × N × T
+    if valid is not None:
+        inside = inside & valid.unsqueeze(1)
     known = inside & (labels >= 0).unsqueeze(2)
     ignored = inside & (labels == IGNORED).unsqueeze(2)
     foreground = known.any(1)  # B × T
-    valid = foreground | ~ignored.any(1)
+    counted = foreground | ~ignored.any(1)
+    if valid is not None:
+        counted = counted & valid
+    at_points = None if points is None else build_point_targets(segments, labels, counted, points)
 
     # classes[b, k, t] = 1 / number of classes around snippet t, if k is one of them
     classes = torch.zeros(len(labels), num_classes + 1, num_snippets, device=labels.device)
@@ -61,11 +92,42 @@ def build_targets(segments: Tensor, labels: Tensor, num_classes: int, num_snippe
     classes[:, -1] = (~foreground).float()
     classes /= classes.sum(1, keepdim=True)
 
+    unambiguous = counted & ~ignored.any(1)
+    if not masks:
+        return Targets(classes, None, foreground, counted, unambiguous=unambiguous, points=at_points)
     # masks[b, :, t] = the extent of the owner of snippet t
     owner = assign_owners(segments, known)  # B × T
     extents = known.gather(1, owner.unsqueeze(2).expand(-1, -1, num_snippets))  # B × T × T, a row for each snippet
-    masks = (extents & foreground.unsqueeze(2)).transpose(1, 2)
-    return Targets(classes, masks, foreground, valid=valid, unambiguous=~ignored.any(1))
+    extents = (extents & foreground.unsqueeze(2)).transpose(1, 2)
+    return Targets(classes, extents, foreground, counted, unambiguous=unambiguous, points=at_points)
+
+
+def build_point_targets(segments: Tensor, labels: Tensor, counted: Tensor, config: PointsConfig) -> PointTargets:
+    """Which points are positive, and their distances to start and end (ActionFormer's rules).
+
+    A point at level l is positive for an instance that contains it, whose center lies within ``config.radius`` strides
+    of it, and whose farther boundary lies [4, 8) strides away from it, from 0 at the first level and without end at the
+    last, [2^(l+1), 2^(l+2)) snippets. Of several such instances it takes the shortest. An instance shorter than a
+    snippet counts as one snippet long, so that each has a positive point unless a shorter one takes it.
+
+    Args:
+        segments, labels: as in :func:`build_targets`.
+        counted: (B, T), False for snippets that no loss counts.
+    """
+    grid = PointGrid.of(counted.shape[1], config.levels, counted.device)
+    center, half = segments.mean(2), (segments.diff().squeeze(2) / 2).clamp(min=0.5)  # B × N
+    start, end = (center - half).unsqueeze(1), (center + half).unsqueeze(1)  # B × 1 × N
+    positions, strides = grid.positions.view(-1, 1), grid.strides.view(-1, 1)  # P × 1
+    before, after = positions - start, end - positions  # B × P × N
+    farther = torch.maximum(before, after)
+    lowest = torch.where(strides > 1, 2 * strides, 0)
+    highest = torch.where(strides < 2 ** (config.levels - 1), 4 * strides, torch.inf)
+    positive = (before >= 0) & (after >= 0) & (farther >= lowest) & (farther < highest)
+    positive &= ((positions - center.unsqueeze(1)).abs() <= config.radius * strides) & (labels >= 0).unsqueeze(1)
+    own = half.unsqueeze(1).masked_fill(~positive, torch.inf).argmin(2, keepdim=True)  # B × P × 1, the shortest
+    distances = torch.cat([before.gather(2, own), after.gather(2, own)], 2)
+    found, valid = positive.any(2), grid.at_points(counted)
+    return PointTargets(found & valid, valid, distances)
 
 
 def assign_owners(segments: Tensor, known: Tensor) -> Tensor:

@@ -16,18 +16,19 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from stale import distributed
 from stale.checkpoint import git_revision, load_checkpoint, save_checkpoint
 from stale.config import Config, TrainConfig, differing_keys, load_config, save_config
-from stale.data.dataset import VideoDataset
+from stale.data.dataset import Batch, VideoDataset
 from stale.data.datasets import facts
 from stale.data.features import Backbone, require_same_backbone, require_same_width
 from stale.data.selection import TrainingData, load_training_data, phrases
@@ -68,7 +69,8 @@ def train(config: Config, output: str | Path, resume: bool = False, overwrite: b
             # Data
             data = load_training_data(config)
             # Model
-            model = initial_model(config, data.feature_width, phrases(data.split.seen)).to(device)
+            widths = data.feature_width, data.localizer_width
+            model = initial_model(config, widths, phrases(data.split.seen)).to(device)
             if distributed.rank():  # the same weights in every process, but other dropout
                 torch.manual_seed(config.train.seed + distributed.rank())
             # Loss and optimizer
@@ -139,10 +141,15 @@ class Trainer:
         self.train_step = _compile_or_distribute(self._train_step(data.split.seen), config.train.compile)
         # Optimizer
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]  # at the schedule's factor 1
+        average = get_ema_multi_avg_fn(config.train.ema)
+        self.average = AveragedModel(model, multi_avg_fn=average) if config.train.ema else None
         # Progress
         self.epoch = 0  # of the last checkpoint
         self.best: dict[str, Any] = {"epoch": 0, "mAP": -1.0}
         self._features = {"feature_width": data.feature_width, "features": data.backbone.as_dict()}
+        if data.localizer_width:
+            self._features["localizer_width"] = data.localizer_width
         self._board: Any = None
 
     def fit(self) -> None:
@@ -151,7 +158,9 @@ class Trainer:
         sizes = f"{len(self.train_data)} training videos, {len(self.held_out)} held out, {len(self.split.seen)} classes"
         where = f"{self.device}, {str(self.precision).removeprefix('torch.')}, processes: {distributed.world_size()}"
         _log.info("%s; %s%s", sizes, where, f"; resumed after epoch {self.epoch}" if self.epoch else "")
-        unowned = count_unowned(self.train_data.segments, self.train_data.labels, self.config.data.num_snippets)
+        unowned = 0
+        if self.model.localizer is not None:
+            unowned = count_unowned(self.train_data.segments, self.train_data.labels, self.config.data.num_snippets)
         if unowned:
             _log.info("%d training instances have no mask target: all their snippets are of other instances", unowned)
         with suppress(ImportError):
@@ -188,14 +197,14 @@ class Trainer:
         """Train on every video once. Returns the mean of each loss."""
         options = self.config.train
         generator = torch.Generator().manual_seed(options.seed * 100_003 + epoch - 1)
-        order = torch.randperm(len(self.train_data), generator=generator).to(self.device)
-        batches = order.split(options.batch_size)
+        batches = self.train_data.batches(options.batch_size, generator)
         self.model.train()
         losses: list[dict[str, Tensor]] = []
         logged, started = 0, time.perf_counter()
         hidden = None if distributed.is_main_process() else True  # None: where there is no terminal
         bar = tqdm(batches, f"epoch {epoch}/{options.epochs}", leave=False, unit="step", disable=hidden)
         for number, indices in enumerate(bar, start=1):
+            self.set_rates(epoch - 1 + (number - 0.5) / len(batches))
             losses.append(self.step(indices))
             if number % options.log_interval == 0 or number == len(batches):
                 means = _means(losses[logged:], epoch)  # waits for a GPU; nothing else in the loop does
@@ -206,15 +215,24 @@ class Trainer:
                 logged, started = number, time.perf_counter()
         return _means(losses, epoch)
 
+    def set_rates(self, epochs: float) -> None:
+        """Set the learning rates after ``epochs`` of training: warm-up, then the schedule."""
+        options, progress = self.config.train, epochs / self.config.train.epochs
+        factor = min(progress / options.warmup, 1.0) if options.warmup else 1.0
+        if options.schedule == "cosine" and progress > options.warmup:
+            factor = 0.5 * (1 + math.cos(math.pi * (progress - options.warmup) / (1 - options.warmup)))
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = factor * rate
+
     def step(self, indices: Tensor) -> dict[str, Tensor]:
         """Take an optimizer step on the videos at ``indices`` (B,), shared by all processes. Returns the losses."""
         share = indices[distributed.rank() :: distributed.world_size()]
         weight = 1.0 if len(share) else 0.0  # a process without a video computes one that does not count
         batch = self.train_data.batch(share if len(share) else indices[:1])
-        targets = build_targets(batch.segments, batch.labels, len(self.split.seen), batch.features.shape[1])
+        targets = self.targets(batch, len(self.split.seen))
         normalizers = LossNormalizers.of(targets).over_processes(weight)
         with _compiler_errors():
-            total, losses = self.train_step(batch.features, targets, normalizers)
+            total, losses = self.train_step(batch.features, targets, normalizers, batch.valid)
             self.optimizer.zero_grad()
             # times the number of processes, because the gradients' mean is taken
             self.scaler.scale(total * (weight * distributed.world_size())).backward()
@@ -223,15 +241,32 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         values = distributed.all_reduce(weight * torch.stack([total, *losses.values()]).detach())
         return dict(zip(("total", *losses), values.unbind(), strict=True))
+
+    def targets(self, batch: Batch, num_classes: int) -> Targets:
+        """The targets of a batch that the model's parts need."""
+        model = self.config.model
+        points = model.points if model.points.enabled else None
+        masks, T = model.localizer.kind != "none", batch.features.shape[1]
+        return build_targets(
+            batch.segments, batch.labels, num_classes, T, valid=batch.valid, masks=masks, points=points
+        )
+
+    @property
+    def tested_model(self) -> Stale:
+        """The model with the weights that are validated, saved and tested: their moving average, if there is one."""
+        return self.model if self.average is None else cast(Stale, self.average.module)
 
     def validate(self, epoch: int) -> float:
         """Detect seen classes in held-out videos. The best mAP so far makes the checkpoint ``best.pt``."""
         options = self.config.detection.model_copy(update={"oracle": []})  # an oracle is for test videos only
         with autocast(self.device, self.precision):
-            classes, held_out = class_features(self.model, self.split.seen), self.held_out
-            results = detect(self.model, held_out.videos, held_out.features, classes, options=options, progress=False)
+            model, held_out = self.tested_model, self.held_out
+            classes = class_features(model, self.split.seen)
+            results = detect(model, held_out.videos, held_out.features, classes, options=options, progress=False)
         score = math.nan
         if distributed.is_main_process():
             tious = facts(self.config.data.dataset).tious
@@ -257,8 +292,9 @@ class Trainer:
         train_step = self._train_step(unseen).eval()
         for indices in torch.arange(len(test), device=self.device).split(self.config.train.batch_size):
             batch = test.batch(indices)
-            targets = build_targets(batch.segments, batch.labels, len(unseen), batch.features.shape[1])
-            total += float(train_step(batch.features, targets, LossNormalizers.of(targets))[0]) * len(indices)
+            targets = self.targets(batch, len(unseen))
+            loss, _ = train_step(batch.features, targets, LossNormalizers.of(targets), batch.valid)
+            total += float(loss) * len(indices)
         return total / len(test)
 
     def save(self, epoch: int) -> None:
@@ -270,13 +306,18 @@ class Trainer:
         if distributed.is_main_process():
             optimizer, scaler = self.optimizer.state_dict(), self.scaler.state_dict()
             content = {**self._weights(epoch), "optimizer": optimizer, "scaler": scaler, "random": of_processes}
+            if self.average is not None:
+                content["trained"] = self.model.state_dict()  # "model" is their moving average
             save_checkpoint(self.run.checkpoint("last"), content)
         self.epoch = epoch
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from the checkpoint ``state``; a StaleError if it is not one of this model in training."""
         try:
-            self.model.load_state_dict(state["model"])
+            if self.average is not None:
+                self.average.module.load_state_dict(state["model"])
+                self.average.n_averaged.fill_(1)  # not to begin again with the next weights
+            self.model.load_state_dict(state["model" if self.average is None else "trained"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             self.epoch, self.best = state["epoch"], state["best"]
@@ -290,7 +331,7 @@ class Trainer:
             raise StaleError(f"cannot resume, {self.run.checkpoint('last')} {fault}") from error
 
     def _weights(self, epoch: int) -> dict[str, Any]:
-        return {"model": self.model.state_dict(), **self._features, "epoch": epoch, "best": self.best}
+        return {"model": self.tested_model.state_dict(), **self._features, "epoch": epoch, "best": self.best}
 
     def _train_step(self, classes: tuple[str, ...]) -> TrainStep:
         prompts = self.model.text.tokenize(phrases(classes)).to(self.device)
@@ -322,12 +363,12 @@ class TrainStep(nn.Module):
         self._fixed_text: Tensor | None = None
 
     def forward(
-        self, features: Tensor, targets: Targets, normalizers: LossNormalizers
+        self, features: Tensor, targets: Targets, normalizers: LossNormalizers, valid: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Features (B, T, D) → the weighted sum of the losses; each by name, unweighted; statistics of the masks."""
+        """Features (B, T, D), of which ``valid`` (B, T), → the weighted sum of the losses; each of them; statistics."""
         given_mask = targets.foreground.float() if self.model.mask_given else None
         with autocast(features.device, self.precision):
-            outputs = self.model(features, self._text(), given_mask, targets.foreground)
+            outputs = self.model(features, self._text(), given_mask, targets.foreground, valid=valid)
         total, losses = self.criterion(outputs, targets, normalizers)
         return total, losses | part_statistics(outputs, targets, normalizers, self.model.config.masking.threshold)
 

@@ -18,7 +18,7 @@ import torch
 
 from eval import main as evaluate
 from stale.api import infer
-from stale.config import Config, load_config
+from stale.config import Config, PointsConfig, load_config
 from stale.data.annotations import Instance, Video, all_labels, read_annotations
 from stale.data.dataset import IGNORED, PADDING, load_features, rescale
 from stale.data.features import FeatureStore, open_features
@@ -166,7 +166,9 @@ def database(rng: np.random.Generator) -> dict[str, Any]:
     return videos
 
 
-def training_data(folder: Path, videos: dict[str, Any], unseen: tuple[str, ...] = UNSEEN) -> TrainingData:
+def training_data(
+    folder: Path, videos: dict[str, Any], unseen: tuple[str, ...] = UNSEEN, sampling: str = "rescale"
+) -> TrainingData:
     """The training data of ``videos``, loaded from files as any run loads them."""
     folder.mkdir()
     (folder / "annotations.json").write_text(json.dumps({"database": videos}))
@@ -180,7 +182,9 @@ def training_data(folder: Path, videos: dict[str, Any], unseen: tuple[str, ...] 
         path.write_text("\n".join(labels))
     files = {"annotations": "annotations.json", "features": "features.h5", "splits": "splits"}
     assignments = [f"data.{key}={folder / name}" for key, name in files.items()]
-    rest = ["data.dataset=tiny", "data.num_snippets=16", "model.text.weights=unused"]
+    rest = ["data.dataset=tiny", "data.num_snippets=16", "model.text.weights=unused", f"data.sampling={sampling}"]
+    if sampling == "native":
+        rest += ["data.max_snippets=64", "model.localizer.kind=none", "detection.proposals=foreground"]
     return load_training_data(load_config([], [*assignments, *rest]))
 
 
@@ -197,9 +201,11 @@ def everything_trained_on(data: TrainingData) -> Iterator[torch.Tensor]:
     """Every tensor of both data sets, every target made of them."""
     for part in (data.train, data.held_out):
         batch = part.batch(torch.arange(len(part)))
-        targets = build_targets(batch.segments, batch.labels, len(data.split.seen), 16)
-        for holder in (batch, targets):
-            yield from (getattr(holder, item.name) for item in dataclasses.fields(holder))
+        size = len(data.split.seen), batch.features.shape[1]
+        targets = build_targets(batch.segments, batch.labels, *size, valid=batch.valid, points=PointsConfig())
+        for holder in (batch, targets, targets.points):
+            values = (getattr(holder, item.name) for item in dataclasses.fields(holder))
+            yield from (value for value in values if isinstance(value, torch.Tensor))
 
 
 def same(first: TrainingData, second: TrainingData) -> bool:
@@ -208,25 +214,28 @@ def same(first: TrainingData, second: TrainingData) -> bool:
     return equal and first.train.videos == second.train.videos and first.held_out.videos == second.held_out.videos
 
 
-def test_permuting_or_renaming_the_unseen_labels_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sampling", ["rescale", "native"])
+def test_permuting_or_renaming_the_unseen_labels_changes_nothing(tmp_path: Path, sampling: str) -> None:
     """New names sort elsewhere, and one begins a seen class's name."""
     videos, rng = database(np.random.default_rng(0)), np.random.default_rng(1)
-    original = training_data(tmp_path / "original", videos)
+    original = training_data(tmp_path / "original", videos, sampling=sampling)
     shuffled = relabel(videos, lambda label: str(rng.choice(UNSEEN)) if label in UNSEEN else label)
     assert shuffled != videos
-    assert same(original, training_data(tmp_path / "permuted", shuffled))
+    assert same(original, training_data(tmp_path / "permuted", shuffled, sampling=sampling))
     names = dict(zip(UNSEEN, ("~tilde", "0 first", "Run"), strict=True))
     renamed = relabel(videos, lambda label: names.get(label, label))
-    assert same(original, training_data(tmp_path / "renamed", renamed, tuple(names.values())))
+    assert same(original, training_data(tmp_path / "renamed", renamed, tuple(names.values()), sampling))
     # The comparison notices a seen label: it does not pass for the wrong reason.
     swap = {"Baking": "Juggling", "Juggling": "Baking"}
-    assert not same(original, training_data(tmp_path / "swapped", relabel(videos, lambda x: swap.get(x, x))))
+    swapped = relabel(videos, lambda x: swap.get(x, x))
+    assert not same(original, training_data(tmp_path / "swapped", swapped, sampling=sampling))
     assert (original.train.labels == IGNORED).any()
 
 
-def test_no_unseen_label_is_reachable_from_the_training_data(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sampling", ["rescale", "native"])
+def test_no_unseen_label_is_reachable_from_the_training_data(tmp_path: Path, sampling: str) -> None:
     videos = database(np.random.default_rng(0))
-    data = training_data(tmp_path / "data", videos)
+    data = training_data(tmp_path / "data", videos, sampling=sampling)
     for part in (data.train, data.held_out):
         everything = pickle.dumps(part)  # all that can be reached from it
         assert any(label.encode() in everything for label in SEEN)

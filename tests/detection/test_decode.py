@@ -184,7 +184,7 @@ def test_proposals_from_the_foreground_by_loops(model: Stale, features: Tensor) 
 
 def test_both_sources_of_proposals_are_concatenated(model: Stale, features: Tensor) -> None:
     masks, foreground, both = (
-        proposals_of(model, features, proposals=name) for name in ("masks", "foreground", "both")
+        proposals_of(model, features, proposals=name) for name in ("masks", "foreground", ["masks", "foreground"])
     )
     assert sorted(both.scores[0].tolist()) == sorted(masks.scores[0].tolist() + foreground.scores[0].tolist())
     assert both.num_snippets == T

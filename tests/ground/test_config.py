@@ -165,7 +165,10 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path, key: str, nearest: str
         ("detection.thresholds=[]", "detection.thresholds must be a list"),
         ("detection.thresholds=[0.5, high]", "detection.thresholds must be a number, not 'high'"),
         ("detection.thresholds=[0.5, 1.0]", "detection.thresholds is 1.0; it must be below 1"),
-        ("model.masking.kind=none detection.proposals=both", "detection.proposals=both needs the predicted foreground"),
+        (
+            "model.masking.kind=none detection.proposals=[masks,foreground]",
+            "detection.proposals=foreground needs the predicted foreground",
+        ),
         ("detection.oracle=[masks, M]", "detection.oracle is 'M'; use one of masks, localizer, labels, proposals"),
         ("detection.oracle=3.5", "detection.oracle is '3.5'; use one of masks"),
         ("detection.oracle=[proposals, labels, masks]", "detection.oracle=proposals replaces what masks and localizer"),

@@ -38,7 +38,7 @@ def overlay(name: str) -> Path:
 def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
     """A short run of each baseline with its detections."""
     folder, made = tmp_path_factory.mktemp("runs"), {}
-    for name in BASELINES:
+    for name in (*BASELINES, "agnostic"):
         made[name] = train(load_config([data, overlay(name)], ["train.epochs=1"]), folder / name)
         infer(made[name])
     return made
@@ -66,7 +66,7 @@ def trained_by(name: str, *losses: str) -> set[str]:
     return {".".join(n.split(".")[:2]) if n.startswith("text") else n.split(".")[0] for n in reached}
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", [*BASELINES, "agnostic"])
 def test_a_baseline_is_trained_and_tested_like_the_model(runs: dict[str, RunFolder], name: str) -> None:
     results = read_json(runs[name].detections("unseen"), "detections")
     assert len(read_results(runs[name].detections("unseen"))) > len(results["results"])
@@ -146,3 +146,34 @@ def test_effprompt_learns_prompts_and_context_of_its_own() -> None:
 @pytest.mark.parametrize("name", ["b1", "effprompt"])
 def test_the_proposal_stage_is_trained_by_its_own_losses(name: str) -> None:
     assert trained_by(name, "localization", "foreground") == {"temporal", "masking", "localizer"}
+
+
+# Class-agnostic point head, named by the video
+
+
+def test_agnostic_trains_the_point_head_alone(runs: dict[str, RunFolder]) -> None:
+    config, state = runs["agnostic"].load_config(), load_checkpoint(runs["agnostic"].checkpoint("last"))
+    model = restore_model(config, state)
+    outputs = model(torch.randn(B, T, C), model.text(model.text.tokenize(NAMES)))
+    targets = build_targets(SEGMENTS, LABELS, K, T, masks=False, points=config.model.points)
+    total, computed = Criterion(config.loss)(outputs, targets)
+    assert set(computed) == {"points"}
+    total.backward()
+    assert {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None} == {"points"}
+
+
+def test_agnostic_names_every_segment_by_the_video(data: Path, runs: dict[str, RunFolder]) -> None:
+    """A video's classes have the same segments, and the scores of their best stand as the video-level scores do."""
+    config = runs["agnostic"].load_config()
+    test = load_test_data(config, "unseen")
+    model = restore_model(config, load_checkpoint(runs["agnostic"].checkpoint("best"))).eval()
+    results = read_json(runs["agnostic"].detections("unseen"), "detections")["results"]
+    with torch.no_grad():
+        text = model.text(model.text.tokenize(phrases(test.classes)))
+    for video in test.videos:
+        snippets = F.normalize(torch.from_numpy(test.store.read(video.id)).float(), dim=1)
+        similar = F.normalize(snippets.mean(0), dim=0) @ F.normalize(text, dim=1).T
+        best = [max(row["score"] for row in results[video.id] if row["label"] == label) for label in test.classes]
+        expected = (similar / config.detection.video_temperature).softmax(0)
+        assert best[0] / best[1] == pytest.approx(float(expected[0] / expected[1]), rel=1e-3)
+        assert all(0 <= row["segment"][0] < row["segment"][1] <= video.duration + 1e-3 for row in results[video.id])

@@ -42,7 +42,7 @@ class FixedMask(nn.Module):
         super().__init__()
         self.logits = nn.Parameter(logits)
 
-    def forward(self, visual: Tensor) -> Tensor:
+    def forward(self, visual: Tensor, valid: Tensor | None = None) -> Tensor:
         return self.logits.expand(visual.shape[:2])
 
 

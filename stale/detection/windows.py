@@ -1,0 +1,64 @@
+"""Videos longer than ``data.max_snippets`` at their own rate: the model's outputs from overlapping windows.
+
+B videos, T snippets, W snippets of a window, K classes under test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from stale.model.points import PointGrid, Points
+from stale.model.stale import Outputs, Stale
+
+_ALIGNED = 32  # Windows begin at multiples of this, so that the points of all but the coarsest levels coincide.
+
+
+def forward_in_windows(model: Stale, features: Tensor, text: Tensor, given_mask: Tensor | None) -> Outputs:
+    """Outputs for features (B, T, D) of any length, in windows where they are longer than ``model.num_snippets``.
+
+    Windows overlap by half, and each gives its middle half; the first gives its beginning too, and the last its end.
+    The text that is adapted to a video is the mean over the windows.
+    """
+    T, step = features.shape[1], max(model.num_snippets // (4 * _ALIGNED), 1) * 2 * _ALIGNED  # half a window
+    if max(model.num_snippets, 2 * step) >= T:
+        return model(features, text, given_mask)
+    starts = list(range(0, T - step, step))  # the last window reaches the end
+    found, spans = [], []
+    for start in starts:
+        window = slice(start, min(start + 2 * step, T))
+        found.append(model(features[:, window], text, None if given_mask is None else given_mask[:, window]))
+        first = 0 if start == 0 else step // 2
+        last = window.stop - start if start == starts[-1] else 3 * step // 2
+        spans.append((first, last))
+
+    def join(name: str, dim: int) -> Tensor | None:
+        """The spans of a tensor whose dimension ``dim`` is time, one after the other."""
+        if getattr(found[0], name) is None:
+            return None
+        tensors = [getattr(part, name) for part in found]
+        cut = (x.narrow(dim, first, last - first) for x, (first, last) in zip(tensors, spans, strict=True))
+        return torch.cat(list(cut), dim)
+
+    names = {"visual": 1, "class_logits": 2, "foreground_logits": 1, "given_mask": 1, "classifier_features": 1}
+    joined = {name: join(name, dim) for name, dim in names.items()}
+    language = torch.stack([part.language for part in found if part.language is not None]).mean(0)
+    return replace(found[0], **joined, language=language, points=_join_points(found, starts, spans))
+
+
+def _join_points(found: list[Outputs], starts: list[int], spans: list[tuple[int, int]]) -> Points | None:
+    """The points inside the windows' spans, at their positions in the whole video."""
+    parts = []
+    for part, start, (first, last) in zip(found, starts, spans, strict=True):
+        if part.points is None:
+            return None
+        grid = part.points.grid
+        kept = (grid.positions >= first) & (grid.positions < last)
+        positions, strides = grid.positions[kept] + start, grid.strides[kept]
+        parts.append((part.points, kept, positions, strides))
+    values = [torch.cat([getattr(p, name)[:, kept] for p, kept, *_ in parts], 1) for name in ("actionness", "tiou")]
+    distances = torch.cat([p.distances[:, kept] for p, kept, *_ in parts], 1)
+    grid = PointGrid(torch.cat([row[2] for row in parts]), torch.cat([row[3] for row in parts]))
+    return Points(values[0], distances, values[1], grid)
