@@ -21,7 +21,7 @@ from stale.checkpoint import load_checkpoint
 from stale.config import Config, load_config
 from stale.data.annotations import Video, match_video_id
 from stale.data.classes import NamedClass, parse_classes
-from stale.data.dataset import load_sampled, rescale
+from stale.data.dataset import load_sampled, native_length, rescale
 from stale.data.features import (
     Backbone,
     check_features,
@@ -108,9 +108,7 @@ class Detector:
             raise StaleError(f"fps is {fps}: say how many snippets a second the features of '{name}' have")
         require_same_width(self.feature_width, array.shape[1], f"features of '{name}'")
         video, data = Video(name, "", len(array) / fps, ()), self.config.data
-        count = self.config.tested_snippets
-        if data.sampling == "native":
-            count = len(array) if data.rate is None else max(round(data.rate * video.duration), 1)
+        count = self.config.tested_snippets or native_length(len(array), video.duration, data.rate)
         snippets = rescale(torch.from_numpy(array), count)
         return self._detect_one(video, snippets, self.class_features(classes, templates))
 
@@ -202,8 +200,7 @@ class Detector:
 
     def _detect_one(self, video: Video, features: Tensor, classes: ClassFeatures) -> VideoDetections:
         """Detect in one video, features (n·T, D), or (snippets, D) at their own rate."""
-        native = self.config.data.sampling == "native"
-        batch = [features] if native else features[None]
+        batch = [features] if self.config.tested_snippets is None else features[None]
         with out_of_memory_hint("data.num_snippets", self.config.data.num_snippets, "; train again with fewer"):
             (found,) = detect_batch(self.model, [video], batch, classes, options=self.config.detection)
         return found

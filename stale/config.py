@@ -353,9 +353,9 @@ class Config(Section):
     detection: DetectionConfig = Field(default_factory=DetectionConfig)
 
     @property
-    def tested_snippets(self) -> int:
-        """Number of snippets of a video at detection: a multiple of T."""
-        return self.data.num_snippets * self.detection.upsampling
+    def tested_snippets(self) -> int | None:
+        """Number of snippets of a video at detection: a multiple of T, or None for the videos' own rate."""
+        return None if self.data.sampling == "native" else self.data.num_snippets * self.detection.upsampling
 
     @model_validator(mode="after")
     def _compatible(self) -> Config:

@@ -147,7 +147,7 @@ def load_native_features(videos: Sequence[Video], store: FeatureStore, rate: flo
     loaded = []
     for video in videos:
         parts = [torch.from_numpy(part) for part in store.read_parts(video.id)]
-        count = max(map(len, parts)) if rate is None else max(round(rate * video.duration), 1)
+        count = native_length(max(map(len, parts)), video.duration, rate)
         loaded.append(torch.cat([part if len(part) == count else rescale(part, count) for part in parts], 1))
     return loaded
 
@@ -167,11 +167,16 @@ def load_features(ids: Sequence[str], store: FeatureStore, num_snippets: int) ->
     return torch.empty(0, num_snippets, store.width) if block is None else block
 
 
-def load_sampled(videos: Sequence[Video], store: FeatureStore, data: DataConfig, num_snippets: int) -> Features:
-    """Load the features of ``videos`` as ``data.sampling`` says; ``num_snippets`` are those of ``rescale``."""
-    if data.sampling == "native":
+def load_sampled(videos: Sequence[Video], store: FeatureStore, data: DataConfig, num_snippets: int | None) -> Features:
+    """Load the features of ``videos``, rescaled to ``num_snippets``, or with None as ``data.rate`` says."""
+    if num_snippets is None:
         return load_native_features(videos, store, data.rate)
     return load_features([video.id for video in videos], store, num_snippets)
+
+
+def native_length(length: int, duration: float, rate: float | None) -> int:
+    """Number of snippets of a video of ``duration`` seconds at ``rate``, or its own ``length`` without any."""
+    return length if rate is None else max(round(rate * duration), 1)
 
 
 def rescale(features: Tensor, num_snippets: int) -> Tensor:

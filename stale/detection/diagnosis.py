@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stale.config import Config
-from stale.data.dataset import load_features, segment_lists
+from stale.data.dataset import load_sampled, segment_lists
 from stale.data.datasets import facts
 from stale.data.selection import TestData, load_annotations, localizer_width, phrases, training_videos
 from stale.detection.decode import min_max_normalize
@@ -78,7 +78,9 @@ def _diagnose_vocabulary(config: Config, model: Stale, test: TestData, half_widt
     texts = {"CLIP's original text": original, "learned text": classes.text}
 
     def load(part: slice) -> Tensor:
-        return load_features([video.id for video in test.videos[part]], test.store, config.tested_snippets)
+        features = load_sampled(test.videos[part], test.store, config.data, config.tested_snippets)
+        assert isinstance(features, Tensor)  # a model with M has no other rate
+        return features
 
     def work(part: slice, features: Tensor) -> tuple[Sums, dict[str, Any]]:
         videos, features = test.videos[part], features.to(device).float()

@@ -24,7 +24,7 @@ from stale import distributed
 from stale.config import Config, DetectionConfig
 from stale.data.annotations import Video
 from stale.data.classes import NamedClass, fill_template, phrase
-from stale.data.dataset import Features, load_features, load_native_features, move, read_ahead
+from stale.data.dataset import Features, load_sampled, move, read_ahead
 from stale.data.selection import TestData, phrases
 from stale.detection.baselines import OPTIONS as BASELINE_OPTIONS
 from stale.detection.baselines import baseline_proposals
@@ -203,7 +203,7 @@ def propose(
     if "proposals" in options.oracle:
         segments, known = true_segments(videos, classes.labels, num_snippets)
         return outputs, classify_proposals(outputs, segments.to(device), (known >= 0).to(device).float(), options)
-    finer = given_mask is None and features is not coarse and options.proposals != "masks"
+    finer = given_mask is None and features is not coarse and "foreground" in options.proposals
     return outputs, decode(outputs, options, model.predict_foreground(features) if finer else None)
 
 
@@ -243,17 +243,15 @@ def write_test_detections(
     classes = class_features(model, test.classes)
     if len(files) > 1:
         text = training_free_text(config.model, phrases(test.classes)).to(device)
-    lengths = {name: config.tested_snippets if name == "model" else config.data.num_snippets for name in files}
-    native = config.data.sampling == "native"
-    lengths = {name: 0 if native and name == "model" else length for name, length in lengths.items()}
+    lengths: dict[str, int | None] = dict.fromkeys(files, config.data.num_snippets)  # None: the videos' own rate
+    lengths["model"] = config.tested_snippets
 
-    def load(part: slice) -> dict[int, Features]:
-        videos, ids = test.videos[part], [video.id for video in test.videos[part]]
-        loaded: dict[int, Features] = {n: load_features(ids, test.store, n) for n in set(lengths.values()) if n}
-        return {0: load_native_features(videos, test.store, config.data.rate), **loaded} if native else loaded
+    def load(part: slice) -> dict[int | None, Features]:
+        videos = test.videos[part]
+        return {length: load_sampled(videos, test.store, config.data, length) for length in set(lengths.values())}
 
     @torch.inference_mode()
-    def work(part: slice, features: dict[int, Features]) -> dict[str, VideoResults]:
+    def work(part: slice, features: dict[int | None, Features]) -> dict[str, VideoResults]:
         videos, found = test.videos[part], {}
         features = {length: move(block, device) for length, block in features.items()}
         for name, length in lengths.items():

@@ -142,7 +142,7 @@ class Stale(nn.Module):
             language = self.adaptation(language, visual, mask, valid)  # F_lan': B × K+1 × C
 
         classified = visual if self.classifier is None else self.classifier(x, valid)  # B × T × C
-        at_points = x if for_localizer is None else F.normalize(for_localizer, dim=-1) * self.localizer_width**0.5
+        at_points = x if for_localizer is None else unit_variance(for_localizer)
         if self.config.clamp is not None:  # of F_fg, so that a masked snippet is no longer zero
             classified = (classified * mask.unsqueeze(-1)).clamp(min=self.config.clamp)
             mask = torch.ones_like(mask)
@@ -170,8 +170,7 @@ class Stale(nn.Module):
 
     def normalize_features(self, features: Tensor) -> Tensor:
         """(B, T, D) → (B, T, C): projected, on the unit sphere as CLIP compares them, scaled to unit variance."""
-        x = self.projection(features)
-        return F.normalize(x, dim=-1) * x.shape[-1] ** 0.5
+        return unit_variance(self.projection(features))
 
     def classify(self, visual: Tensor, mask: Tensor, language: Tensor) -> Tensor:
         """Logits (B, K+1, T): cosine of F_fg = F_vis · mask and F_lan' over the temperature τ.
@@ -204,6 +203,11 @@ class Stale(nn.Module):
             features, _ = self.split_features(features.float())
             video = F.normalize(self.projection(features), dim=-1).mean(1)
             return F.normalize(video, dim=-1) @ F.normalize(text.float(), dim=-1).T
+
+
+def unit_variance(x: Tensor) -> Tensor:
+    """Put features (..., C) on the sphere of radius √C."""
+    return F.normalize(x, dim=-1) * x.shape[-1] ** 0.5
 
 
 def classify_pooled(pooled: Tensor, language: Tensor, temperature: float | Tensor) -> Tensor:

@@ -135,15 +135,15 @@ class Trainer:
         # Data
         self.train_data, self.held_out = data.train.to(self.device), data.held_out
         self.test_data = None if data.test is None else data.test.to(self.device)  # for train.choose_on=unseen_loss
-        # Loss
-        self.criterion = Criterion(config.loss)
-        self.optimizer = build_optimizer(model, config.train)  # which freezes parameters
-        self.train_step = _compile_or_distribute(self._train_step(data.split.seen), config.train.compile)
-        # Optimizer
+        # Optimizer, before the loss because it freezes parameters
+        self.optimizer = build_optimizer(model, config.train)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]  # at the schedule's factor 1
         average = get_ema_multi_avg_fn(config.train.ema)
         self.average = AveragedModel(model, multi_avg_fn=average) if config.train.ema else None
+        # Loss
+        self.criterion = Criterion(config.loss)
+        self.train_step = _compile_or_distribute(self._train_step(data.split.seen), config.train.compile)
         # Progress
         self.epoch = 0  # of the last checkpoint
         self.best: dict[str, Any] = {"epoch": 0, "mAP": -1.0}
@@ -158,11 +158,11 @@ class Trainer:
         sizes = f"{len(self.train_data)} training videos, {len(self.held_out)} held out, {len(self.split.seen)} classes"
         where = f"{self.device}, {str(self.precision).removeprefix('torch.')}, processes: {distributed.world_size()}"
         _log.info("%s; %s%s", sizes, where, f"; resumed after epoch {self.epoch}" if self.epoch else "")
-        unowned = 0
         if self.model.localizer is not None:
-            unowned = count_unowned(self.train_data.segments, self.train_data.labels, self.config.data.num_snippets)
-        if unowned:
-            _log.info("%d training instances have no mask target: all their snippets are of other instances", unowned)
+            data, T = self.train_data, self.config.data.num_snippets
+            if unowned := count_unowned(data.segments, data.labels, T):
+                message = "%d training instances have no mask target: all their snippets are of other instances"
+                _log.info(message, unowned)
         with suppress(ImportError):
             from torch.utils.tensorboard import SummaryWriter
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,12 @@ def test_upsampling_refines_proposals_from_the_foreground_alone(model: Stale, fe
     at_t = proposals_of(model, coarse, proposals="foreground").segments
     assert (at_t % 1 == 0).all()
     assert at_t.max() <= T
+
+
+def test_masks_need_no_foreground_at_a_finer_scale(model: Stale, features: Tensor) -> None:
+    without, coarse = copy.deepcopy(model), model.coarsen(features)
+    without.masking = None
+    assert torch.equal(proposals_of(without, features).segments, proposals_of(without, coarse).segments)
 
 
 def test_class_agnostic_proposals_take_every_class(model: Stale, features: Tensor) -> None:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from stale.api import infer, load
 from stale.config import DetectionConfig
+from stale.data import dataset
 from stale.data.annotations import Video
 from stale.data.dataset import load_features
 from stale.data.selection import load_test_data
-from stale.detection import run as detection_run
 from stale.detection.decode import Proposals
 from stale.detection.run import class_features, detect, to_results
 from stale.detection.writers import results_json
@@ -68,7 +68,7 @@ def test_a_few_batches_are_in_memory_at_once(run: RunFolder, tmp_path: Path, mon
         held.append(len(alive))
         return features
 
-    monkeypatch.setattr(detection_run, "load_features", counted)
+    monkeypatch.setattr(dataset, "load_features", counted)
     leftover = own_run.path / ".detections_all.a1b2c3d4.json"
     leftover.write_text('{"version": ')
     infer(own_run, vocabulary="all")
