@@ -199,7 +199,7 @@ class Detector:
         return self._vocabulary[1]
 
     def _detect_one(self, video: Video, features: Tensor, classes: ClassFeatures) -> VideoDetections:
-        """Detect in one video, features (n·T, D), or (snippets, D) at their own rate."""
+        """Detect in one video, features (T, D), or (snippets, D) at their own rate."""
         batch = [features] if self.config.tested_snippets is None else features[None]
         with out_of_memory_hint("data.num_snippets", self.config.data.num_snippets, "; train again with fewer"):
             (found,) = detect_batch(self.model, [video], batch, classes, options=self.config.detection)

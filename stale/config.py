@@ -30,7 +30,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 ABBREVIATIONS = {
     "regions": "detection.proposals",
     "candidates": "detection.max_proposals",
-    "fineness": "detection.upsampling",
     "name_by": "detection.classify_by",
     "region_score": "detection.proposal_score",
     "video_evidence": "detection.video_score",
@@ -204,7 +203,7 @@ class PointsConfig(Section):
     levels: int = Field(6, ge=1, le=12, description="levels of the pyramid, each at half the rate of the one before")
     hidden: Size = Field(128, description="channels")
     layers: Size = Field(2, description="convolutions of the embedding, and of each head before its output")
-    dropout: Share = Field(0.0, description="dropout of the input features")
+    dropout: Share = Field(0.3, description="dropout of the input features")
     radius: float = Field(1.5, gt=0, description="positive points lie this near an instance's center, in their strides")
 
 
@@ -246,10 +245,10 @@ class LossConfig(Section):
     )
     classification_snippets: Weight = Field(1.0, description="weight of the snippets inside L_c; released code: 0.9")
     classification_video: Weight = Field(0.0, description="weight of the whole video inside L_c; released code: 1")
-    classification_form: Literal["cross_entropy", "focal", "batch_focal", "pooled"] = Field(
+    classification_form: Literal["cross_entropy", "focal", "batch_focal", "pooled", "sigmoid"] = Field(
         "cross_entropy",
-        description="pooled: over whole instances (EffPrompt); released code: batch_focal, focal on the batch's mean; "
-        "cross_entropy [U]",
+        description="sigmoid: each class by itself, at test time too, for classes that happen at once; pooled: over "
+        "whole instances (EffPrompt); released code: batch_focal, focal on the batch's mean; cross_entropy [U]",
     )
     foreground_form: Literal["dice", "bce", "dice_bce"] = Field(
         "dice", description="dice_bce: the sum, because Dice alone can stall; released code: bce; dice [U]"
@@ -310,7 +309,6 @@ class DetectionConfig(Section):
     video_temperature: float = Field(0.01, ge=1e-4, description="temperature of that probability")
     one_label: bool = Field(False, description="only the class of highest mean logit in the video; released code: true")
     foreground_score: Literal["max", "mean", "contrast"] = Field("max", description="proposal_score of regions of L")
-    upsampling: int = Field(1, ge=1, le=8, description="temporal upsampling at which regions of L are found")
     thresholds: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
         [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], min_length=1, description="Θ, the mask thresholds"
     )
@@ -323,12 +321,15 @@ class DetectionConfig(Section):
         "gaussian", description="SoftNMS; official (released code): × exp(-10·tIoU²) / 0.6, which can raise a score"
     )
     nms_sigma: float = Field(0.5, ge=1e-6, description="σ of Gaussian SoftNMS")
+    voting: Share = Field(0.0, description="tIoU from which proposals vote on a detection's segment; 0: off")
     max_proposals: Size = Field(400, description="proposals of a video that enter SoftNMS")
     max_detections: Size = Field(100, description="detections of a video [C]")
-    classify_by: Literal["snippets", "proposals", "video"] = Field(
+    classify_by: Literal["snippets", "proposals", "video", "calibrated"] = Field(
         "snippets",
-        description="proposals: class-agnostic proposals, then classified (baselines); video: by video_score alone",
+        description="proposals: class-agnostic proposals, then classified (baselines); video: by video_score alone; "
+        "calibrated: by video and proposal, with weights fitted to the seen classes",
     )
+    confidence: float = Field(0.2, gt=0, le=1, description="calibrated: factor on these weights, for unseen classes")
     oracle: list[Literal["masks", "localizer", "labels", "proposals"]] = Field(
         [], description="ground truth in place of L (masks), M (localizer), the video's classes, or all proposals"
     )
@@ -354,8 +355,8 @@ class Config(Section):
 
     @property
     def tested_snippets(self) -> int | None:
-        """Number of snippets of a video at detection: a multiple of T, or None for the videos' own rate."""
-        return None if self.data.sampling == "native" else self.data.num_snippets * self.detection.upsampling
+        """Number of snippets of a video at detection: T, or None for the videos' own rate."""
+        return None if self.data.sampling == "native" else self.data.num_snippets
 
     @model_validator(mode="after")
     def _compatible(self) -> Config:
@@ -380,6 +381,10 @@ class Config(Section):
             problems.append("model.classifier_features=raw has no projection; set model.visual_projection=false")
         problems += self._missing_parts()
         detection = self.detection
+        if self.loss.classification_form == "sigmoid" and self.loss.classification_video:
+            problems.append(
+                "loss.classification_form=sigmoid has no term of the video; set loss.classification_video=0"
+            )
         if "proposals" in detection.oracle and {"masks", "localizer"} & {*detection.oracle}:
             problems.append("detection.oracle=proposals replaces what masks and localizer are for; leave one out")
         if model.text.encoder == "none" and model.text.context_init:
@@ -405,19 +410,13 @@ class Config(Section):
             yield "detection.proposals=points needs the point head; set model.points.enabled=true"
         if data.localizer_features and not model.points.enabled:
             yield "data.localizer_features are for the point head; set model.points.enabled=true"
-        if detection.classify_by == "proposals" and "masks" in sources and masking == "none":
-            yield "detection.classify_by=proposals needs the foreground; model.masking.kind=none has none"
-        if detection.classify_by != "snippets" and "foreground" in sources:
-            yield (
-                f"detection.classify_by={detection.classify_by} excludes detection.proposals=foreground; leave one out"
-            )
+        if detection.classify_by != "snippets" and "masks" in sources and masking == "none":
+            by = f"detection.classify_by={detection.classify_by}"
+            yield f"{by} needs the foreground; model.masking.kind=none has none"
         if detection.classify_by == "video" and (sources != ["points"] or not detection.video_score):
             yield "detection.classify_by=video needs detection.proposals=points and detection.video_score=true"
-        if data.sampling == "native" and (model.localizer.kind != "none" or detection.upsampling > 1):
-            yield (
-                "data.sampling=native has no fixed number of snippets for the masks M; set "
-                "model.localizer.kind=none and detection.upsampling=1"
-            )
+        if data.sampling == "native" and model.localizer.kind != "none":
+            yield "data.sampling=native has no fixed number of snippets for the masks M; set model.localizer.kind=none"
         if data.sampling == "native" and (data.shrink or data.drop_shorter):
             yield "data.shrink and data.drop_shorter count snippets of data.sampling=rescale; leave them out"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stale.config import DetectionConfig
-from stale.detection.decode import Proposals, min_max_normalize, threshold_masks
+from stale.detection.decode import Proposals, threshold_masks
 from stale.run_folder import BASELINES
 
 # Low thresholds only add long segments that the highest value scores alike.
@@ -46,3 +46,9 @@ def baseline_proposals(name: str, features: Tensor, text: Tensor) -> Proposals:
     scores.scatter_(1, label.unsqueeze(1), score.unsqueeze(1))
     options = OPTIONS[name].model_copy(update={"top_snippets": score.shape[1]})
     return threshold_masks(scores, curves.transpose(1, 2), options)
+
+
+def min_max_normalize(curves: Tensor) -> Tensor:
+    """Scale curves (..., T) to 0 at their lowest value and 1 at their highest; a flat one becomes 0."""
+    low, high = curves.amin(-1, keepdim=True), curves.amax(-1, keepdim=True)
+    return (curves - low) / (high - low).clamp(min=1e-6)

@@ -17,6 +17,7 @@ from stale.config import DetectionConfig
 from stale.data.dataset import inside_segments, pad
 from stale.model.stale import Outputs, classify_pooled
 
+SOURCES = ("masks", "foreground", "points")  # of proposals
 _TENSORS = ("segments", "scores", "labels")
 
 
@@ -30,44 +31,28 @@ class Proposals:
     num_snippets: int | list[int]  # T, of all videos or of each
 
 
-def decode(outputs: Outputs, options: DetectionConfig, foreground: Tensor | None = None) -> Proposals:
+def decode(outputs: Outputs, options: DetectionConfig) -> Proposals:
     """Decode a batch's outputs into proposals; SoftNMS follows.
 
     The default is the paper's: P and M through :func:`threshold_masks`. The other sources of proposals are [ours].
-
-    Args:
-        foreground: L (B, n·T) at a finer time scale; default: that of the outputs.
+    Unless ``classify_by`` is ``snippets`` all proposals are class-agnostic at first, and score alike: their quality
+    times the probability of the class.
     """
-    P = class_scores(outputs, options)  # B × K × T
-    M = None if outputs.mask_logits is None else outputs.mask_logits.float().sigmoid()  # B × T × T
-    L = outputs.foreground if foreground is None else foreground
-    parts = [_classified_points(outputs, options)] if "points" in options.proposals else []
-    if options.classify_by != "snippets":  # class-agnostic proposals first (two-stage baselines)
-        if "masks" in options.proposals:
-            assert outputs.foreground is not None and M is not None
-            found = threshold_masks(outputs.foreground.float().unsqueeze(1), M, options)
-            parts.append(classify_proposals(outputs, found.segments, found.scores, options))
-        return _join(parts)
-
-    video = video_scores(outputs, options)  # B × K
-    P = P if video is None else P * video.unsqueeze(2)
-    if "masks" in options.proposals:
-        assert M is not None
-        parts.append(threshold_masks(P, M, options))
-    if "foreground" in options.proposals:
-        assert L is not None  # as the configuration is checked for
-        changes = {"proposal_score": options.foreground_score, "fill_holes": False}
-        mask = min_max_normalize(L).unsqueeze(2)  # B × n·T × 1, one mask for all classes
-        found = threshold_masks(torch.ones_like(mask[:, :1]), mask, options.model_copy(update=changes))
-        segments = found.segments * (outputs.num_snippets / L.shape[1])
-        parts.append(classify_proposals(outputs, segments, found.scores, options))
-    return _join(parts)
-
-
-def _join(parts: Sequence[Proposals]) -> Proposals:
-    """The proposals of several sources in the same videos."""
+    parts = []
+    for source in options.proposals:
+        if source == "masks" and options.classify_by == "snippets":
+            assert outputs.mask_logits is not None  # as the configuration is checked for
+            P, video = class_scores(outputs, options), video_scores(outputs, options)  # B × K × T, B × K
+            M = outputs.mask_logits.float().sigmoid()  # B × T × T
+            parts.append(threshold_masks(P if video is None else P * video.unsqueeze(2), M, options))
+            continue
+        segments, quality = agnostic_proposals(outputs, options, source)
+        if options.classify_by == "calibrated":
+            assert outputs.quality_scales is not None
+            quality = quality * outputs.quality_scales[SOURCES.index(source)]
+        parts.append(classify_proposals(outputs, segments, quality, options))
     segments, scores, labels = (torch.cat([getattr(part, name) for part in parts], 1) for name in _TENSORS)
-    return Proposals(segments, scores, labels, parts[0].num_snippets)
+    return Proposals(segments, scores, labels, outputs.num_snippets)
 
 
 def stack(videos: Sequence[Proposals]) -> Proposals:
@@ -77,14 +62,28 @@ def stack(videos: Sequence[Proposals]) -> Proposals:
     return Proposals(**padded, num_snippets=[video.num_snippets for video in videos])  # type: ignore[misc]
 
 
-def _classified_points(outputs: Outputs, options: DetectionConfig) -> Proposals:
-    """The ``max_proposals`` best segments of the point head, with classes."""
-    assert outputs.points is not None
-    quality = outputs.points.scores()  # B × P
-    best, index = quality.topk(min(options.max_proposals, quality.shape[1]), dim=1)
-    segments = outputs.points.segments().clamp(0, outputs.num_snippets)
-    segments = segments.gather(1, index.unsqueeze(2).expand(-1, -1, 2))
-    return classify_proposals(outputs, segments, best, options)
+def agnostic_proposals(outputs: Outputs, options: DetectionConfig, source: str) -> tuple[Tensor, Tensor]:
+    """Class-agnostic proposals of one of :data:`SOURCES`: segments (B, M, 2) in snippets and their quality (B, M).
+
+    ``masks`` are those of the snippets with the highest L; ``foreground`` are regions of L itself, over its maximum;
+    ``points`` are the best segments of the point head.
+    """
+    L = outputs.foreground
+    if source == "points":
+        assert outputs.points is not None
+        quality = outputs.points.scores()  # B × P
+        best, index = quality.topk(min(options.max_proposals, quality.shape[1]), dim=1)
+        segments = outputs.points.segments().clamp(0, outputs.num_snippets)
+        return segments.gather(1, index.unsqueeze(2).expand(-1, -1, 2)), best
+    assert L is not None
+    if source == "masks":
+        assert outputs.mask_logits is not None
+        found = threshold_masks(L.unsqueeze(1), outputs.mask_logits.float().sigmoid(), options)
+    else:
+        changes = {"proposal_score": options.foreground_score, "fill_holes": False}
+        mask = (L / L.amax(1, keepdim=True)).unsqueeze(2)  # B × T × 1, one mask for all classes
+        found = threshold_masks(torch.ones_like(mask[:, :1]), mask, options.model_copy(update=changes))
+    return found.segments, found.scores
 
 
 def threshold_masks(P: Tensor, M: Tensor, options: DetectionConfig) -> Proposals:
@@ -111,16 +110,15 @@ def threshold_masks(P: Tensor, M: Tensor, options: DetectionConfig) -> Proposals
 
 
 def class_scores(outputs: Outputs, options: DetectionConfig) -> Tensor:
-    """P (B, K, T) of the classes under test; the background takes part in the softmax and is left out.
+    """P (B, K, T) of the classes under test, of :attr:`Outputs.probabilities` without the background.
 
     A masked-out snippet has cosine 0 with every class, so the softmax alone gives it the same probability for each,
     which can be more than a true foreground snippet has: ``foreground_weight`` multiplies L in [ours].
     ``one_label`` sets the scores of all classes but the video's most likely one to 0 [C].
     """
-    logits = outputs.class_logits.float()
-    scores = logits.softmax(1)[:, :-1]
+    scores = outputs.probabilities[:, :-1]
     if options.one_label:
-        label = logits[:, :-1].mean(2).argmax(1)  # B
+        label = outputs.class_logits[:, :-1].float().mean(2).argmax(1)  # B
         scores = scores * F.one_hot(label, scores.shape[1]).unsqueeze(2)
     if options.foreground_weight and outputs.foreground is not None:
         return scores * outputs.foreground.float().unsqueeze(1)
@@ -139,6 +137,8 @@ def classify_proposals(outputs: Outputs, segments: Tensor, scores: Tensor, optio
 
     The probability is that of the features pooled over the segment (``classify_by=proposals``), the mean over its
     snippets (``snippets``), each times the video-level score if that is on, or the video-level score alone (``video``).
+    ``calibrated`` [ours] is the softmax over the classes of the weighted sum of both :func:`similarities`, with the
+    weights that training has fitted to the seen classes, times ``options.confidence``.
 
     Args:
         segments: (B, M, 2) in snippets.
@@ -148,18 +148,41 @@ def classify_proposals(outputs: Outputs, segments: Tensor, scores: Tensor, optio
     if options.classify_by == "video":
         assert video is not None
         return _top_pairs(outputs, segments, scores.unsqueeze(2) * video.unsqueeze(1), options)
-    inside = inside_segments(segments, outputs.num_snippets).float()  # B × M × T
-    if options.classify_by == "proposals":
-        assert outputs.classifier_features is not None and outputs.language is not None
-        pooled = inside @ outputs.classifier_features.float()  # B × M × C; the cosine needs no mean
-        logits = classify_pooled(pooled, outputs.language[:, :-1], outputs.temperature)  # B × M × K
+    if options.classify_by == "snippets":
+        inside = inside_segments(segments, outputs.num_snippets).float()  # B × M × T
+        classes = inside @ class_scores(outputs, options).transpose(1, 2) / inside.sum(2, keepdim=True)
+    else:
+        if options.classify_by == "calibrated":
+            assert outputs.class_weights is not None
+            logits = options.confidence * (similarities(outputs, segments) @ outputs.class_weights)  # B × M × K
+            video = None
+        else:
+            assert outputs.language is not None
+            cosine = classify_pooled(_pool(outputs, segments), outputs.language, outputs.temperature)  # B × M × K+1
+            logits = cosine[..., :-1] - cosine[..., -1:]
         if outputs.true_classes is not None:
             logits = logits.masked_fill(~outputs.true_classes.unsqueeze(1), -torch.inf)
-        classes = logits.softmax(2)  # B × M × K
-    else:
-        classes = inside @ class_scores(outputs, options).transpose(1, 2) / inside.sum(2, keepdim=True)
+        one_class = options.classify_by == "calibrated" or not outputs.multi_label
+        classes = logits.softmax(2) if one_class else logits.sigmoid()  # B × M × K
     classes = classes if video is None else classes * video.unsqueeze(1)
     return _top_pairs(outputs, segments, scores.unsqueeze(2) * classes, options)
+
+
+def similarities(outputs: Outputs, segments: Tensor) -> Tensor:
+    """Cosines (B, M, K, 2) of each class with the video and with each of M segments (B, M, 2) in snippets.
+
+    The text is not adapted to the video, which would make the model sure of what the video resembles most.
+    """
+    assert outputs.video_cosine is not None and outputs.text is not None
+    text = outputs.text.expand(len(segments), -1, -1)
+    inside = classify_pooled(_pool(outputs, segments), text, temperature=1.0)
+    return torch.stack([outputs.video_cosine.unsqueeze(1).expand_as(inside), inside], 3)
+
+
+def _pool(outputs: Outputs, segments: Tensor) -> Tensor:
+    """Sums (B, M, C) of the classified features inside each segment (B, M, 2); a cosine needs no mean."""
+    assert outputs.classifier_features is not None
+    return inside_segments(segments, outputs.num_snippets).float() @ outputs.classifier_features.float()
 
 
 def _top_pairs(outputs: Outputs, segments: Tensor, scores: Tensor, options: DetectionConfig) -> Proposals:
@@ -168,12 +191,6 @@ def _top_pairs(outputs: Outputs, segments: Tensor, scores: Tensor, options: Dete
     best, index = pairs.topk(min(options.max_proposals, pairs.shape[1]), dim=1)
     segment = (index // K).unsqueeze(2).expand(-1, -1, 2)
     return Proposals(segments.gather(1, segment), best, index % K, outputs.num_snippets)
-
-
-def min_max_normalize(curves: Tensor) -> Tensor:
-    """Scale curves (..., T) to 0 at their lowest value and 1 at their highest; a flat one becomes 0."""
-    low, high = curves.amin(-1, keepdim=True), curves.amax(-1, keepdim=True)
-    return (curves - low) / (high - low).clamp(min=1e-6)
 
 
 # Connected regions, of all masks at once

@@ -20,7 +20,7 @@ from stale.config import Config
 from stale.data.dataset import load_sampled, segment_lists
 from stale.data.datasets import facts
 from stale.data.selection import TestData, load_annotations, localizer_width, phrases, training_videos
-from stale.detection.decode import min_max_normalize
+from stale.detection.baselines import min_max_normalize
 from stale.detection.oracle import true_targets
 from stale.detection.run import class_features, over_batches, propose, to_results
 from stale.errors import StaleError
@@ -89,9 +89,8 @@ def _diagnose_vocabulary(config: Config, model: Stale, test: TestData, half_widt
             options = config.detection.model_copy(update={"oracle": oracle})
             outputs[name], proposals = propose(model, videos, features, classes, options=options)
             results[name] = to_results(videos, proposals, classes.labels, options)
-        coarse = model.coarsen(features)
-        truth = true_targets(videos, classes.labels, coarse.shape[1], device)
-        return measure(model, coarse, outputs["as trained"], truth, texts=texts, half_width=half_width), results
+        truth = true_targets(videos, classes.labels, features.shape[1], device)
+        return measure(model, features, outputs["as trained"], truth, texts=texts, half_width=half_width), results
 
     totals: Sums = {}
     results: dict[str, Any] = {name: {} for name in CELLS}

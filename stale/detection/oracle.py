@@ -60,8 +60,9 @@ def true_targets(
 def substitute(outputs: Outputs, truth: Targets, oracle: Sequence[str]) -> Outputs:
     """Put ground truth in place of M (``localizer``) and of the classes of each video (``labels``).
 
-    With ``labels`` a class that does not occur in a video has probability 0 there; the other classes and the background
-    share its probability. The oracle ``masks`` is an argument of the model, because L also decides what is classified.
+    With ``labels`` a class that does not occur in a video has probability 0 there; in a softmax the other classes and
+    the background share its probability. The oracle ``masks`` is an argument of the model, because L also decides what
+    is classified.
     """
     if "localizer" in oracle:
         assert truth.masks is not None

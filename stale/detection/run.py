@@ -4,7 +4,7 @@ The test set, validation, own videos and pictures all take :func:`detect_batch`.
 from disk while the one before is worked on, and written before the next. Several processes (``torchrun``) share the
 batches; rank 0 writes.
 
-B videos, T snippets (n·T with temporal upsampling), D feature width, K classes under test, C joint width.
+B videos, T snippets, D feature width, K classes under test, C joint width.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from stale.detection.baselines import OPTIONS as BASELINE_OPTIONS
 from stale.detection.baselines import baseline_proposals
 from stale.detection.decode import Proposals, class_scores, classify_proposals, decode, stack
 from stale.detection.oracle import substitute, true_segments, true_targets
-from stale.detection.soft_nms import soft_nms
+from stale.detection.soft_nms import soft_nms, vote
 from stale.detection.windows import forward_in_windows
 from stale.detection.writers import results_file, table
 from stale.device import out_of_memory_hint
@@ -109,7 +109,7 @@ def detect(
     """Detect ``classes`` in every video, batch by batch. Several processes share the work; rank 0 has the results.
 
     Args:
-        features: (videos, n·T, D), or (snippets, D) of each, on any device; batches move to the model's.
+        features: (videos, T, D), or (snippets, D) of each, on any device; batches move to the model's.
 
     Returns:
         Every video's detections, an empty list where nothing was found.
@@ -151,16 +151,15 @@ def over_batches(
 def detect_batch(
     model: Stale, videos: Sequence[Video], features: Features, classes: ClassFeatures, *, options: DetectionConfig
 ) -> list[VideoDetections]:
-    """Detect ``classes`` in one batch of videos, features (B, n·T, D) or (snippets, D) of each, on any device."""
+    """Detect ``classes`` in one batch of videos, features (B, T, D) or (snippets, D) of each, on any device."""
     model.eval()
     # Videos of different lengths are forwarded one by one, so that none is padded.
-    native = not isinstance(features, Tensor)
-    groups = [[video] for video in videos] if native else [videos]
+    groups = [videos] if isinstance(features, Tensor) else [[video] for video in videos]
     blocks = [features] if isinstance(features, Tensor) else [item[None] for item in features]
     scores, masks, found = [], [], []
     for part, block in zip(groups, blocks, strict=True):
         block = block.to(model.background.device).float()
-        outputs, proposals = propose(model, part, block, classes, options=options, native=native)
+        outputs, proposals = propose(model, part, block, classes, options=options)
         found.append(proposals)
         scores += [*class_scores(outputs, options).cpu().numpy()]
         masks += [None] * len(part) if outputs.foreground is None else [*outputs.foreground.float().cpu().numpy()]
@@ -179,43 +178,36 @@ def propose(
     classes: ClassFeatures,
     *,
     options: DetectionConfig,
-    native: bool = False,
 ) -> tuple[Outputs, Proposals]:
-    """A batch's outputs and proposals, both in T snippets; ground truth is used only for an oracle.
-
-    Args:
-        features: (B, n·T, D) on the model's device: the model sees them at T snippets, proposals from the foreground
-            alone are found at all n·T.
-        native: the features are at the videos' own rate, (B, T, D) with any T.
-    """
-    coarse = features if native else model.coarsen(features)
-    num_snippets, device = coarse.shape[1], coarse.device
+    """A batch's outputs and proposals; ground truth is used only for an oracle. Features are (B, T, D)."""
+    num_snippets, device = features.shape[1], features.device
     truth, given_mask = None, None
     if model.mask_given or options.oracle:
         truth = true_targets(videos, classes.labels, num_snippets, device)
     if truth is not None and (model.mask_given or "masks" in options.oracle):
         given_mask = truth.foreground.float()
-    outputs = forward_in_windows(model, coarse, classes.text, given_mask)
-    if options.video_score:
-        outputs = replace(outputs, video_cosine=model.video_cosine(coarse, classes.text))
+    outputs = forward_in_windows(model, features, classes.text, given_mask)
+    if options.video_score or options.classify_by == "calibrated":
+        outputs = replace(outputs, video_cosine=model.video_cosine(features, classes.text))
     if truth is not None:
         outputs = substitute(outputs, truth, options.oracle)
     if "proposals" in options.oracle:
         segments, known = true_segments(videos, classes.labels, num_snippets)
         return outputs, classify_proposals(outputs, segments.to(device), (known >= 0).to(device).float(), options)
-    finer = given_mask is None and features is not coarse and "foreground" in options.proposals
-    return outputs, decode(outputs, options, model.predict_foreground(features) if finer else None)
+    return outputs, decode(outputs, options)
 
 
 def to_results(
     videos: Sequence[Video], proposals: Proposals, labels: Sequence[str], options: DetectionConfig
 ) -> VideoResults:
-    """SoftNMS over a batch's proposals, then seconds (to the millisecond) and class labels."""
+    """SoftNMS and segment voting over a batch's proposals, then seconds (to the millisecond) and class labels."""
     picked, scores = soft_nms(proposals.segments, proposals.scores, proposals.labels, options)  # B × P
-    segments = proposals.segments.gather(1, picked.unsqueeze(2).expand(-1, -1, 2)).double().cpu()  # B × P × 2
+    segments = proposals.segments.gather(1, picked.unsqueeze(2).expand(-1, -1, 2))  # B × P × 2
+    if options.voting:
+        segments = vote(proposals.segments, proposals.scores, proposals.labels, picked, threshold=options.voting)
     durations = torch.tensor([video.duration for video in videos], dtype=torch.float64).view(-1, 1, 1)
     counts = torch.tensor(proposals.num_snippets).view(-1, 1, 1)
-    seconds = snippets_to_seconds(segments, durations, counts).tolist()
+    seconds = snippets_to_seconds(segments.double().cpu(), durations, counts).tolist()
     numbers = proposals.labels.gather(1, picked).tolist()
     results: VideoResults = {}
     for video, *rows in zip(videos, seconds, numbers, scores.tolist(), strict=True):

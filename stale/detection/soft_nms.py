@@ -1,4 +1,4 @@
-"""Gaussian SoftNMS (Bodla et al., ICCV 2017), for many videos at once (stale/README.md, Inference).
+"""Gaussian SoftNMS (Bodla et al., ICCV 2017) and segment voting, for many videos at once (stale/README.md, Inference).
 
 B videos, M proposals a video (padded with score 0), P picks.
 """
@@ -32,13 +32,10 @@ def soft_nms(segments: Tensor, scores: Tensor, labels: Tensor, options: Detectio
 
     def factors(segment: Tensor, label: Tensor) -> Tensor:
         """The factors (B, P, M) of P proposals (B, P, 2) and (B, P) on the scores of all."""
-        (start, end), (begin, stop) = segment.unsqueeze(2).unbind(3), segments.unsqueeze(1).unbind(3)
-        overlap = (torch.minimum(end, stop) - torch.maximum(start, begin)).clamp_(min=0)
-        union = (end - start) + (stop - begin) - overlap
-        tiou = overlap / union.clamp_(min=1e-8) * (label.unsqueeze(2) == labels.unsqueeze(1))
+        overlap = tiou(segment, segments) * _same(label, labels)
         if options.nms == "gaussian":
-            return tiou.square_().div_(-options.nms_sigma).exp_()
-        return torch.where(tiou > 0, torch.exp(-10 * tiou.square()) / 0.6, torch.ones_like(tiou))
+            return overlap.square_().div_(-options.nms_sigma).exp_()
+        return torch.where(overlap > 0, torch.exp(-10 * overlap.square()) / 0.6, torch.ones_like(overlap))
 
     B, M = scores.shape
     pairs = B * M * M
@@ -55,3 +52,36 @@ def soft_nms(segments: Tensor, scores: Tensor, labels: Tensor, options: Detectio
             remaining *= factors(segments[video, best].unsqueeze(1), labels[video, best].unsqueeze(1)).squeeze(1)
         remaining[video, best] = -1  # never again
     return torch.stack(picked, 1), torch.stack(lowered, 1).clamp(min=0)
+
+
+def vote(segments: Tensor, scores: Tensor, labels: Tensor, picked: Tensor, *, threshold: float) -> Tensor:
+    """Segment voting: the segments (B, P, 2) of the picks, each the mean of its neighbours weighted by their scores.
+
+    Neighbours are the proposals of its class, itself among them, with a tIoU of at least ``threshold``. The scores are
+    those before SoftNMS. The published form (ActionFormer) is of class-agnostic SoftNMS.
+
+    Args:
+        segments, scores, labels: as of :func:`soft_nms`.
+        picked: (B, P) indices into M.
+    """
+    voted = []
+    for segment, score, label, index in zip(segments, scores, labels, picked, strict=True):  # P × M of one is small
+        own = segment[index]  # P × 2
+        weights = (tiou(own, segment) * _same(label[index], label) >= threshold) * score
+        total = weights.sum(1, keepdim=True)
+        # An empty segment has a tIoU of 0 with itself.
+        voted.append(torch.where(total > 0, weights @ segment / total, own))
+    return torch.stack(voted)
+
+
+def tiou(first: Tensor, second: Tensor) -> Tensor:
+    """tIoU (..., P, M) of segments (..., P, 2) and (..., M, 2); 0 where both are empty."""
+    (start, end), (begin, stop) = first.unsqueeze(-2).unbind(-1), second.unsqueeze(-3).unbind(-1)
+    overlap = (torch.minimum(end, stop) - torch.maximum(start, begin)).clamp_(min=0)
+    union = (end - start) + (stop - begin) - overlap
+    return overlap / union.clamp_(min=1e-8)
+
+
+def _same(label: Tensor, other: Tensor) -> Tensor:
+    """Which labels (..., P) and (..., M) are the same (..., P, M)."""
+    return label.unsqueeze(-1) == other.unsqueeze(-2)

@@ -57,8 +57,8 @@ class Points:
         return self.grid.positions.unsqueeze(1) + self.distances * self.distances.new_tensor([-1.0, 1.0])
 
     def scores(self) -> Tensor:
-        """The quality (B, P) of the segments: actionness times predicted tIoU."""
-        return self.actionness.sigmoid() * self.tiou.sigmoid()
+        """The quality (B, P) of the segments: actionness times the square of the predicted tIoU, which ranks better."""
+        return self.actionness.sigmoid() * self.tiou.sigmoid().square()
 
 
 class ConvBlock(nn.Module):
@@ -76,12 +76,19 @@ class ConvBlock(nn.Module):
 
 
 class PointHead(nn.Module):
-    """Embedding by convolutions, a pyramid by max pooling, and heads that all levels share."""
+    """Embedding by convolutions, a pyramid by max pooling, and heads that all levels share.
+
+    The features are taken less their mean over the training snippets: image features of CLIP have most of their length
+    in common, and dropout of that would drown what differs.
+    """
+
+    mean: Tensor
 
     def __init__(self, width: int, config: PointsConfig) -> None:
         super().__init__()
         self.config, hidden = config, config.hidden
         widths = [width, *[hidden] * config.layers]
+        self.register_buffer("mean", torch.zeros(width))  # of the training features
         self.dropout = nn.Dropout(config.dropout)
         self.embed = nn.ModuleList(map(ConvBlock, widths[:-1], widths[1:]))
         self.pool = nn.MaxPool1d(3, stride=2, padding=1)
@@ -97,7 +104,7 @@ class PointHead(nn.Module):
         grid = PointGrid.of(features.shape[1], self.config.levels, features.device)
         mask = features.new_ones(features.shape[:2]) if valid is None else valid.to(features.dtype)
         mask = mask.unsqueeze(1)  # B × 1 × T
-        x = self.dropout(features).transpose(1, 2) * mask  # B × D × T
+        x = self.dropout(features - self.mean).transpose(1, 2) * mask  # B × D × T
         for block in self.embed:
             x = block(x, mask)
         actionness, boundaries = [], []

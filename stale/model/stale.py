@@ -30,23 +30,42 @@ class Outputs:
     """The model's outputs for a batch."""
 
     visual: Tensor  # F_vis: B × T × C
-    class_logits: Tensor  # B × K+1 × T, the background last; a softmax over dimension 1 gives P
+    class_logits: Tensor  # B × K+1 × T, the background last
     mask_logits: Tensor | None  # B × T × T; the sigmoid gives M, whose column t is the mask that snippet t predicts
     foreground_logits: Tensor | None  # B × T, whose sigmoid is L; None without a learned representation mask
     mask: Tensor | None = None  # B × T: the factor on the features, L_bin where the mask is applied and binary
     given_mask: Tensor | None = None  # B × T: the ground truth's foreground, where it is given in place of L
     classifier_features: Tensor | None = None  # B × T × C, which are classified: F_vis, or a baseline's own
+    text: Tensor | None = None  # K × C: F_lan of the classes, of unit length
     language: Tensor | None = None  # F_lan': B × K+1 × C, with which they are compared
     temperature: float | Tensor = 0.01  # τ of the comparison
     points: Points | None = None  # of the point head, if the model has one
     video_cosine: Tensor | None = None  # B × K, of Stale.video_cosine, where detection asks for it
+    class_weights: Tensor | None = None  # (2,) of the similarities with the video and inside a segment
+    quality_scales: Tensor | None = None  # (3,) of the sources of proposals, as detection.decode.SOURCES
     video_logits: Tensor | None = None  # B × K, of F_fg pooled over the video, for loss.classification_video
     true_classes: Tensor | None = None  # B × K bool: the classes of each video, where an oracle gives them
+    multi_label: bool = False  # P by sigmoids: several classes may happen at once
 
     @property
     def num_snippets(self) -> int:
         """T."""
         return self.class_logits.shape[2]
+
+    @property
+    def probabilities(self) -> Tensor:
+        """P (B, K+1, T), the softmax of the logits, or with ``multi_label`` a sigmoid for each class [ours]:
+
+            P[k, t] = sigmoid(z[k, t] - z[background, t])
+
+        The background is the threshold of the classes there, and its own row is 0. So is a masked-out snippet, all
+        logits of which are 0.
+        """
+        logits = self.class_logits.float()
+        if not self.multi_label:
+            return logits.softmax(1)
+        P = (logits[:, :-1] - logits[:, -1:]).sigmoid()
+        return F.pad(P if self.mask is None else P * self.mask.float().unsqueeze(1), (0, 0, 0, 1))
 
     @property
     def foreground(self) -> Tensor | None:
@@ -58,6 +77,10 @@ class Outputs:
 
 class Stale(nn.Module):
     """The model of the paper; ``stale/README.md`` describes every component under the heading that its file names."""
+
+    multi_label = False  # loss.classification_form=sigmoid
+    class_weights: Tensor
+    quality_scales: Tensor
 
     def __init__(
         self, text: ClassEncoder, feature_width: int, num_snippets: int, config: ModelConfig, localizer_width: int = 0
@@ -88,6 +111,9 @@ class Stale(nn.Module):
         self.points = PointHead(localizer_width or width, config.points) if config.points.enabled else None
         self.background = nn.Parameter(torch.randn(width) * width**-0.5)  # learned, the last of the classes
         self.log_temperature = nn.Parameter(torch.tensor(config.temperature).log())  # of τ
+        # Of detection.similarities in the probability of a class, fitted to the seen classes; like τ they start at it.
+        self.register_buffer("class_weights", torch.full((2,), 1 / config.temperature))
+        self.register_buffer("quality_scales", torch.ones(3))  # likewise, of the sources of proposals
         self.classifier: nn.Module | None = None  # context for the classified features alone (two-stage baselines)
         if config.classifier_features == "own":
             self.classifier = build_temporal_model(width, config.temporal)
@@ -117,10 +143,12 @@ class Stale(nn.Module):
         """
         if self.mask_given and given_mask is None:
             raise StaleError("model.masking.kind=gt needs the ground truth of every video; these have none")
-        features, for_localizer = self.split_features(features)
+        points = None if self.points is None else self.points(self.points_input(features), valid)
+        features, _ = self.split_features(features)
         x = self.normalize_features(features)  # B × T × C
         visual = self.temporal(x, valid)  # F_vis: B × T × C
         language = F.normalize(torch.cat([text, self.background[None]]), dim=-1)  # F_lan: K+1 × C
+        text = language[:-1]
 
         foreground_logits = None if self.masking is None else self.masking(visual, valid)  # B × T
         known = foreground_logits if given_mask is None else 12 * given_mask - 6  # logits of L
@@ -142,7 +170,6 @@ class Stale(nn.Module):
             language = self.adaptation(language, visual, mask, valid)  # F_lan': B × K+1 × C
 
         classified = visual if self.classifier is None else self.classifier(x, valid)  # B × T × C
-        at_points = x if for_localizer is None else unit_variance(for_localizer)
         if self.config.clamp is not None:  # of F_fg, so that a masked snippet is no longer zero
             classified = (classified * mask.unsqueeze(-1)).clamp(min=self.config.clamp)
             mask = torch.ones_like(mask)
@@ -156,10 +183,14 @@ class Stale(nn.Module):
             mask=mask,
             given_mask=given_mask,
             classifier_features=classified,
+            text=text,
             language=language,
             temperature=self.log_temperature.exp(),
-            points=None if self.points is None else self.points(at_points, valid),
+            class_weights=self.class_weights,
+            quality_scales=self.quality_scales,
+            points=points,
             video_logits=classify_pooled(pooled, language[:, :-1], self.log_temperature.exp()).squeeze(1),
+            multi_label=self.multi_label,
         )
 
     def split_features(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -167,6 +198,11 @@ class Stale(nn.Module):
         if not self.localizer_width:
             return features, None
         return features[..., : -self.localizer_width], features[..., -self.localizer_width :]
+
+    def points_input(self, features: Tensor) -> Tensor:
+        """Features (B, T, D) → what the point head sees, its own features or those of the classifier."""
+        features, own = self.split_features(features)
+        return self.normalize_features(features) if own is None else unit_variance(own)
 
     def normalize_features(self, features: Tensor) -> Tensor:
         """(B, T, D) → (B, T, C): projected, on the unit sphere as CLIP compares them, scaled to unit variance."""
@@ -181,18 +217,6 @@ class Stale(nn.Module):
         with torch.autocast(visual.device.type, enabled=False):  # bfloat16 would round logits near 1 / τ to 0.5
             cosine = F.normalize(language.float(), dim=-1) @ F.normalize(visual.float(), dim=-1).transpose(1, 2)
             return cosine * mask.float().unsqueeze(1) / self.log_temperature.exp()
-
-    def coarsen(self, features: Tensor) -> Tensor:
-        """(B, n·T, D) → (B, T, D), the means of n snippets each; features of T snippets are returned as they are."""
-        B, length, D = features.shape
-        T = self.num_snippets
-        return features if length == T else features.reshape(B, T, length // T, D).mean(2)
-
-    def predict_foreground(self, features: Tensor) -> Tensor:
-        """L (B, T') of features (B, T', D) at any number of snippets T'; the masking must not be ``none`` or ``gt``."""
-        assert self.masking is not None
-        features, _ = self.split_features(features)
-        return self.masking(self.temporal(self.normalize_features(features))).float().sigmoid()
 
     def video_cosine(self, features: Tensor, text: Tensor) -> Tensor:
         """Cosine (B, K) of a video's mean feature, before the temporal model, and each class's text features [ours].
@@ -254,7 +278,9 @@ def initial_model(config: Config, feature_width: int | tuple[int, int], seen: Se
     """Build STALE with the weights that training starts from, by ``train.seed``; ``seen`` are the classes' phrases."""
     torch.manual_seed(config.train.seed)
     text = distributed.main_process_first(lambda: load_text_transformer(config.model))
-    return build_model(config.model, config.data.longest, feature_width, text, seen=seen)
+    model = build_model(config.model, config.data.longest, feature_width, text, seen=seen)
+    model.multi_label = config.loss.classification_form == "sigmoid"
+    return model
 
 
 def restore_model(config: Config, checkpoint: Mapping[str, Any], path: object = "checkpoint") -> Stale:
@@ -271,6 +297,7 @@ def restore_model(config: Config, checkpoint: Mapping[str, Any], path: object = 
         widths = {"feature_width": checkpoint["feature_width"], "localizer_width": checkpoint.get("localizer_width", 0)}
         model = Stale(text, num_snippets=config.data.longest, config=config.model, **widths)
         model.load_state_dict(state)
+        model.multi_label = config.loss.classification_form == "sigmoid"
     except (RuntimeError, KeyError, IndexError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise StaleError(f"{path} does not fit this run's configuration: {reason}") from None

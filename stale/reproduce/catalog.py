@@ -180,40 +180,38 @@ _BEYOND = (
     Row("plus_seen", "STALE plus, seen classes", overlays=_PLUS, vocabulary="seen", baseline="stale_seen"),
 )
 
-# The paper's configuration with one change, and the overlay with one change, mostly back to the paper's value.
+# The paper's configuration with one ingredient of the overlay, and the overlay without one or with a further one.
 _direction = partial(_row, baseline="stale")
 _plus = partial(_row, overlays=_PLUS, baseline="plus")
-_MEAN = ("detection.proposal_score=mean", "detection.foreground_score=max")
-_FINER = ("detection.proposals=[masks,foreground]", "detection.upsampling=2")
+_POINTS = ("model.points.enabled=true", "detection.proposals=points", "detection.max_proposals=2000")
+_NATIVE = ("data.sampling=native", "model.localizer.kind=none", "loss.consistency=0", "detection.proposals=foreground")
 _DIRECTIONS = (
     Row("stale", "STALE"),
-    _direction("no_context", "features as extracted", "model.temporal.kind=none"),
-    _direction("frozen_text", "text encoder frozen", "model.text.encoder=frozen"),
-    _direction("template", "template prompt", "model.text.prompt=template"),
-    _direction("temperature", "temperature 0.02", "model.temperature=0.02"),
-    _direction("soft_mask", "soft mask", "model.masking.gradient=soft"),
-    _direction("no_blocks", "mask queries on F_vis itself", "model.masking.blocks=0"),
-    _direction("no_gate", "cross-adaptation without the gate", "model.adaptation.gate=false"),
-    _direction("absolute", "localizer with absolute coordinates", "model.localizer.coordinates=absolute"),
-    _direction(
-        "plain_localizer", "plain localizer, 9 wide", "model.localizer.kind=plain", "model.localizer.kernel_size=9"
-    ),
-    _direction("more_snippets", "twice the snippets", "data.num_snippets=512"),
+    _direction("native", "native rate, proposals of the foreground mask", *_NATIVE),
+    _direction("points", "point head at T snippets", *_POINTS),
+    _direction("native_points", "point head at the native rate", *_NATIVE, *_POINTS),
+    _direction("calibrated", "calibrated classes", "detection.classify_by=calibrated"),
     _direction("video_score", "video-level score", "detection.video_score=true"),
-    _direction("proposals", "proposals of the foreground mask too", "detection.proposals=[masks,foreground]"),
-    _direction("upsampling", "the same, temporal upsampling 2", *_FINER),
-    _direction("nms_sigma", "SoftNMS sigma 0.3", "detection.nms_sigma=0.3"),
-    _direction("maximum", "proposals scored by the highest mask score", "detection.proposal_score=max"),
+    _direction("schedule", "cosine schedule, moving average", "train.schedule=cosine", "train.ema=0.99"),
+    _direction("sigmoid", "sigmoid classes", "loss.classification_form=sigmoid"),
+    _direction("voting", "segment voting", "detection.voting=0.7"),
     _direction("max_detections", "200 detections per video", "detection.max_detections=200"),
     Row("plus", "STALE plus", overlays=_PLUS, baseline="stale"),
-    _plus("plus_masks", "STALE plus, proposals of the snippets' masks only", "detection.proposals=masks"),
-    _plus("plus_foreground", "STALE plus, proposals of the foreground mask only", "detection.proposals=foreground"),
-    _plus("plus_highest", "STALE plus, proposals scored by mean and maximum", *_MEAN),
-    _plus("plus_coarse", "STALE plus, no temporal upsampling", "detection.upsampling=1"),
-    _plus("plus_twice", "STALE plus, temporal upsampling 2", "detection.upsampling=2"),
-    _plus("plus_hundred", "STALE plus, 100 detections per video", "detection.max_detections=100"),
-    _plus("plus_no_video_score", "STALE plus, no video-level score", "detection.video_score=false"),
-    _plus("plus_context", "STALE plus, temporal transformer", "model.temporal.kind=transformer"),
+    _AGNOSTIC,
+    _plus("plus_rescaled", "STALE plus at T snippets", "data.sampling=rescale"),
+    _plus("plus_one_level", "STALE plus, one level", "model.points.levels=1"),
+    _plus("plus_points", "STALE plus, proposals of the points only", "detection.proposals=points"),
+    _plus("plus_snippets", "STALE plus, classes of the snippets", "detection.classify_by=snippets"),
+    _plus("plus_confidence", "STALE plus, calibrated classes as fitted", "detection.confidence=1"),
+    _plus("plus_frozen", "STALE plus, text encoder frozen", "model.text.encoder=frozen"),
+    _plus("plus_original_text", "STALE plus, original text", "model.text.encoder=frozen", "model.text.prompt=template"),
+    _plus("plus_no_mask", "STALE plus, no representation mask", "model.masking.kind=none", _POINTS[1]),
+    _plus("plus_adaptation", "STALE plus, cross-adaptation", "model.adaptation.enabled=true"),
+    _plus("plus_no_average", "STALE plus, no moving average", "train.ema=0"),
+    _plus("plus_batch", "STALE plus, batches of 4", "train.batch_size=4"),
+    _plus("plus_sigmoid", "STALE plus, sigmoid classes", "loss.classification_form=sigmoid"),
+    _plus("plus_voting", "STALE plus, segment voting", "detection.voting=0.7"),
+    _plus("plus_thousand", "STALE plus, 1,000 detections per video", "detection.max_detections=1000"),
 )
 
 # Further tables of the paper: one component exchanged, or left out.

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from typing import IO
 
 from tqdm import tqdm
 
-from stale.config import Config, differing_keys, load_config
+from stale.config import Config, differing_keys, load_config, save_config
 from stale.errors import StaleError
 from stale.evaluation.results import ALLOW_UNSEEN
 from stale.reproduce.catalog import Row, Table
@@ -80,6 +81,7 @@ class Job:
     files: tuple[Path, ...]
     settings: tuple[str, ...]
     tests: list[Test] = field(default_factory=list)
+    twin: Job | None = None  # an earlier one with the same training: only settings of detection differ
 
     @property
     def name(self) -> str:
@@ -94,6 +96,19 @@ class Job:
         except StaleError:
             same = False
         return [test for test in self.tests if not same or not (self.folder / test.metrics).is_file()]
+
+    def take_over_training(self) -> None:
+        """Copy the training of the twin, if that is finished and this job has not begun."""
+        run = RunFolder(self.folder)
+        if self.twin is None or run.config.exists() or self.twin.unfinished():
+            return
+        other = RunFolder(self.twin.folder)
+        for name in ("last", "best"):
+            run.checkpoint(name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(other.checkpoint(name), run.checkpoint(name))
+        for file in ("split", "history", "log"):
+            shutil.copyfile(getattr(other, file), getattr(run, file))
+        save_config(self.config, run.config)  # last: it makes the folder a run
 
     def commands(self, root: Path) -> list[list[str]]:
         """The commands still to run, without the interpreter; a command that was killed resumes."""
@@ -153,6 +168,14 @@ def make_plan(
             job.tests.extend([test] if test not in job.tests else [])
             shared.append(job)
         cells.append(Cell(row, setting, test, tuple(shared)))
+    trained: dict[str, Job] = {}
+    for job in jobs.values():
+        # Detection decides on the checkpoint where there are several to choose from, and on what is calibrated.
+        if job.config.train.validate_every >= job.config.train.epochs:
+            calibrated = job.config.detection.classify_by == "calibrated"
+            key = f"{calibrated} {job.config.model_dump_json(exclude={'detection'})}"
+            first = trained.setdefault(key, job)
+            job.twin = None if first is job else first
     return cells
 
 
@@ -199,7 +222,7 @@ def run_jobs(jobs: Sequence[Job], root: Path, devices: Sequence[str] = ("",)) ->
 
     A job that was killed at any point resumes when it is run again. Returns the error of each job that failed, by name.
     """
-    left = [job for job in jobs if job.unfinished()]
+    left = sorted((job for job in jobs if job.unfinished()), key=lambda job: job.twin is not None)
     free: SimpleQueue[str] = SimpleQueue()
     for device in devices:
         free.put(device)
@@ -217,6 +240,7 @@ def run_jobs(jobs: Sequence[Job], root: Path, devices: Sequence[str] = ("",)) ->
         try:
             if not acquire(lock):
                 return f"another process is working in {job.folder}"
+            job.take_over_training()
             for command in job.commands(root):
                 if stopped.is_set():
                     return "stopped"

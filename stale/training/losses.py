@@ -95,7 +95,9 @@ def classification_loss(outputs: Outputs, targets: Targets, normalizers: LossNor
 
     A masked-out snippet has P = 1 / (K+1) whatever the weights, and would add a constant [ours].
     ``focal`` weighs the terms by (1 - P[k, t])² (Lin et al., ICCV 2017), ``batch_focal`` the mean L by (1 - exp(-L))²
-    [C]. ``pooled`` classifies whole instances.
+    [C]. ``pooled`` classifies whole instances. ``sigmoid`` is the sum over the K classes of the binary cross-entropy of
+    :attr:`Outputs.probabilities`; every class of a snippet is positive, and a background snippet has none [ours]. It
+    takes snippets of a seen and another class too: nothing in it says that the other class is not there.
 
     With ``classification_video`` the same loss of the whole video is added [C]: F_fg pooled over all snippets, against
     the classes of the video's foreground without the background.
@@ -104,7 +106,8 @@ def classification_loss(outputs: Outputs, targets: Targets, normalizers: LossNor
     if form == "pooled":
         return _pooled_classification_loss(outputs, targets, normalizers)
     if config.classification_snippets:
-        passing = targets.unambiguous if outputs.mask is None else targets.unambiguous & (outputs.mask > 0)
+        counted = targets.valid if form == "sigmoid" else targets.unambiguous
+        passing = counted if outputs.mask is None else counted & (outputs.mask > 0)
         loss = _classification_mean(outputs.class_logits, targets.classes, passing, normalizers, form=form)
         loss = config.classification_snippets * loss
     if config.classification_video:
@@ -120,13 +123,16 @@ def classification_loss(outputs: Outputs, targets: Targets, normalizers: LossNor
 def _classification_mean(
     logits: Tensor, target: Tensor, mask: Tensor, normalizers: LossNormalizers, *, form: str
 ) -> Tensor:
-    """Mean cross-entropy over dimension 1 at ``mask``, in the focal forms weighed as :func:`classification_loss` says.
+    """Mean cross-entropy over dimension 1 at ``mask``, in the forms that :func:`classification_loss` describes.
 
     Args:
         logits, target: (B, classes, ...).
         mask: (B, ...), counted over all processes that share the batch.
     """
     count = mask.sum() if normalizers.own is None else distributed.all_reduce(normalizers.own * mask.sum())
+    if form == "sigmoid":
+        margin, positive = logits[:, :-1].float() - logits[:, -1:].float(), (target[:, :-1] > 0).float()
+        return _masked_mean(F.binary_cross_entropy_with_logits(margin, positive, reduction="none").sum(1), mask, count)
     log_p = logits.float().log_softmax(1)
     weight = (1 - log_p.exp()).square() if form == "focal" else 1.0
     mean = _masked_mean(-(target * weight * log_p).sum(1), mask, count)
@@ -230,9 +236,9 @@ def consistency_loss(outputs: Outputs, targets: Targets, normalizers: LossNormal
     nothing is above θ [ours].
     """
     assert outputs.mask_logits is not None  # without masks there is no such loss
-    class_logits, mask_logits = outputs.class_logits.float(), outputs.mask_logits.float()
+    probabilities, mask_logits = outputs.probabilities, outputs.mask_logits.float()
     if config.consistency_gradient == "visual":
-        class_logits, mask_logits = class_logits.detach(), mask_logits.detach()
+        probabilities, mask_logits = probabilities.detach(), mask_logits.detach()
     visual, valid = outputs.visual.float(), targets.valid  # B × T × C, B × T
     if config.consistency_centered:
         share = valid / valid.sum(1, keepdim=True).clamp(min=1)  # B × T
@@ -240,7 +246,6 @@ def consistency_loss(outputs: Outputs, targets: Targets, normalizers: LossNormal
     T, threshold = valid.shape[1], config.consistency_threshold
 
     # f_clf: the top-scoring foreground snippets of P
-    probabilities = class_logits.softmax(1)
     scores = (probabilities if config.consistency_background else probabilities[:, :-1]).amax(1) * valid  # B × T
     p, S = scores.topk(min(config.consistency_snippets, T), dim=1)  # B × |S|
     weights = torch.zeros_like(scores).scatter(1, S, p * (p > threshold))

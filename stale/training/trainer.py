@@ -32,6 +32,7 @@ from stale.data.dataset import Batch, VideoDataset
 from stale.data.datasets import facts
 from stale.data.features import Backbone, require_same_backbone, require_same_width
 from stale.data.selection import TrainingData, load_training_data, phrases
+from stale.detection.calibration import calibrate
 from stale.detection.run import class_features, detect
 from stale.device import autocast, choose_device, choose_precision, determinism, out_of_memory_hint
 from stale.errors import StaleError, name_some
@@ -135,6 +136,10 @@ class Trainer:
         # Data
         self.train_data, self.held_out = data.train.to(self.device), data.held_out
         self.test_data = None if data.test is None else data.test.to(self.device)  # for train.choose_on=unseen_loss
+        if model.points is not None:
+            with torch.no_grad():
+                means = [model.points_input(x.float()[None])[0].mean(0) for x in self.train_data.features]
+            model.points.mean.copy_(torch.stack(means).mean(0))
         # Optimizer, before the loss because it freezes parameters
         self.optimizer = build_optimizer(model, config.train)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
@@ -266,6 +271,12 @@ class Trainer:
         with autocast(self.device, self.precision):
             model, held_out = self.tested_model, self.held_out
             classes = class_features(model, self.split.seen)
+            if options.classify_by == "calibrated":
+                calibrate(model, self.train_data, classes, options)
+                for name in ("class_weights", "quality_scales"):
+                    values = getattr(model, name)
+                    getattr(self.model, name).copy_(values)  # the moving average takes over the model's buffers
+                    _log.info("calibrated on seen classes: %s %s", name, [round(x, 3) for x in values.tolist()])
             results = detect(model, held_out.videos, held_out.features, classes, options=options, progress=False)
         score = math.nan
         if distributed.is_main_process():

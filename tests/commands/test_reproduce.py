@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from scripts import reproduce
-from stale.config import load_config
+from stale.config import differing_keys, load_config
 from stale.errors import StaleError
 from stale.reproduce.catalog import TABLES, choose_rows
 from stale.reproduce.plan import Cell, Job, Sources, Test, jobs_of, make_plan, missing_inputs, run_jobs
@@ -86,7 +86,7 @@ def lines_of(table: str, cells: list[Cell], dataset: str = "tiny", **changes: st
         ("closed_set", ["--rows", "stale", "effprompt"], 2),
         ("official_code", ["--rows", "stale", "fill_holes", "predicted_videos", "all_held_out", "all"], 5),
         ("beyond", ["--settings", "75_25"], 5),
-        ("directions", ["--rows", "stale", "proposals"], 2),
+        ("directions", ["--rows", "stale", "schedule"], 2),
         ("temporal", ["--rows", "ms_tcn"], 1),
         ("parts", ["--settings", "75_25", "--rows", "mask", "localizer"], 2),
     ],
@@ -109,6 +109,18 @@ def test_every_table_runs(
         assert text.count("| paired with STALE |") == 1
         assert "vocabulary seen" in text
     assert not run(table, *rows, settings=more), "finished runs are skipped"
+
+
+@pytest.mark.slow
+def test_rows_that_differ_in_detection_alone_share_their_training(run: Callable, tmp_path: Path) -> None:
+    run("directions", "--rows", "stale", "max_detections", folder=tmp_path, settings=["data.holdout=0.5"])
+    configs = sorted(tmp_path.glob("runs/*/seen_cv_0/config.yaml"), key=lambda path: path.stat().st_mtime)
+    assert differing_keys(*(load_config([path]) for path in configs)) == ["detection.max_detections"]
+    first, second = (path.parent for path in configs)
+    for name in ("last", "best"):
+        assert (first / f"checkpoints/{name}.pt").read_bytes() == (second / f"checkpoints/{name}.pt").read_bytes()
+    assert (second / "log.txt").read_text(encoding="utf-8").count("epoch 1/") == 1, "trained once"
+    assert (second / "metrics.json").exists()
 
 
 def test_rows_of_the_same_training_share_their_run(data: Path, tmp_path: Path) -> None:

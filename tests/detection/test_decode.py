@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +16,14 @@ from eval import main as evaluate
 from stale.api import infer, load
 from stale.config import DetectionConfig, load_config
 from stale.data.annotations import Video
-from stale.detection.decode import Proposals, class_scores, decode, min_max_normalize, threshold_masks
+from stale.detection.baselines import min_max_normalize
+from stale.detection.decode import Proposals, class_scores, decode, threshold_masks
 from stale.detection.run import class_features, propose
+from stale.errors import StaleError
 from stale.io import read_json
 from stale.model.stale import Outputs, Stale, build_model
 from stale.training.trainer import train
-from tests.helpers import REPOSITORY, make_data_set, tiny_text_transformer
+from tests.helpers import REPOSITORY, make_data_set, tiny_config, tiny_text_transformer
 from tests.reference.detection import plain_decode, plain_regions
 
 Found = dict[tuple[int, float, float], float]  # (label, start, end) → score
@@ -106,12 +108,33 @@ def test_foreground_weight_multiplies_class_scores_by_the_foreground(weighted: b
     torch.testing.assert_close(class_scores(outputs, DetectionConfig(foreground_weight=weighted)), expected)
 
 
+def test_with_several_labels_the_background_is_the_threshold_of_each_class() -> None:
+    logits = torch.tensor([[[8.0, 3.0, 0.0], [5.0, 1.0, 0.0], [6.0, 0.0, 0.0]]])  # two classes, background; 3 snippets
+    outputs = Outputs(torch.zeros(1), logits, torch.zeros(1, 3, 3), None, mask=torch.tensor([[1.0, 1.0, 0.0]]))
+    expected = torch.tensor([[[2.0, 3.0], [-1.0, 1.0]]]).sigmoid()
+    found = class_scores(replace(outputs, multi_label=True), DetectionConfig())
+    torch.testing.assert_close(found, torch.cat([expected, torch.zeros(1, 2, 1)], 2))  # a masked-out snippet has none
+    absent = logits.masked_fill(torch.tensor([False, True, False]).view(1, -1, 1), -torch.inf)
+    found = class_scores(replace(outputs, multi_label=True, class_logits=absent), DetectionConfig())
+    torch.testing.assert_close(found[0, :, 0], torch.stack([expected[0, 0, 0], torch.tensor(0.0)]))
+
+
+def test_a_trained_run_keeps_the_sigmoid_form(data: Path, tmp_path: Path) -> None:
+    """The probabilities of a snippet's classes can sum to more than 1."""
+    sigmoid = ["loss.classification_form=sigmoid", "detection.foreground_weight=false", "model.masking.applied=false"]
+    run = train(tiny_config(data, "train.epochs=1", *sigmoid), tmp_path / "run")
+    found = load(run.path).detect_annotated("video_000", "all")
+    assert found.class_scores.sum(0).max() > 1
+    with pytest.raises(StaleError, match=r"sigmoid has no term of the video; set loss\.classification_video=0"):
+        tiny_config(data, *sigmoid, "loss.classification_video=1")
+
+
 def test_min_max_normalization() -> None:
     curves = torch.tensor([[2.0, 4.0, 3.0], [5.0, 5.0, 5.0]])
     torch.testing.assert_close(min_max_normalize(curves), torch.tensor([[0.0, 1.0, 0.5], [0.0, 0.0, 0.0]]))
 
 
-# Other sources of proposals, with a model of the overlay
+# Other sources of proposals
 
 B, T, C = 2, 16, 64
 NAMES = ["diving", "high jump", "shot put"]
@@ -123,19 +146,18 @@ VIDEOS = [Video(f"video {b}", "", 32.0, ()) for b in range(B)]
 @pytest.fixture(scope="module")
 def model() -> Stale:
     torch.manual_seed(0)
-    return build_model(
-        load_config([OVERLAY]).model, T, C, tiny_text_transformer(num_tokens=49408, layers=1), NAMES
-    ).eval()
+    config = load_config([], ["model.temporal.kind=none", "model.points.enabled=true"]).model
+    return build_model(config, T, C, tiny_text_transformer(num_tokens=49408, layers=1), NAMES).eval()
 
 
 @pytest.fixture(scope="module")
 def features() -> Tensor:
-    return torch.randn(B, 2 * T, C, generator=torch.Generator().manual_seed(1))
+    return torch.randn(B, T, C, generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()
 def proposals_of(model: Stale, features: Tensor, **changes: object) -> Proposals:
-    options = DetectionConfig(top_snippets=K * T, max_proposals=EVERY, **changes)
+    options = DetectionConfig(**{"top_snippets": K * T, "max_proposals": EVERY, **changes})
     return propose(model, VIDEOS, features, class_features(model, NAMES), options=options)[1]
 
 
@@ -148,7 +170,7 @@ def video_level(model: Stale, features: Tensor, temperature: float) -> Tensor:
     """The video-level scores (B, K), by loops: before the temporal model and the adaptation."""
     text, cosine = class_features(model, NAMES).text, torch.empty(B, K)
     for b in range(B):
-        mean = sum(x / x.norm() for x in features[b].reshape(T, 2, C).mean(1)) / T
+        mean = sum(x / x.norm() for x in features[b]) / T
         for k in range(K):
             cosine[b, k] = F.cosine_similarity(mean, text[k], dim=0)
     return (cosine / temperature).softmax(1)
@@ -162,25 +184,22 @@ def test_video_scores_weigh_the_classes_of_a_video(model: Stale, features: Tenso
 
 
 def test_proposals_from_the_foreground_by_loops(model: Stale, features: Tensor) -> None:
-    """At twice T: half a snippet is the finest step."""
     found = as_scores(proposals_of(model, features, proposals="foreground", video_score=True, video_temperature=0.05))
     with torch.no_grad():
-        finer = model.predict_foreground(features)
-        text = class_features(model, NAMES).text
-        P = class_scores(model(model.coarsen(features), text), DetectionConfig())
+        outputs = model(features, class_features(model, NAMES).text)
+    P, L = class_scores(outputs, DetectionConfig()), outputs.foreground
+    assert L is not None
     of_video, expected = video_level(model, features, 0.05), {}
     for b in range(B):
-        low, high = finer[b].min(), finer[b].max()
-        curve = ((finer[b] - low) / (high - low)).tolist()
+        curve = (L[b] / L[b].max()).tolist()
         for threshold in torch.tensor(DetectionConfig().thresholds).tolist():
             for start, end in plain_regions(curve, threshold):
-                centers = [t for t in range(T) if start <= 2 * t + 1 < end] or [min((start + end) // 4, T - 1)]
                 for k in range(K):
-                    inside = sum(float(P[b, k, t]) for t in centers) / len(centers)
-                    key, score = (b, k, start / 2, end / 2), float(of_video[b, k]) * inside * max(curve[start:end])
+                    inside = sum(float(P[b, k, t]) for t in range(start, end)) / (end - start)
+                    key, score = (b, k, start, end), float(of_video[b, k]) * inside * max(curve[start:end])
                     expected[key] = max(expected.get(key, 0.0), score)
     assert found == pytest.approx(expected, rel=1e-3)
-    assert any(start % 1 == 0.5 for _, _, start, _ in found)
+    assert any(end - start == T for _, _, start, end in found)  # a proposal may be the whole video
 
 
 def test_both_sources_of_proposals_are_concatenated(model: Stale, features: Tensor) -> None:
@@ -191,19 +210,31 @@ def test_both_sources_of_proposals_are_concatenated(model: Stale, features: Tens
     assert both.num_snippets == T
 
 
-def test_upsampling_refines_proposals_from_the_foreground_alone(model: Stale, features: Tensor) -> None:
-    coarse = model.coarsen(features)
-    torch.testing.assert_close(coarse[1, 3], (features[1, 6] + features[1, 7]) / 2)
-    assert torch.equal(proposals_of(model, features).segments, proposals_of(model, coarse).segments)
-    at_t = proposals_of(model, coarse, proposals="foreground").segments
-    assert (at_t % 1 == 0).all()
-    assert at_t.max() <= T
-
-
-def test_masks_need_no_foreground_at_a_finer_scale(model: Stale, features: Tensor) -> None:
-    without, coarse = copy.deepcopy(model), model.coarsen(features)
-    without.masking = None
-    assert torch.equal(proposals_of(without, features).segments, proposals_of(without, coarse).segments)
+@torch.no_grad()
+def test_calibrated_classes_by_loops(model: Stale, features: Tensor) -> None:
+    """The similarities with the video and inside the proposal, by the fitted weights, of any kind of proposal."""
+    model.class_weights.copy_(torch.tensor([20.0, 50.0]))
+    text = class_features(model, NAMES).text
+    outputs = model(features, text)
+    assert outputs.points is not None
+    segments, quality = outputs.points.segments().clamp(0, T), outputs.points.scores()
+    mean = F.normalize(features, dim=-1).mean(1)
+    expected = {}
+    for b in range(B):
+        for segment, score in zip(segments[b], quality[b], strict=True):
+            inside = [t for t in range(T) if segment[0] <= t + 0.5 < segment[1]] or [
+                int(segment.mean().clamp(max=T - 1))
+            ]
+            pooled = sum(features[b, t] / features[b, t].norm() for t in inside)
+            logits = [
+                20 * F.cosine_similarity(mean[b], text[k], dim=0) + 50 * F.cosine_similarity(pooled, text[k], dim=0)
+                for k in range(K)
+            ]
+            for k, p in enumerate((0.2 * torch.stack(logits)).softmax(0).tolist()):
+                expected[(b, k, *segment.tolist())] = float(score) * p
+    assert as_scores(proposals_of(model, features, proposals="points", classify_by="calibrated")) == pytest.approx(
+        expected, rel=1e-3
+    )
 
 
 def test_class_agnostic_proposals_take_every_class(model: Stale, features: Tensor) -> None:

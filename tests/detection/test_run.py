@@ -90,5 +90,9 @@ def test_results_are_in_seconds_sorted_and_complete() -> None:
     assert [(row["segment"], row["label"]) for row in results["long"]] == [([20.0, 40.0], "b"), ([0.0, 80.0], "a")]
     assert [row["score"] for row in results["long"]] == pytest.approx([0.9, 0.5])
     assert all(type(row["score"]) is float for row in results["long"])
+    proposals.segments[0, 2], proposals.scores[0, 2], proposals.labels[0, 2] = torch.tensor([2.0, 5.0]), 0.3, 1
+    voted = to_results(videos, proposals, ["a", "b"], DetectionConfig(voting=0.6))
+    assert [row["segment"] for row in voted["long"]][:2] == [[20.0, 42.5], [0.0, 80.0]]
+    assert [row["score"] for row in voted["long"]][:2] == pytest.approx([0.9, 0.5])
     few = to_results(videos, proposals, ["a", "b"], DetectionConfig(max_detections=1))
     assert few["long"] == results["long"][:1]

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stale.config import DetectionConfig
-from stale.detection.soft_nms import _MOST_PAIRS, soft_nms
-from tests.reference.detection import plain_soft_nms
+from stale.detection.soft_nms import _MOST_PAIRS, soft_nms, vote
+from tests.reference.detection import plain_soft_nms, plain_vote
 
 
 def options_of(max_detections: int, sigma: float = 0.5, nms: str = "gaussian") -> DetectionConfig:
@@ -46,6 +46,20 @@ def test_soft_nms_equals_its_definition(seed: int, M: int, K: int, sigma: float,
         real = sum(score > 0 for _, score in expected)
         assert picked[b, :real].tolist() == [index for index, _ in expected[:real]]
         assert lowered[b].tolist() == pytest.approx([score for _, score in expected], rel=1e-9)
+
+
+@pytest.mark.parametrize("threshold", [0.01, 0.5, 1.0])
+def test_voting_equals_its_definition(threshold: float) -> None:
+    segments, scores, labels = random_proposals(3, 4, 30, 2)
+    segments[3, :5, 1] = segments[3, :5, 0]  # empty
+    scores[2, 15:] = 0  # padding
+    picked = soft_nms(segments, scores, labels, options_of(20))[0]
+    voted = vote(segments, scores, labels, picked, threshold=threshold)
+    for b in range(4):
+        expected = [plain_vote(index, segments[b], scores[b], labels[b], threshold) for index in picked[b].tolist()]
+        torch.testing.assert_close(voted[b], torch.tensor(expected, dtype=torch.double))
+    moved = (voted - segments.gather(1, picked.unsqueeze(2).expand(-1, -1, 2))).abs().amax()
+    assert (moved > 0.1) == (threshold < 1), "equal segments vote for themselves"
 
 
 @pytest.mark.parametrize("form", ["gaussian", "official"])

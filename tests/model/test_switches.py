@@ -248,6 +248,7 @@ def losses_of(outputs: Outputs, *assignments: str) -> tuple[Tensor, dict[str, Te
     [
         ("classification_form=focal", {"classification"}),
         ("classification_form=pooled", {"classification"}),
+        ("classification_form=sigmoid", {"classification"}),
         ("foreground_form=bce", {"foreground"}),
         ("dice=0", {"localization"}),
         ("bce=0.4", {"localization"}),

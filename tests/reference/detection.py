@@ -91,6 +91,17 @@ def plain_soft_nms(
     return sorted(kept, key=lambda one: (-one[1], one[0]))[:max_detections]
 
 
+def plain_vote(
+    picked: int, segments: Sequence, scores: Sequence[float], labels: Sequence[int], threshold: float
+) -> tuple[float, float]:
+    """Mean of the segments of the same class that overlap the picked one, weighted by their scores."""
+    start = end = total = 0.0
+    for segment, score, label in zip(segments, scores, labels, strict=True):
+        if label == labels[picked] and plain_tiou(segment, segments[picked]) >= threshold:
+            start, end, total = start + score * segment[0], end + score * segment[1], total + score
+    return (float(start / total), float(end / total)) if total else tuple(map(float, segments[picked]))
+
+
 def plain_tiou(first: Sequence[float], second: Sequence[float]) -> float:
     """tIoU of two segments (start, end); 0 where both are empty."""
     shared = max(min(first[1], second[1]) - max(first[0], second[0]), 0.0)

@@ -98,6 +98,24 @@ def test_classification_is_entropy_over_unambiguous_snippets_and_videos(
     assert loss_of("classification", outputs, targets, **both).item() == pytest.approx(0.9 * means[0] + 2 * means[1])
 
 
+def test_sigmoid_form_is_binary_entropy_of_every_class_over_valid_snippets(outputs: Outputs) -> None:
+    """Two seen classes at once are both positive, and so is a seen one beside an unseen one."""
+    segments = torch.cat([SEGMENTS, torch.tensor([[[4.0, 10.0]]] * B)], 1)
+    labels = torch.cat([LABELS, torch.tensor([[2], [PADDING], [PADDING]])], 1)
+    targets, entropies = build_targets(segments, labels, K, T), []
+    for b in range(B):
+        for t in range(T):
+            z = outputs.class_logits[b, :, t].tolist()
+            rows = zip(segments[b].tolist(), labels[b].tolist(), strict=True)
+            inside = {label for (start, end), label in rows if start <= t < end and label != PADDING}
+            if inside != {IGNORED}:
+                P = [sigmoid(z[k] - z[-1]) for k in range(K)]
+                entropies.append(-sum(math.log(P[k] if k in inside else 1 - P[k]) for k in range(K)))
+    assert len(entropies) == B * T - 5 - 4
+    found = loss_of("classification", outputs, targets, classification_form="sigmoid")
+    assert found.item() == pytest.approx(mean(entropies), rel=1e-5)
+
+
 @pytest.mark.parametrize("balance", ["column", "all"])
 def test_localization_is_balanced_entropy_and_dice_of_columns(outputs: Outputs, targets: Targets, balance: str) -> None:
     logits = outputs.mask_logits.tolist()
@@ -161,6 +179,14 @@ def test_consistency_compares_what_both_heads_pool(
     options = {"consistency_threshold": threshold, "consistency_background": background}
     found = loss_of("consistency", outputs, targets, consistency_centered=centered, **options)
     assert found.item() == pytest.approx(mean(expected), abs=1e-5)
+
+
+def test_consistency_takes_the_probabilities_of_the_sigmoid_form(outputs: Outputs, targets: Targets) -> None:
+    """With one class a sigmoid and a softmax are the same; with several they are not."""
+    single = replace(outputs, class_logits=outputs.class_logits[:, [0, K]])
+    loss, other = (loss_of("consistency", replace(single, multi_label=flag), targets).item() for flag in (True, False))
+    assert loss == pytest.approx(other, rel=1e-5)
+    assert loss_of("consistency", replace(outputs, multi_label=True), targets).item() != pytest.approx(loss)
 
 
 # Limits

@@ -21,6 +21,7 @@ SETTINGS = [
     (),
     ("loss.classification_form=pooled", "loss.foreground_form=dice_bce", "train.clip_norm=0"),
     ("loss.classification_form=focal", "loss.consistency_gradient=visual", "model.masking.kind=gt"),
+    ("loss.classification_form=sigmoid",),
     ("model.text.encoder=none", "model.masking.gradient=straight_through", "model.localizer.kind=plain"),
     ("model.text.encoder=frozen", "model.text.prompt=template", "model.temporal.kind=conv"),
     ("loss.classification_form=batch_focal", "loss.classification_video=1", "model.clamp=1e-4")
