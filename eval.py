@@ -5,7 +5,8 @@
     python eval.py --run RUN --report DIR                       one HTML page: results, errors, every video
     python eval.py --runs DIR... [--versus DIR...]              a line a run, mean, interval, paired differences
 
-AP of each class is exactly that of the official ActivityNet evaluator.
+AP of each class is exactly that of the official ActivityNet evaluator, with one exception: an instance and a detection
+that both have no length do not match here; there, 0/0 counts as a match.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stale.data.annotations import Video, all_labels, in_subset, read_annotations
+from stale.data.annotations import Video, all_labels, in_subset, read_annotations, unit_fault
 from stale.data.datasets import facts
 from stale.data.splits import read_class_list
 from stale.errors import StaleError, name_some, run_command
@@ -95,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def evaluate_predictions(options: argparse.Namespace) -> Assessment:
     """``--predictions``: what the options and the files say decides the protocol."""
-    videos = read_annotations(options.annotations)
+    videos = read_annotations(options.annotations, need_durations=False)
     results = read_results(options.predictions)
     dataset = results.protocol.get("dataset") or guess_dataset(options.annotations, videos)
     subset, usual = options.subset or results.protocol.get("subset"), facts(dataset).subsets[1]
@@ -113,10 +114,10 @@ def evaluate_run(options: argparse.Namespace) -> Assessment:
     run = RunFolder(Path(options.run))
     results = read_run_results(run.detections(options.vocabulary), run)
     protocol = results.protocol
-    missing = [key for key in ("dataset", "subset", "classes", "annotations") if key not in protocol]
+    missing = [key for key in ("dataset", "subset", "classes", "annotations") if protocol.get(key) is None]
     if missing:
         raise StaleError(f"{results.path}: its 'protocol' lacks {name_some(missing)}; run inference.py again")
-    videos = read_annotations(options.annotations or protocol["annotations"])
+    videos = read_annotations(options.annotations or protocol["annotations"], need_durations=False)
     tested = in_subset(videos.values(), options.subset or protocol["subset"])
     files = {name: run.baselines(name, options.vocabulary) for name in BASELINES}
     absent = [str(file) for file in files.values() if not file.is_file()]
@@ -147,6 +148,10 @@ def run_assessment(
     subject = Subject(tuple(videos), None if classes is None else tuple(classes), tious, options.duplicates)
     if options.ground_truth != "all":
         subject = subject.within(results)
+    if fault := unit_fault(videos):
+        print(f"warning: annotations, {fault}")
+    if subject.truth().estimated:
+        print("note: not all durations are annotated; the end of a video's last instance is used for its end")
     scores = None
     if options.video_scores:
         scores = read_video_scores(options.video_scores, subject.truth(), options.allow_unseen_supervision)

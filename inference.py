@@ -23,10 +23,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stale.errors import StaleError, run_command
+from stale.errors import StaleError, printable, run_command
 
 OWN = ("classes", "classes_file", "template", "fps", "image_weights", "output", "csv", "vtt", "srt", "picture")
 PICTURES = (".png", ".pdf", ".svg")
+
+
+def utf8(text: str) -> str:
+    """An argument that is text; Python decodes others to half characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8") from None
+    return text
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -48,9 +57,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     source.add_argument("--video", nargs="+", type=Path, metavar="FILE|FOLDER", help="videos")
     source.add_argument("--features", nargs="+", type=Path, metavar="FILE|FOLDER", help=".npy or HDF5 features")
     names = own.add_mutually_exclusive_group()
-    names.add_argument("--classes", nargs="+", metavar="NAME", help="any class names")
+    names.add_argument("--classes", nargs="+", type=utf8, metavar="NAME", help="any class names")
     names.add_argument("--classes-file", type=Path, metavar="FILE")
-    own.add_argument("--template", nargs="+", metavar="TEXT", help='e.g. "a video of {}"; default the run\'s prompt')
+    own.add_argument(
+        "--template", nargs="+", type=utf8, metavar="TEXT", help='e.g. "a video of {}"; default: the run\'s'
+    )
     own.add_argument("--fps", type=float, help="of --video: snippets a second, default 5; of --features: their rate")
     own.add_argument("--image-weights", metavar="NAME|FILE", help="image encoder; default that of the run's CLIP")
     own.add_argument("--output", type=Path, metavar="FILE.json", help="default NAME.detections.json")
@@ -128,8 +139,8 @@ def detect_own_videos(options: argparse.Namespace) -> None:
         min_score=options.min_score,
     )
     made_by = {
-        "run": str(options.run),
-        "checkpoint": options.checkpoint,
+        "run": printable(str(options.run)),
+        "checkpoint": printable(options.checkpoint),
         "classes": {item.label: item.phrases for item in classes},
         "templates": list(templates),
     }

@@ -30,8 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", choices=("float16", "float32"), default="float16")
     parser.add_argument("--fps", type=float, help="snippets a second, where the features do not record it")
     options = parser.parse_args(arguments)
-    if (options.snippets is not None and options.snippets < 2) or (options.fps is not None and not options.fps > 0):
-        parser.error("--snippets must be at least 2 and --fps above 0")
+    if (options.snippets is not None and options.snippets < 2) or (
+        options.fps is not None and not 1e-3 <= options.fps <= 1e3
+    ):
+        parser.error("--snippets must be at least 2, and --fps lie between 0.001 and 1,000")
     if options.subset and not options.annotations:
         parser.error("--subset goes with --annotations")
 
@@ -39,11 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from stale.data.features import open_features
     from stale.data.pack import pack
 
-    videos = read_annotations(options.annotations) if options.annotations else None
+    store, videos = open_features(options.source), None
+    if options.annotations:
+        videos = read_annotations(options.annotations)
+        store.annotate(videos)
     if videos and options.subset:
         videos = {video.id: video for video in in_subset(videos.values(), options.subset)}
     settings = {"num_snippets": options.snippets, "precision": options.precision, "fps": options.fps}
-    left_out, doubtful = pack(open_features(options.source), options.output, videos=videos, **settings)
+    left_out, doubtful = pack(store, options.output, videos=videos, **settings)
     packed = open_features(options.output)
     print(f"{options.output}: {len(packed.ids):,} videos, {packed.width} wide, {options.precision}")
     for heading, problems in (("left out", left_out), ("packed", doubtful)):

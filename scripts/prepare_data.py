@@ -1,7 +1,7 @@
 """Prepare a public data set, check any data set, or convert annotations to another layout.
 
     python scripts/prepare_data.py activitynet --root data             download, verify, normalise; say what is missing
-    python scripts/prepare_data.py thumos14 --root data --from FILE    the same from a file, or a folder that holds it
+    python scripts/prepare_data.py thumos14 --root data --from FILE    the same from a file
     python scripts/prepare_data.py thumos14 --root data --check        report on what is there
     python scripts/prepare_data.py custom --root data/mine --check     report on a data set of your own
     python scripts/prepare_data.py convert IN.csv OUT.json --to activitynet
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from stale.errors import run_command
@@ -37,14 +38,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         if name == "custom":
             command.add_argument("--name", help="of the data set and its splits' folder; default: the root's name")
         else:
-            command.add_argument("--from", dest="copy", type=Path, metavar="FILE|DIR", help="a copy of the annotations")
+            command.add_argument("--from", dest="copy", type=Path, metavar="FILE", help="a copy of the annotations")
     convert = commands.add_parser("convert", description="Change the layout of an annotation file.")
     convert.add_argument("input", type=Path)
     convert.add_argument("output", type=Path)
-    convert.add_argument("--to", required=True, metavar="activitynet|actionformer|csv")
+    convert.add_argument("--to", required=True, metavar="activitynet|actionformer|opentad|csv")
     convert.add_argument("--fps", type=float, help="frames a second of videos whose file does not say")
     options = parser.parse_args(arguments)
     if options.command == "convert":
+        if options.fps is not None and not 1e-3 <= options.fps <= 1e6:
+            parser.error("--fps must lie between 0.001 and 1,000,000")
         return options
     if options.check and getattr(options, "copy", None):
         parser.error("--from does not go with --check")
@@ -99,11 +102,11 @@ def check(options: argparse.Namespace) -> None:
 
 def convert(options: argparse.Namespace) -> None:
     """Load annotations of any layout and write another."""
-    from stale.preparation.converters import Annotations, load_any_layout, write_as
+    from stale.preparation.converters import load_any_layout, write_as
 
     found = load_any_layout(options.input)
     rates = dict.fromkeys(found.videos, options.fps) | found.fps if options.fps else found.fps
-    write_as(options.to, Annotations(found.videos, rates), options.output)
+    write_as(options.to, replace(found, fps=rates), options.output)
     print(f"{options.output}: {len(found.videos):,} videos")
 
 

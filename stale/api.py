@@ -20,7 +20,7 @@ from stale import distributed
 from stale.checkpoint import load_checkpoint
 from stale.config import Config, load_config
 from stale.data.annotations import Video, match_video_id
-from stale.data.classes import NamedClass, parse_classes
+from stale.data.classes import NamedClass, parse_classes, warn_of_same_text
 from stale.data.dataset import load_sampled, native_length, rescale
 from stale.data.features import (
     Backbone,
@@ -28,7 +28,7 @@ from stale.data.features import (
     load_npy,
     open_features,
     read_sidecar,
-    recorded_number,
+    recorded_rate,
     require_same_backbone,
     require_same_width,
 )
@@ -46,7 +46,7 @@ from stale.device import choose_device, out_of_memory_hint
 from stale.errors import StaleError
 from stale.model.stale import Stale, restore_model
 from stale.run_folder import BASELINES, RunFolder, log_into, start_logging
-from stale.video.extract import Sampling, VideoFeatures, encode_videos
+from stale.video.extract import Sampling, VideoFeatures, check_rate, encode_videos
 from stale.video.image_encoder import ImageEncoder
 
 CHOSEN_ON = "mAP of held-out training videos, seen classes"
@@ -71,7 +71,8 @@ def load(run: str | Path, checkpoint: str = "best", device: str | None = None) -
     chosen_on = f"nothing: epoch {state['epoch']}"
     if checkpoint == "best":
         best = state["best"]
-        chosen_on = f"{CHOSEN_ON_UNSEEN if 'unseen_loss' in best else CHOSEN_ON}, epoch {best['epoch']}"
+        criterion = CHOSEN_ON_UNSEEN if "unseen_loss" in best else CHOSEN_ON if "mAP" in best else "nothing: the last"
+        chosen_on = f"{criterion}, epoch {best['epoch']}"
     return Detector(config, model, backbone=backbone, feature_width=int(state["feature_width"]), chosen_on=chosen_on)
 
 
@@ -89,8 +90,8 @@ class Detector:
     def detect(
         self,
         features: np.ndarray | Tensor,
-        fps: float = 5.0,
-        classes: Classes = (),
+        fps: float,
+        classes: Classes,
         templates: Sequence[str] = (),
         name: str = "video",
     ) -> VideoDetections:
@@ -104,8 +105,7 @@ class Detector:
         """
         array = features.detach().cpu().numpy() if isinstance(features, Tensor) else np.asarray(features)
         array = check_features(array, f"features of '{name}'")
-        if not fps > 0:
-            raise StaleError(f"fps is {fps}: say how many snippets a second the features of '{name}' have")
+        check_rate(fps, f"fps of the features of '{name}'")
         require_same_width(self.feature_width, array.shape[1], f"features of '{name}'")
         video, data = Video(name, "", len(array) / fps, ()), self.config.data
         count = self.config.tested_snippets or native_length(len(array), video.duration, data.rate)
@@ -148,8 +148,8 @@ class Detector:
                 array, recorded = load_array()
                 where = f"features of '{video_id}' in {source}"
                 require_same_backbone(self.backbone, Backbone.of(recorded), f"the {where}")
-                rate = fps or recorded_number(recorded, "fps", where)
-                if not rate:
+                rate = recorded_rate(recorded, where, fps)
+                if rate is None:
                     raise StaleError(f"features {source} record no rate: say how many a second with --fps")
                 yield video_id, self.detect(array, rate, classes, templates, name=video_id)
             except StaleError as error:
@@ -165,7 +165,8 @@ class Detector:
             raise StaleError(f"video '{video_id}' is not in {self.config.data.annotations}{hint}")
         classes = class_features(self.model, classes_of(split, vocabulary))
         video, data = videos[known], self.config.data
-        features = load_sampled([video], open_all_features(data), data, self.config.tested_snippets)
+        store = open_all_features(data).annotate(videos)
+        features = load_sampled([video], store, data, self.config.tested_snippets)
         return self._detect_one(video, features[0], classes)
 
     def test_data(self, vocabulary: str) -> TestData:
@@ -195,6 +196,7 @@ class Detector:
         named = parse_classes(classes)
         key = (tuple(named), tuple(templates))
         if self._vocabulary is None or self._vocabulary[0] != key:
+            warn_of_same_text(named)
             self._vocabulary = key, class_features(self.model, named, templates)
         return self._vocabulary[1]
 
@@ -226,6 +228,7 @@ def infer(
     if oracle:
         config = load_config([run.config], [f"detection.oracle=[{', '.join(oracle)}]"])
     test, data = detector.test_data(vocabulary), config.data
+    _compare_with_training(run, test)
     protocol = {
         "dataset": data.dataset,
         "setting": data.setting,
@@ -249,6 +252,17 @@ def infer(
         _log.warning("training-free baselines left out: the features do not lie in the text encoder's space")
     write_test_detections(model, config, test, files=files, protocol=protocol)
     _log.info("%d videos, %d classes → %s", len(test.videos), len(test.classes), files["model"])
+
+
+def _compare_with_training(run: RunFolder, test: TestData) -> None:
+    """Raise a StaleError if the seen classes are no longer those of the training; warn if its data have changed."""
+    trained = run.read_split()
+    if trained.get("seen", list(test.split.seen)) != list(test.split.seen):
+        fix = "restore the annotations and lists, or train again"
+        raise StaleError(f"{run.split}: the run was trained with other seen classes than the split has now: {fix}")
+    changed = [name for name, digest in test.digests.items() if trained.get(name, digest) != digest]
+    if changed:
+        _log.warning("the %s of the training videos have changed since the run was trained", " and ".join(changed))
 
 
 def _source(config: Config) -> str:

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from stale.errors import StaleError
 from stale.io import atomic_path, refuse_zip_bomb
+from stale.records import CheckpointFile, check_record
 from stale.version import __version__
 
 _KIND = "stale checkpoint"
-_CONTENTS = {"model": dict, "feature_width": int, "epoch": int, "best": dict}  # of every checkpoint
-_MAX_WIDTH = 1 << 16  # of the features
 
 
 def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -42,11 +41,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise StaleError(f"checkpoint {path} cannot be read, it is damaged or no checkpoint: {reason}") from None
     if not isinstance(content, dict) or content.get("kind") != _KIND:
         raise StaleError(f"{path} is not a checkpoint of this project")
-    faulty = [name for name, kind in _CONTENTS.items() if not isinstance(content.get(name), kind)]
-    if not faulty and not 0 < content["feature_width"] <= _MAX_WIDTH:
-        faulty = ["feature_width"]
-    if faulty:
-        raise StaleError(f"checkpoint {path} is incomplete or damaged ({', '.join(faulty)}): train again")
+    check_record(CheckpointFile, content, f"checkpoint {path}", "train again")
     for name, tensor in content["model"].items():
         sound = isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout is torch.strided
         # An expanded view claims any size for a few bytes.

@@ -21,8 +21,10 @@ from pydantic.fields import FieldInfo
 from stale.errors import StaleError
 from stale.io import read_text, write_text
 
+MODEL_NAME = re.compile(r"(RN|ViT-)\w+(/\w+)?(@\w+)?$")  # of CLIP, whose weights are downloaded
 _MOST = 1_000_000  # limit of sizes that have no other: a typing error must not allocate all memory
 Size = Annotated[int, Field(ge=1, le=_MOST)]
+Layers = Annotated[int, Field(ge=1, le=100)]
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -59,7 +61,7 @@ class Section(BaseModel):
     def _parse_yaml_words(cls, value: Any, info: ValidationInfo) -> Any:
         """Take ``null`` where a setting is optional, and nothing but ``true`` and ``false`` for a switch."""
         kind = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, str) and "None" in str(kind) and value.lower() in ("", "null", "~", "none"):
+        if isinstance(value, str) and "None" in str(kind) and value.strip().lower() in ("", "null", "~", "none"):
             return None
         if isinstance(value, str) and kind is bool and value.lower() not in ("true", "false"):
             raise ValueError(f"must be true or false, not {reprlib.repr(value)}")
@@ -100,7 +102,9 @@ class DataConfig(Section):
     drop_shorter: Weight = Field(0.0, description="snippets; shorter training instances are dropped; released code: 1")
     train_subset: str = Field("training", description="subset of the annotations to train on")
     test_subset: str = Field("validation", description="subset of the annotations to test on")
-    holdout: float = Field(0.1, gt=0, lt=1, description="share of the seen training videos that chooses the checkpoint")
+    holdout: float = Field(
+        0.1, ge=0, lt=1, description="held-out share of seen training videos; 0: the last checkpoint"
+    )
 
     @property
     def longest(self) -> int:
@@ -137,7 +141,7 @@ class TemporalConfig(Section):
     kind: Literal["transformer", "conv", "ms_tcn", "none"] = Field(
         "transformer", description="ms_tcn: dilated convolutions; transformer [P]"
     )
-    layers: Size = Field(1, description="layers; of ms_tcn the n-th has dilation 2^(n - 1) [C]")
+    layers: Layers = Field(1, description="layers; of ms_tcn the n-th has dilation 2^(n - 1) [C]")
     heads: Size = Field(4, description="attention heads [C]")
     dropout: Share = Field(0.2, description="dropout [C]")
 
@@ -153,7 +157,7 @@ class MaskingConfig(Section):
         "none", description="mask without applied: where M's mean is above its mean; released code: localizer"
     )
     queries: Size = Field(20, description="Q mask queries [P]")
-    layers: Size = Field(2, description="decoder layers")
+    layers: Layers = Field(2, description="decoder layers")
     heads: Size = Field(8, description="attention heads of the decoder")
     blocks: int = Field(
         3, ge=0, le=100, description="convolutions before the queries, for context; 0: queries on F_vis"
@@ -190,7 +194,7 @@ class LocalizerConfig(Section):
     bottleneck: int = Field(0, ge=0, le=_MOST, description="channels to which F_vis is reduced first; 0: not reduced")
     dropout: Share = Field(0.5, description="dropout before the bottleneck")
     embedding: Size = Field(16, description="output channels of pairwise coordinates")
-    layers: Size = Field(3, description="convolutions [P]")
+    layers: Layers = Field(3, description="convolutions [P]")
     hidden: Size = Field(256, description="channels")
     kernel_size: Size = Field(3, description="kernel size, odd; not published")
     bank: Size = Field(4, description="kernels that attention mixes")
@@ -202,7 +206,7 @@ class PointsConfig(Section):
     enabled: bool = Field(False, description="locate instances at points of several temporal scales (ActionFormer)")
     levels: int = Field(6, ge=1, le=12, description="levels of the pyramid, each at half the rate of the one before")
     hidden: Size = Field(128, description="channels")
-    layers: Size = Field(2, description="convolutions of the embedding, and of each head before its output")
+    layers: Layers = Field(2, description="convolutions of the embedding, and of each head before its output")
     dropout: Share = Field(0.3, description="dropout of the input features")
     radius: float = Field(1.5, gt=0, description="positive points lie this near an instance's center, in their strides")
 
@@ -399,6 +403,8 @@ class Config(Section):
         sources, masking = detection.proposals, model.masking.kind
         if "masks" in sources and model.localizer.kind == "none":
             yield "detection.proposals=masks needs the masks M; model.localizer.kind=none predicts none"
+        if model.temporal.kind == "ms_tcn" and 2 ** (model.temporal.layers - 1) > data.longest:
+            yield f"model.temporal.layers={model.temporal.layers} dilate beyond the {data.longest} snippets of a video"
         if "localizer" in detection.oracle and model.localizer.kind == "none":
             yield "detection.oracle=localizer replaces the masks M; model.localizer.kind=none predicts none"
         if "foreground" in sources and masking in ("none", "gt"):
@@ -429,16 +435,14 @@ def load_config(files: Sequence[str | Path] = (), assignments: Sequence[str] = (
     """
     values: dict[str, tuple[Any, str]] = {}  # dotted key → (value as written, where it was written)
     for file in files:
-        where = f"configuration {file}"
-        tree = _parse_yaml(read_text(file, "configuration"), where)
-        if tree is not None and not isinstance(tree, Mapping):
-            raise StaleError(f"{where}: sections such as 'train:' with their keys are expected, not {str(tree)[:40]!r}")
-        values.update({key: (value, str(file)) for key, value in _flatten(tree or {})})
+        values.update({key: (value, str(file)) for key, value in read_settings(file).items()})
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator:
             raise StaleError(f"--set {assignment}: write section.key=value")
-        values[key.strip()] = (_parse_yaml(text, f"--set {assignment}"), f"--set {assignment}")
+        where, text = f"--set {assignment}", text.strip()
+        # A plain value stands as it is: in YAML " #" would begin a comment.
+        values[key.strip()] = (_parse_yaml(text, where) if text[:1] in tuple("[{'\"") else text, where)
 
     sections: dict[str, Any] = {}
     problems, known = [], settings(Config)
@@ -462,6 +466,15 @@ def load_config(files: Sequence[str | Path] = (), assignments: Sequence[str] = (
     return config
 
 
+def read_settings(file: str | Path) -> dict[str, Any]:
+    """The settings of a YAML file by dotted key, as text and unchecked; a StaleError if it is not made of sections."""
+    where = f"configuration {file}"
+    tree = _parse_yaml(read_text(file, "configuration"), where)
+    if tree is not None and not isinstance(tree, Mapping):
+        raise StaleError(f"{where}: sections such as 'train:' with their keys are expected, not {str(tree)[:40]!r}")
+    return dict(_flatten(tree or {}))
+
+
 def save_config(config: Config, path: str | Path) -> None:
     """Write the resolved configuration as YAML that :func:`load_config` loads."""
     write_text(path, yaml.safe_dump(config.model_dump(), sort_keys=False))
@@ -473,12 +486,15 @@ def differing_keys(first: Config, second: Config) -> list[str]:
     return [key for key, value in values.items() if value != others[key]]
 
 
-def require(config: Config, *keys: str) -> None:
-    """Raise a StaleError that names every one of the dotted ``keys`` that is empty."""
-    values = dict(_flatten(config.model_dump()))
-    empty = [key for key in keys if not values[key]]
-    if empty:
-        raise StaleError(f"not set: {', '.join(empty)}; give them in the configuration or by --set {empty[0]}=...")
+def missing_files(config: Config) -> list[tuple[str, str]]:
+    """The setting and the path of every input that does not exist; the path is empty where nothing is set."""
+    data, weights = config.data, config.model.text.weights
+    features = [data.features] if isinstance(data.features, str) else data.features or [""]
+    needed = [("data.annotations", data.annotations), *(("data.features", path) for path in features)]
+    optional = {"data.localizer_features": data.localizer_features, "data.splits": data.splits}
+    needed += [(key, path) for key, path in optional.items() if path]
+    needed += [] if MODEL_NAME.match(weights) else [("model.text.weights", weights)]
+    return [(key, path) for key, path in needed if not path or not Path(path).exists()]
 
 
 def settings(section: type[Section], prefix: str = "") -> dict[str, FieldInfo]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import io
 import os
 import signal
 import sys
@@ -31,6 +33,10 @@ def run_command(main: Callable[[], None]) -> None:
     """
     debug = "--debug" in sys.argv[1:]
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names may have characters that the terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's would be inherited, and refused
     try:
         with _raise_terminated():
             main()
@@ -45,6 +51,8 @@ def run_command(main: Callable[[], None]) -> None:
         _report(f"error: {text}", error, debug)
     except KeyboardInterrupt as error:
         _report("terminated" if isinstance(error, Terminated) else "interrupted", error, debug)
+    finally:
+        atexit.register(_ignore_signals)
 
 
 def launched_together() -> bool:
@@ -64,9 +72,15 @@ def leave(error: BaseException) -> NoReturn:
 
 def name_some(names: Iterable[object], limit: int = 5) -> str:
     """``a, b, c and 7 more``: a list of names on one line."""
-    items = [str(name) for name in names]
+    words = (str(name) for name in names)
+    items = [word if word == " ".join(word.split()) else repr(word) for word in words]  # blanks can be seen
     shown = ", ".join(items[:limit])
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 video``, ``2 videos``, ``3 classes``."""
+    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
 
 
 def printable(text: str) -> str:
@@ -86,6 +100,12 @@ def _raise_terminated() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _ignore_signals() -> None:
+    """The work is over, and its exit code stays what it is."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _report(line: str, error: BaseException, debug: bool) -> None:

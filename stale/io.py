@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import gzip
 import io
 import json
 import os
+import stat
 import tempfile
+import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stale.errors import StaleError
+from stale.errors import StaleError, name_some
 
+MAX_TEXT = 1 << 30  # bytes
 HARMLESS = 64 << 20  # bytes that an unpacked file may always have
 MAX_RATIO = 100  # limit of unpacked to packed size beyond: JSON has 10, a decompression bomb 1000
 
@@ -47,6 +52,19 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def require_writable(path: str | Path) -> None:
+    """Raise a StaleError if a file could not be written to ``path``. Nothing is left behind."""
+    path = Path(path)
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StaleError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def remove_leftovers(path: str | Path) -> None:
     """Remove temporary files that killed processes left beside ``path``. No process may be writing there."""
     path = Path(path)
@@ -67,10 +85,29 @@ def file_name(name: str) -> str:
     return encode(".") + encoded[1:] if encoded.startswith(".") else encoded
 
 
+def clean_name(name: str) -> str:
+    """A name of a video, class or subset in Unicode's composed form, without blanks around it and with single ones.
+
+    It is a StaleError if the name cannot be written in UTF-8, as that of a file with another encoding.
+    """
+    if not name.isascii() and name != name.encode(errors="replace").decode():
+        raise StaleError(f"the name {name!r} is not UTF-8: rename it")
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
+def clean_ids(names: Collection[str], where: str) -> list[str]:
+    """Video ids as :func:`clean_name` gives them, or as written where that is another's; no two may be equal."""
+    ids = [name if (cleaned := clean_name(name)) in names else cleaned for name in names]
+    if len(set(ids)) < len(ids):
+        twice = [name for name, cleaned in zip(names, ids, strict=True) if ids.count(cleaned) > 1]
+        raise StaleError(f"{where}: ids that differ in blanks or Unicode form alone: {', '.join(map(repr, twice))}")
+    return ids
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write ``text`` to ``path`` atomically, in UTF-8."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def append_text(path: str | Path, text: str) -> None:
@@ -88,8 +125,15 @@ def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
 
 
 def read_text(path: str | Path, what: str) -> str:
-    """Load the UTF-8 text of ``path``, unpacked if it begins as gzip; errors call it ``what``."""
+    """Load the UTF-8 text of ``path``, unpacked if it begins as gzip; errors call it ``what``.
+
+    What is no regular file (a device or a pipe can be endless) and more than :data:`MAX_TEXT` bytes are refused.
+    """
     try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_TEXT:
+            found = f"{status.st_size:,} bytes" if stat.S_ISREG(status.st_mode) else "not a regular file"
+            raise StaleError(f"{what} cannot be read: {path}: {found}: refused")
         content = Path(path).read_bytes()
         if content[:2] == b"\x1f\x8b":
             limit = max(HARMLESS, MAX_RATIO * len(content))
@@ -100,17 +144,25 @@ def read_text(path: str | Path, what: str) -> str:
         return content.decode("utf-8-sig")
     except FileNotFoundError:
         raise StaleError(f"{what} not found: {path}") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
         raise StaleError(f"{what} cannot be read: {path}: {error}") from error
 
 
-def read_json(path: str | Path, what: str, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """Load the JSON value in ``path``; errors call the file ``what``."""
+def read_json(path: str | Path, what: str) -> Any:
+    """Load the JSON value in ``path``; errors call the file ``what``. A key given twice is an error too."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):  # Python's parser would silently keep the last
+            twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+            raise StaleError(f"{what} {path}: given twice in the same object: {name_some(twice)}")
+        return content
+
     text = read_text(path, what)
     try:
         if "\\ud" in text or "\\uD" in text:  # JSON can encode half a character, which cannot be written or printed
             json.dumps(json.loads(text), ensure_ascii=False).encode()
-        return json.loads(text, object_pairs_hook=pairs_hook)
+        return json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:  # JSONDecodeError, or a number of thousands of digits
         raise StaleError(f"{what} is not valid JSON: {path}: {error}") from error
 
@@ -120,7 +172,7 @@ def refuse_zip_bomb(path: str | Path, what: str, ratio: int = MAX_RATIO) -> None
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-    except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile):
+    except Exception:  # zipfile raises many kinds on damage
         return  # the caller's loader reports what is wrong
     packed = Path(path).stat().st_size
     if unpacked > max(HARMLESS, ratio * packed):

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import io
+import logging
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 
 from stale.data.annotations import Video
+from stale.errors import printable
 from stale.io import atomic_path
 
 MOST_CLASSES = 10
@@ -27,6 +33,12 @@ _BAR = 0.8  # height of a bar in a row of height 1
 _LANE_GAP = 0.4  # between the rows of two classes
 _NUMBER = 0.045  # of the axis: the width of a score, which is printed in bars that have room for it
 
+# For Chinese, Japanese, Korean, Hindi and emoji, where they are installed.
+_FONTS = {"Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC", "WenQuanYi Zen Hei"}
+_FONTS |= {"Noto Sans Devanagari", "Nirmala UI", "Kohinoor Devanagari", "Noto Emoji", "Segoe UI Emoji", "Symbola"}
+
+_log = logging.getLogger(__name__)
+
 
 class Timeline(Figure):
     """A figure that a notebook shows by itself, which it otherwise does only for pyplot's."""
@@ -35,6 +47,15 @@ class Timeline(Figure):
         image = io.BytesIO()
         self.savefig(image, format="png")
         return image.getvalue()
+
+    def savefig(self, *arguments: Any, **options: Any) -> None:
+        """Save it; characters that no font has are one line in place of a warning each."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            super().savefig(*arguments, **options)
+        codes = (re.match(r"Glyph (\d+)", str(warning.message)) for warning in caught)
+        if missing := "".join(sorted({chr(int(code[1])) for code in codes if code})):
+            _log.warning("no font that is installed has %s; Noto's fonts do", printable(missing))
 
 
 def draw_timeline(
@@ -97,6 +118,9 @@ def draw_timeline(
         keys += [Line2D([], [], color=_FOREGROUND, ls="--", lw=0.9, label="threshold of L")] if threshold else []
     keys.append(Patch(color=_SCORE, label="snippet class scores: opacity from 0 to 1"))
     figure.legend(handles=keys, loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
+    fallback = sorted(_FONTS & set(font_manager.get_font_names()))
+    for text in figure.findobj(Text):
+        text.set_fontfamily([*text.get_fontfamily(), *fallback])
     return figure
 
 
@@ -107,7 +131,8 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 
 def plain_text(name: str, limit: int = 28) -> str:
-    """A class name that matplotlib draws as it stands: dollars would start a formula."""
+    """A class name that matplotlib draws as it stands: dollars would start a formula, half characters stop it."""
+    name = printable(name)
     short = name if len(name) <= limit else name[: limit - 1] + "…"
     return short.replace("$", r"\$")
 
@@ -149,6 +174,9 @@ def _draw_lanes(ax: Axes, lanes: Sequence[tuple[str, list, list]], known: set[st
         if truth:
             ticks[y] = f"{name}: ground truth"
             look: dict[str, Any] = {"color": _TRUTH} if label in known else _OTHER
+            limit = ax.get_xlim()[1]
+            if outside := sum(instance.start >= limit for instance in truth):
+                ax.text(limit, y, f" → {outside} past the end", va="center", fontsize=7)
             for instance in truth:
                 ax.barh(y, instance.end - instance.start, _BAR, left=instance.start, linewidth=0.8, **look)
             y += 1

@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from itertools import combinations
 from logging.handlers import MemoryHandler
 from pathlib import Path
+from typing import Any
 
 from stale.config import Config, load_config
 from stale.errors import StaleError, launched_together
+from stale.io import read_json
+from stale.records import SplitFile, check_record
 
 VOCABULARIES = ("unseen", "seen", "all")
 ORACLES = ("masks", "localizer", "labels", "proposals")  # values of detection.oracle
@@ -29,6 +32,7 @@ class RunFolder:
         self.log = path / "log.txt"  # of all commands
         self.history = path / "history.jsonl"  # a JSON line for each logging interval and each epoch
         self.diagnosis = path / "diagnosis.json"  # of scripts/diagnose.py
+        self.replaced = path / "replaced_run"  # the former run, until the one that replaces it has a checkpoint
 
     def checkpoint(self, name: str) -> Path:
         """``best`` or ``last`` of this run, or any other file."""
@@ -47,7 +51,7 @@ class RunFolder:
         return self.path / f"metrics{_suffix(vocabulary)}.json"
 
     def own_files(self) -> list[Path]:
-        """The existing files that the commands write by default; the configuration last."""
+        """The existing files that the commands write by default; the last checkpoint first, the configuration last."""
         possible = [self.checkpoint(name) for name in ("last", "best")]
         for vocabulary in VOCABULARIES:
             sets = (names for size in range(len(ORACLES) + 1) for names in combinations(ORACLES, size))
@@ -62,8 +66,38 @@ class RunFolder:
         """Remove :meth:`own_files` and folders that are then empty. Other files stay."""
         for file in self.own_files():  # the configuration last: an interrupted removal still leaves a run
             file.unlink()
-        for name in ("checkpoints", "baselines", "tensorboard"):
-            folder = self.path / name
+        self._remove_empty_folders()
+
+    def set_aside(self) -> None:
+        """Move :meth:`own_files` into ``replaced_run``, from which :meth:`settle` takes them back or removes them."""
+        self._move(self.own_files(), RunFolder(self.replaced))
+
+    def settle(self) -> bool:
+        """Remove the run that was set aside if the new one has a checkpoint, else put it back; return whether it was.
+
+        Each step may have been interrupted: the order of :meth:`own_files` tells how far it got.
+        """
+        former = RunFolder(self.replaced)
+        if not former.own_files():
+            return False
+        is_new = former.config.is_file()  # else it was interrupted while files were moved, and all are the former run's
+        if is_new and self.config.is_file() and self.checkpoint("last").is_file():
+            former.clear()
+            return False
+        if is_new and self.config.is_file():
+            self.clear()
+        former._move(former.own_files()[::-1], self)
+        return True
+
+    def _move(self, files: Sequence[Path], to: RunFolder) -> None:
+        for file in files:
+            target = to.path / file.relative_to(self.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
+        self._remove_empty_folders()
+
+    def _remove_empty_folders(self) -> None:
+        for folder in (*(self.path / name for name in ("checkpoints", "baselines", "tensorboard")), self.replaced):
             if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
                 folder.rmdir()
 
@@ -72,6 +106,13 @@ class RunFolder:
         if not self.config.is_file():
             raise StaleError(f"no run in {self.path}: config.yaml is missing; train one with train.py --output")
         return load_config([self.config])
+
+    def read_split(self) -> dict[str, Any]:
+        """``split.json``, see :class:`stale.records.SplitFile`; empty if there is none."""
+        if not self.split.exists():
+            return {}
+        split = read_json(self.split, "split of the run")
+        return check_record(SplitFile, split, f"split of the run {self.split}", "train again into another --output")
 
 
 def _suffix(vocabulary: str) -> str:

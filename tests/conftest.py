@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,13 @@ def clip_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("clip_run")
     return train(tiny_config(make_clip_data_set(folder / "data"), "train.epochs=1"), folder / "run").path
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    monkeypatch.setattr(logging.getLogger("stale"), "propagate", True)  # the commands' log turns it off
+    caplog.set_level(logging.INFO, "stale")
+    return caplog
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -302,33 +302,46 @@ def make_clip(
     paint: Paint | None = None,
     codec: str = "ffv1",
     options: dict[str, str] | None = None,
+    rate: int = 10,
+    cover: bool = False,
+    last: float = 0.1,
 ) -> Path:
-    """Write a frame at each of ``times`` (seconds; default: 4, 10 a second); ``options`` are the container's."""
+    """Write a frame at each of ``times`` (seconds; default: 4, 10 a second); ``options`` are the container's.
+
+    ``cover`` puts a white picture before them as a stream of its own; the last frame lasts ``last`` seconds.
+    """
     import av
 
     times = np.arange(40) / 10 if times is None else times
     paint = paint or grey()
     height, width = paint(0.0).shape[:2]
     with av.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream(codec, rate=10)
+        if cover:
+            picture = container.add_stream("mjpeg")
+            picture.width, picture.height, picture.pix_fmt = 32, 32, "yuvj420p"
+        stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height = width, height
         stream.pix_fmt = {"ffv1": "bgr0", "mjpeg": "yuvj444p"}.get(codec, "yuv420p")
-        unit = Fraction(1, 10 if path.suffix == ".avi" else 1000)  # AVI stores a frame for every unit
+        unit = Fraction(1, rate if path.suffix in (".avi", ".h264") else 1000)  # AVI stores a frame for every unit
         stream.time_base = stream.codec_context.time_base = unit
         if codec == "libx264":
             stream.options = {"crf": "5", "bf": "0"}
+        if cover:
+            container.mux(picture.encode(av.VideoFrame.from_ndarray(np.full((32, 32, 3), 255, np.uint8), "rgb24")))
+        packets = []
         for time in times:
             frame = av.VideoFrame.from_ndarray(paint(float(time)), "rgb24")
             frame.pts, frame.time_base = round(float(time) / unit), unit
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+            packets += stream.encode(frame)
+        packets += stream.encode()
+        packets[-1].duration = round(last / packets[-1].time_base)
+        container.mux(packets)
     return path
 
 
-def rotate_header(path: Path, width: int, height: int, quarter_turns: int) -> None:
-    """Write a rotation, clockwise as phones do, into the matrix of an MP4's track header."""
-    matrices = {1: (0, 1, -1, 0, height, 0), 2: (-1, 0, 0, -1, width, height), 3: (0, -1, 1, 0, 0, width)}
-    a, b, c, d, x, y = (65536 * value for value in matrices[quarter_turns])
+def write_display_matrix(path: Path, matrix: Sequence[int]) -> None:
+    """Write a b c d x y into the matrix of an MP4's track header; a point moves to ax + cy, bx + dy."""
+    a, b, c, d, x, y = (65536 * value for value in matrix)
     content = bytearray(path.read_bytes())
     place = content.find(b"tkhd") + 44
     content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, x, y, 1 << 30)

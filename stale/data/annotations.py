@@ -7,16 +7,21 @@ for THUMOS14, by ActionFormer and OpenTAD.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from stale.errors import StaleError, name_some
-from stale.io import read_json
+from stale.io import clean_ids, clean_name, read_json
 from stale.segments import clip_segment
+
+MAX_SECONDS = 1e9  # of a video
+MOST_OUTSIDE = 0.1  # of the segments, outside their video; THUMOS14 has 0.005
 
 
 @dataclass(frozen=True)
@@ -40,30 +45,51 @@ class Video:
 
 @dataclass(frozen=True)
 class Repairs:
-    """How many segments :func:`repair` clipped to their video and dropped as empty."""
+    """What :func:`repair` did: the number of clipped segments, and the video of each one that it dropped."""
 
-    clipped: int
-    dropped: int
+    clipped: int = 0
+    outside: tuple[str, ...] = ()  # the segment begins after the end of its video, or ends before its start
+    empty: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        dropped = {"outside their video": self.outside, "empty": self.empty}
+        parts = [
+            f"{len(ids)} dropped as {why} (in {name_some(dict.fromkeys(ids))})" for why, ids in dropped.items() if ids
+        ]
+        return ", ".join([f"{self.clipped} clipped to their video", *parts])
 
 
-def read_annotations(path: str | Path) -> dict[str, Video]:
-    """Load an annotation file exactly as written: videos by id in the file's order.
+def read_annotations(path: str | Path, need_durations: bool = True) -> dict[str, Video]:
+    """Load an annotation file as written, but for :func:`stale.io.clean_name`: videos by id in the file's order.
 
-    It is a StaleError if the file is missing, not of this layout, or gives a key (such as a video) twice.
+    It is a StaleError if the file is missing, not of this layout, or gives a key (such as a video) twice or two labels
+    one ``label_id``. A missing duration is another or, without ``need_durations``, NaN.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = dict(pairs)
-        if len(content) < len(pairs):  # Python's parser would silently keep the last
-            twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-            raise StaleError(f"annotation file {path}: given twice in the same object: {name_some(twice)}")
-        return content
-
-    content = read_json(path, "annotation file", pairs_hook=unique)
+    other = "other layouts can be converted: python scripts/prepare_data.py convert IN OUT --to activitynet"
+    if Path(path).name.removesuffix(".gz").endswith(".csv"):
+        raise StaleError(f"annotation file {path}: JSON in ActivityNet's layout is expected; {other}")
+    content = read_json(path, "annotation file")
     database = content.get("database") if isinstance(content, dict) else None
     if not isinstance(database, dict):
-        raise StaleError(f"annotation file {path}: no 'database' object; ActivityNet's JSON layout is expected")
-    return {name: _parse_video(name, entry, path) for name, entry in database.items()}
+        raise StaleError(f"annotation file {path}: no 'database' object, as ActivityNet's layout has it; {other}")
+    where = f"annotation file {path}"
+    ids = zip(clean_ids(database, where), database.values(), strict=True)
+    videos = {name: parse_video(name, entry, where, need_durations) for name, entry in ids}
+    parse_label_ids(database, where)
+    return videos
+
+
+def parse_label_ids(database: Mapping[str, Any], where: str) -> dict[str, int]:
+    """The ``label_id`` of each label in a valid ``database``, where it has one; a StaleError if two labels share it."""
+    ids: dict[str, int] = {}
+    labels: dict[int, str] = {}
+    for item in (item for entry in database.values() for item in entry.get("annotations", [])):
+        label, number = clean_name(item["label"]), item.get("label_id")
+        if type(number) is int:
+            ids.setdefault(label, number)
+            if (other := labels.setdefault(number, label)) != label:
+                raise StaleError(f"{where}: '{other}' and '{label}' have one label_id ({number}); correct it")
+    return ids
 
 
 def repair(videos: Iterable[Video]) -> tuple[list[Video], Repairs]:
@@ -71,28 +97,60 @@ def repair(videos: Iterable[Video]) -> tuple[list[Video], Repairs]:
 
     Clipping less than a hundredth of a second is not counted: it is rounding in the annotation files.
     """
-    repaired, clipped, dropped = [], 0, 0
+    repaired, clipped = [], 0
+    outside: list[str] = []
+    empty: list[str] = []
     for video in videos:
         kept = []
         for instance in video.instances:
             inside = clip_segment(instance.start, instance.end, video.duration)
             if inside is None:
-                dropped += 1
+                (outside if _is_outside(instance, video) else empty).append(video.id)
                 continue
             clipped += max(abs(inside[0] - instance.start), abs(inside[1] - instance.end)) > 0.01
             kept.append(Instance(*inside, instance.label))
         repaired.append(replace(video, instances=tuple(kept)))
-    return repaired, Repairs(clipped, dropped)
+    return repaired, Repairs(clipped, tuple(outside), tuple(empty))
+
+
+def unit_fault(videos: Iterable[Video]) -> str:
+    """Say in which subset the segments seem not to be in seconds, and in what; "" if there is none.
+
+    More than a tenth of the segments lie outside their video, or all within the first second of longer videos.
+    """
+    for subset, chosen in by_subset(video for video in videos if video.instances).items():
+        segments = [(video, instance) for video in chosen for instance in video.instances]
+        latest = max(instance.end for _, instance in segments)
+        outside = Counter(video.id for video, instance in segments if _is_outside(instance, video))
+        if outside.total() > MOST_OUTSIDE * len(segments):
+            wrong = [video for video in chosen if video.id in outside]
+            reach = median(max(item.end for item in video.instances) / video.duration for video in wrong)
+            unit = "milliseconds" if reach > 200 else "frames" if reach > 4 else "another unit than the durations"
+            found = f"{outside.total()} of {len(segments)} segments lie outside their video ({name_some(outside)})"
+        elif latest <= 1 and len(segments) >= 10 and median(video.duration for video in chosen) >= 10:
+            found, unit = f"all {len(segments)} segments end within a second", "shares (0 to 1) of the video"
+        else:
+            continue
+        return f"subset '{subset}': {found}: they seem to be in {unit}; convert them to seconds"
+    return ""
 
 
 def in_subset(videos: Iterable[Video], subset: str) -> list[Video]:
     """The videos of one subset, in any case; a StaleError if there are none."""
     videos = list(videos)
-    chosen = [video for video in videos if video.subset == subset.lower()]
+    chosen = [video for video in videos if video.subset == clean_name(subset).lower()]
     if not chosen:
         found = sorted({video.subset for video in videos})
         raise StaleError(f"no video in subset '{subset}'; the annotations have: {name_some(found)}")
     return chosen
+
+
+def by_subset(videos: Iterable[Video]) -> dict[str, list[Video]]:
+    """The videos of each subset, sorted by subset."""
+    found: dict[str, list[Video]] = {}
+    for video in videos:
+        found.setdefault(video.subset, []).append(video)
+    return dict(sorted(found.items()))
 
 
 def all_labels(videos: Iterable[Video]) -> list[str]:
@@ -114,16 +172,37 @@ def match_video_id(video_id: str, known: Collection[str]) -> str | None:
     return None
 
 
-def _parse_video(name: str, entry: Any, path: str | Path) -> Video:
+def match_video_ids(names: Iterable[str], known: Collection[str]) -> dict[str, str]:
+    """The id in ``known`` that each name means, if any. Exact matches come first, and no id is another name's too."""
+    names = list(names)
+    found = {name: name for name in names if name in known}
+    taken = set(found)
+    for name in names:
+        match = None if name in found else match_video_id(name, known)
+        if match is not None and match not in taken:
+            found[name] = match
+            taken.add(match)
+    return found
+
+
+def _is_outside(instance: Instance, video: Video) -> bool:
+    return instance.start >= video.duration or instance.end < 0
+
+
+def parse_video(name: str, entry: Any, where: str, need_duration: bool = True) -> Video:
+    """The video that ``entry`` of a database describes; a StaleError that begins with ``where`` if it is invalid."""
+
     def expect(holds: Any, fault: str) -> None:
         if not holds:
-            raise StaleError(f"annotation file {path}: video '{name}': {fault}")
+            raise StaleError(f"{where}: video '{name}': {fault}")
 
     expect(isinstance(entry, dict), "an object with subset, duration and annotations is expected")
     subset, duration, annotations = entry.get("subset"), entry.get("duration"), entry.get("annotations", [])
-    expect(isinstance(subset, str), "'subset' is missing")
-    is_duration = _is_number(duration) and duration > 0
-    expect(is_duration, f"'duration' must be a positive number of seconds, not {duration!r}")
+    expect(isinstance(subset, str) and clean_name(subset), "'subset' is missing")
+    if duration is None and not need_duration:
+        duration = math.nan
+    is_duration = _is_number(duration) and 0 < duration <= MAX_SECONDS
+    expect(is_duration or duration is math.nan, f"'duration' must be a positive number of seconds, not {duration!r}")
     expect(isinstance(annotations, list), "'annotations' must be a list")
     instances = []
     for item in annotations:
@@ -131,10 +210,11 @@ def _parse_video(name: str, entry: Any, path: str | Path) -> Video:
         segment, label = parsed.get("segment", ()), parsed.get("label", "")
         is_segment = isinstance(segment, list) and len(segment) == 2 and all(map(_is_number, segment))
         expect(is_segment, f"each annotation needs a 'segment' of two numbers (seconds), not {item!r}")
-        expect(isinstance(label, str) and label.strip(), f"each annotation needs a 'label', not {item!r}")
+        label = clean_name(label) if isinstance(label, str) else ""
+        expect(label, f"each annotation needs a 'label', not {item!r}")
         expect(segment[0] <= segment[1], f"segment {segment} ends before it starts")
         instances.append(Instance(float(segment[0]), float(segment[1]), label))
-    return Video(name, subset.lower(), float(duration), tuple(instances))
+    return Video(name, clean_name(subset).lower(), float(duration), tuple(instances))
 
 
 def _is_number(value: Any) -> bool:

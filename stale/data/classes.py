@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stale.errors import StaleError, name_some
-from stale.io import read_json, read_text
+from stale.io import clean_name, read_json, read_text
+
+_log = logging.getLogger(__name__)
 
 
 def phrase(label: str) -> str:
@@ -48,7 +51,7 @@ def parse_classes(classes: Sequence[str] | Sequence[NamedClass] | Mapping[str, S
         if isinstance(item, str):
             label, *others = item.split("|")
             item = NamedClass(label, (phrase(label), *others))
-        label, texts = " ".join(item.label.split()), tuple(" ".join(text.split()) for text in item.phrases)
+        label, texts = clean_name(item.label), tuple(map(clean_name, item.phrases))
         if not label or not texts or not all(texts):
             raise StaleError(f"class '{label}': a name or a phrase is empty")
         named.append(NamedClass(label, texts))
@@ -58,6 +61,21 @@ def parse_classes(classes: Sequence[str] | Sequence[NamedClass] | Mapping[str, S
     if repeated:
         raise StaleError(f"class named twice: {name_some(repeated)}")
     return named
+
+
+def same_text(classes: Iterable[str | NamedClass]) -> list[list[str]]:
+    """The groups of labels whose phrases the text encoder cannot tell apart: its tokens have no capitals."""
+    groups: dict[frozenset[str], list[str]] = {}
+    for item in classes:
+        label, texts = (item, [phrase(item)]) if isinstance(item, str) else (item.label, item.phrases)
+        groups.setdefault(frozenset(text.lower() for text in texts), []).append(label)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def warn_of_same_text(classes: Iterable[str | NamedClass]) -> None:
+    """Log the groups of :func:`same_text`."""
+    for group in same_text(classes):
+        _log.warning("classes with the same text are one to the text encoder: %s", ", ".join(map(repr, group)))
 
 
 def read_classes(path: str | Path) -> list[NamedClass]:
@@ -80,6 +98,6 @@ def read_classes(path: str | Path) -> list[NamedClass]:
 def fill_template(phrases: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Put every phrase into every template, in the place of its ``{}``; a StaleError if it has none."""
     for template in templates:
-        if "{}" not in template:
+        if "{}" not in clean_name(template):
             raise StaleError(f"template '{template}' has no {{}} for the class name")
     return [template.replace("{}", text) for text in phrases for template in templates]

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from stale import distributed
 from stale.config import DataConfig
 from stale.data.annotations import Video
 from stale.data.features import FeatureStore
+from stale.progress import progress_bar
 from stale.segments import seconds_to_snippets
 
 # Of several videos: rescaled (B, T, D), or at their own rate (snippets, D) of each.
@@ -156,7 +156,7 @@ def load_features(ids: Sequence[str], store: FeatureStore, num_snippets: int) ->
     """Load the features of ``ids``, rescaled to (videos, T, D); float16 if all are stored so, else float32."""
     block: Tensor | None = None
     quiet = len(ids) < 50 or not distributed.is_main_process()
-    for row, video_id in enumerate(tqdm(ids, "features", unit="video", leave=False, disable=quiet)):
+    for row, video_id in enumerate(progress_bar(ids, "features", unit="video", leave=False, disable=quiet)):
         parts = store.read_parts(video_id)
         dtype = torch.float16 if all(part.dtype == np.float16 for part in parts) else torch.float32
         if block is None:

@@ -3,8 +3,7 @@
 * a folder of ``<video>.npy``, with an optional record ``<video>.json`` beside each;
 * an HDF5 file with one dataset a video, and the record in its attributes;
 * a packed folder: ``features.npy``, the snippets of all videos one after the other, and ``index.json``
-  (:mod:`stale.data.pack` writes it);
-* a packed HDF5 file of earlier versions: ``features`` (videos × T × D) and ``ids`` (videos).
+  (:mod:`stale.data.pack` writes it).
 
 Several sources of the same videos can stand side by side, concatenated along D. D is the feature width.
 """
@@ -13,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from stale.data.annotations import Video, match_video_id
+from stale.data.annotations import MAX_SECONDS, Video, match_video_id
 from stale.errors import StaleError, name_some
-from stale.io import HARMLESS, MAX_RATIO, read_json
+from stale.io import HARMLESS, MAX_RATIO, clean_name, read_json
 
 # The record of a video's features: snippets a second, seconds, and how the snippets were made.
 ATTRIBUTES = ("fps", "duration", "backbone", "weights_sha256", "sampling")
@@ -34,6 +33,8 @@ PACKED_ROWS, PACKED_INDEX = "features.npy", "index.json"
 # Features may last this much longer or shorter than the annotated duration: a snippet that overlaps the end, another
 # container or a rounded rate make up some seconds. 412 caption features of THUMOS14 are within 0.36 s and 1.5 %.
 TOLERATED_SECONDS, TOLERATED_SHARE = 3.0, 0.1
+
+WIDTHS = (384, 400, 500, 512, 640, 768, 1024, 1280, 1536, 2048, 4096)  # of usual features
 
 # A header can claim any size: more bytes than an hour of frames, 4096 wide, are refused for one video.
 MAX_BYTES = 4 << 30
@@ -86,6 +87,9 @@ class FeatureStore:
     def __init__(self, path: Path, ids: Collection[str], shape: Sequence[int], simulated: Any = False) -> None:
         if len(shape) != 2:
             raise StaleError(f"features of video '{min(ids)}' in {path}: shape {shape}, not (snippets, width)")
+        # Ids by their clean names, and as written: an exact match comes first.
+        self.names = {clean_name(name): name for name in ids} | {name: name for name in ids}
+        self.annotated: Mapping[str, Video] = {}
         self.path, self.ids, self.width, self.simulated = path, ids, shape[1], bool(simulated)
         self.rescaled = False  # whether every video has the same number of snippets, so that they have no rate
         self.sources: Sequence[FeatureStore] = (self,)  # the stores that stand side by side in this one
@@ -101,7 +105,14 @@ class FeatureStore:
 
     def find(self, video_id: str) -> str | None:
         """The source's id of a video (an optional ``v_`` is understood), or None where it is missing."""
-        return match_video_id(video_id, self.ids)
+        name = match_video_id(video_id, self.names) or match_video_id(clean_name(video_id), self.names)
+        return None if name is None or (name in self.annotated and name != video_id) else self.names[name]
+
+    def annotate(self, videos: Mapping[str, Video]) -> FeatureStore:
+        """Take ``videos`` for all that are annotated: none has the features of another, and their durations count."""
+        for store in (self, *self.sources):
+            store.annotated = videos
+        return self
 
     def read(self, video_id: str) -> np.ndarray:
         """Load one video: (snippets, D) float16 or float32, finite; a StaleError if it is missing or unusable."""
@@ -114,8 +125,27 @@ class FeatureStore:
         return check_features(array, where, self.width)
 
     def read_parts(self, video_id: str) -> list[np.ndarray]:
-        """The same, one array a source: the sources may differ in their rate."""
-        return [source.read(video_id) for source in self.sources]
+        """The same, one array a source: the sources may differ in their rate.
+
+        Where the rate is recorded, snippets after the annotated duration are cut off, and missing ones take the mean.
+        """
+        return [source.fit(video_id, source.read(video_id)) for source in self.sources]
+
+    def fit(self, video_id: str, features: np.ndarray) -> np.ndarray:
+        """``features`` (snippets, D) as long as the annotated video, as far as they tell."""
+        video, where = self.annotated.get(video_id), f"features of video '{video_id}' in {self.path}"
+        seconds = None if video is None else self.extent(self.attributes(video_id), len(features), where)
+        if video is None or seconds is None or not _lasts(seconds, video):
+            return features
+        count = max(round(len(features) * video.duration / seconds), 1)
+        if abs(count - len(features)) <= 1:  # rounding
+            return features
+        return np.pad(features, ((0, max(count - len(features), 0)), (0, 0)), mode="mean")[:count]
+
+    def extent(self, recorded: Mapping[str, Any], count: int, where: str, fps: float | None = None) -> float | None:
+        """How many seconds ``count`` snippets last: by their rate, ``fps`` if none is recorded, else as recorded."""
+        rate = None if self.rescaled else recorded_rate(recorded, where, fps)
+        return count / rate if rate else recorded_number(recorded, "duration", where)
 
     def attributes(self, video_id: str) -> dict[str, Any]:
         """The recorded :data:`ATTRIBUTES` of a video, as text and numbers."""
@@ -142,7 +172,9 @@ class NpyFolder(FeatureStore):
         # Names with a dot in front are the system's (macOS leaves ._video.npy beside video.npy), not videos'.
         self.files = {file.stem: file for file in path.glob("*.npy") if not file.name.startswith(".")}
         if not self.files:
-            raise StaleError(f"features folder {path} holds no .npy file")
+            inner = sorted({file.parent.name for file in path.glob("*/*.npy")})
+            hint = f", but its folders {name_some(inner)} do: name one, or put all files together" if inner else ""
+            raise StaleError(f"features folder {path} holds no .npy file{hint}")
         super().__init__(path, self.files, _map_npy(self.files[min(self.files)]).shape)
 
     def open(self, stored_id: str) -> Any:
@@ -184,7 +216,7 @@ class Hdf5File(FeatureStore):
     def __init__(self, path: Path, file: h5py.File) -> None:
         ids = {name for name, item in file.items() if isinstance(item, h5py.Dataset)}
         if not ids:
-            raise StaleError(f"features {path}: no dataset a video and no packed 'features' with 'ids'")
+            raise StaleError(f"features {path}: no dataset a video")
         super().__init__(path, ids, file[min(ids)].shape, file.attrs.get(SIMULATED))
         self.file, self.shared = file, dict(file.attrs)
 
@@ -193,28 +225,6 @@ class Hdf5File(FeatureStore):
 
     def record(self, stored_id: str) -> Mapping[str, Any]:
         return {**self.shared, **self.file[stored_id].attrs}
-
-
-class PackedHdf5(FeatureStore):
-    """The packed form of earlier versions."""
-
-    def __init__(self, path: Path, file: h5py.File) -> None:
-        self.block, ids = file["features"], file["ids"]
-        dimensions = getattr(self.block, "ndim", 0), getattr(ids, "ndim", 0)  # groups have no ndim
-        if dimensions != (3, 1) or len(ids) != len(self.block):
-            raise StaleError(f"features {path}: 'features' must be videos × T × width with one of 'ids' a video")
-        if h5py.check_string_dtype(ids.dtype) is None:
-            raise StaleError(f"features {path}: 'ids' must be the videos' ids as text, not {ids.dtype}")
-        names = _load(ids, f"features {path}: 'ids'")
-        self.rows = {name.decode("utf-8", "surrogateescape"): row for row, name in enumerate(names)}
-        if len(self.rows) != len(ids):
-            raise StaleError(f"features {path}: 'ids' names a video twice")
-        super().__init__(path, self.rows, self.block.shape[1:], file.attrs.get(SIMULATED))
-        # A rate or duration of the whole file is that of no video.
-        self.rescaled, self.shared = True, {**file.attrs, "fps": None, "duration": None}
-
-    def open(self, stored_id: str) -> Any:
-        return _load(self.block, f"features of video '{stored_id}' in {self.path}", self.rows[stored_id])
 
 
 class SideBySide(FeatureStore):
@@ -240,15 +250,32 @@ def open_features(path: str | Path | Sequence[str]) -> FeatureStore:
         return stores[0] if len(stores) == 1 else SideBySide(stores)
     path = Path(path)
     if path.is_dir():
-        return PackedFolder(path) if (path / PACKED_ROWS).exists() else NpyFolder(path)
+        return _not_transposed(PackedFolder(path) if (path / PACKED_ROWS).exists() else NpyFolder(path))
     if not path.exists():
         raise StaleError(f"features not found: {path}; set data.features to a folder of .npy or an HDF5 file")
     with _one_line(f"features {path}: not an HDF5 file or damaged"):
-        file = h5py.File(path, "r")
+        try:
+            file = h5py.File(path, "r")
+        except BlockingIOError:
+            raise StaleError(f"features {path}: another program is writing there; wait until it ends") from None
         outside = [name for name in file if isinstance(file.get(name, getlink=True), h5py.ExternalLink)]
         if outside:
             raise StaleError(f"features {path}: {name_some(outside)} lie in other files: refused")
-        return PackedHdf5(path, file) if "ids" in file and "features" in file else Hdf5File(path, file)
+        if "ids" in file and "features" in file:
+            raise StaleError(f"features {path}: packed by version 0.1.0; pack the features again")
+        return _not_transposed(Hdf5File(path, file))
+
+
+def _not_transposed(store: FeatureStore) -> FeatureStore:
+    """``store``, if not its first videos all have a usual feature width in place of the number of snippets."""
+    shapes = []
+    with suppress(Exception):  # a damaged video is named where it is loaded
+        shapes = [np.shape(store.open(name)) for name in sorted(store.ids)[:3]]
+    usual = all(len(shape) == 2 and shape[0] in WIDTHS and shape[1] not in WIDTHS for shape in shapes)
+    # Features of one shape may be rescaled to 512 snippets, and be wider than that.
+    if len(shapes) > 1 and usual and (len({*shapes}) > 1 or shapes[0][1] < shapes[0][0]):
+        raise StaleError(f"features {store.path}: {shapes[0]} seems to be width × snippets: transpose the features")
+    return store
 
 
 def duration_mismatch(store: FeatureStore, video: Video, fps: float | None = None) -> str:
@@ -260,14 +287,19 @@ def duration_mismatch(store: FeatureStore, video: Video, fps: float | None = Non
     for source in store.sources:
         recorded, where = source.attributes(video.id), f"features of video '{video.id}' in {source.path}"
         extents = [recorded_number(recorded, "duration", where)]
-        rate = None if source.rescaled else recorded_number(recorded, "fps", where) or fps
+        rate = None if source.rescaled else recorded_rate(recorded, where, fps)
         if rate is not None and (stored_id := source.find(video.id)) is not None:
             with _one_line(f"{where} cannot be read"):
                 extents.append(len(source.open(stored_id)) / rate)
         for extent in extents:
-            if extent and abs(extent - video.duration) > max(TOLERATED_SECONDS, TOLERATED_SHARE * video.duration):
+            if extent and not _lasts(extent, video):
                 return f"{source.path} ({extent:.1f} s, annotated {video.duration:.1f} s)"
     return ""
+
+
+def _lasts(seconds: float, video: Video) -> bool:
+    """Whether ``seconds`` are about the annotated duration."""
+    return abs(seconds - video.duration) <= max(TOLERATED_SECONDS, TOLERATED_SHARE * video.duration)
 
 
 def check_features(array: np.ndarray, where: str, width: int | None = None) -> np.ndarray:
@@ -288,13 +320,25 @@ def check_features(array: np.ndarray, where: str, width: int | None = None) -> n
 
 
 def recorded_number(recorded: Mapping[str, Any], name: str, where: str) -> float | None:
-    """The number above 0 that is recorded as ``name``, None if nothing is; a StaleError if it is something else."""
+    """The number that is recorded as ``name``, None if nothing is; a StaleError if it is no rate or duration."""
     value = recorded.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise StaleError(f"{where}: '{name}' is recorded as {value!r}; a number above 0 is expected")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-5 <= value <= MAX_SECONDS:
+        raise StaleError(f"{where}: '{name}' is {value!r}; a number from 0.00001 to {MAX_SECONDS:.0e} is expected")
     return float(value)
+
+
+def recorded_rate(recorded: Mapping[str, Any], where: str, given: float | None = None) -> float | None:
+    """The recorded number of snippets a second, or the ``given`` one where none is recorded.
+
+    It is a StaleError if both are known and differ by more than a tenth.
+    """
+    rate, given = (recorded_number(source, "fps", where) for source in (recorded, {"fps": given}))
+    if rate and given and abs(given - rate) > TOLERATED_SHARE * rate:
+        fault = f"{where} record {rate:g} snippets a second, not {given:g}"
+        raise StaleError(f"{fault}: leave out --fps, or correct the record")
+    return rate or given
 
 
 def load_npy(path: Path) -> np.ndarray:
@@ -320,12 +364,9 @@ def _map_npy(path: Path) -> np.ndarray:
         return mapped
 
 
-def _load(data: Any, where: str, index: Any = ()) -> np.ndarray:
-    """``data[index]`` in memory, unless it lies in another file or claims far more bytes than are stored.
-
-    ``data`` is an array, a memory map or an HDF5 dataset, ``index`` ``()`` or a position on the first axis.
-    """
-    size = math.prod(data.shape if index == () else data.shape[1:]) * data.dtype.itemsize
+def _load(data: Any, where: str) -> np.ndarray:
+    """An array, a memory map or an HDF5 dataset, unless it lies in another file or claims far more than is stored."""
+    size = math.prod(data.shape) * data.dtype.itemsize
     kept = size
     if isinstance(data, h5py.Dataset):
         if data.external or data.is_virtual:
@@ -334,7 +375,7 @@ def _load(data: Any, where: str, index: Any = ()) -> np.ndarray:
         kept = data.id.get_storage_size()
     if size > MAX_BYTES or (size > HARMLESS and size > MAX_RATIO * kept):
         raise StaleError(f"{where} has {kept:,} bytes that claim to be {size:,}: refused")
-    return data[index] if isinstance(data, h5py.Dataset) else np.array(data)
+    return data[()] if isinstance(data, h5py.Dataset) else np.array(data)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from stale.data.annotations import Video
 from stale.data.dataset import rescale
@@ -24,10 +23,11 @@ from stale.data.features import (
     SIMULATED,
     FeatureStore,
     duration_mismatch,
-    recorded_number,
+    recorded_rate,
 )
 from stale.errors import StaleError, name_some
 from stale.io import atomic_path, write_json
+from stale.progress import progress_bar
 
 Packed = tuple[str, Mapping[str, Any], np.ndarray]  # id, record, features (snippets, D)
 
@@ -56,12 +56,12 @@ def pack(
     doubtful: dict[str, str] = {}
 
     def usable() -> Generator[Packed, None, None]:
-        for video_id in tqdm(ids, "pack", unit="video", leave=False):
+        for video_id in progress_bar(ids, "pack", unit="video", leave=False):
             where = f"features of video '{video_id}' in {store.path}"
             try:
                 features, record = store.read(video_id), store.attributes(video_id)
-                rate = None if store.rescaled else recorded_number(record, "fps", where) or fps
-                duration = len(features) / rate if rate else recorded_number(record, "duration", where)
+                rate = None if store.rescaled else recorded_rate(record, where, fps)
+                duration = store.extent(record, len(features), where, fps)
                 doubt = duration_mismatch(store, videos[video_id], fps) if videos else ""
                 if len(features) > 1 and (features == features[0]).all():
                     raise StaleError(f"{where}: {len(features)} equal snippets")

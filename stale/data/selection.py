@@ -5,24 +5,30 @@ Labels of unseen classes end here: training gets their segments without a label,
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
-from stale.config import Config, DataConfig, require
-from stale.data.annotations import Video, all_labels, in_subset, read_annotations, repair, with_any_of
-from stale.data.classes import phrase
-from stale.data.dataset import NativeDataset, VideoDataset
+from stale.config import Config, DataConfig, missing_files
+from stale.data.annotations import Video, all_labels, in_subset, read_annotations, repair, unit_fault, with_any_of
+from stale.data.classes import phrase, warn_of_same_text
+from stale.data.dataset import NativeDataset, VideoDataset, relabel
 from stale.data.features import Backbone, FeatureStore, duration_mismatch, open_features
 from stale.data.splits import ClassSplit, cut_seen, load_split
 from stale.errors import StaleError, name_some
+from stale.io import clean_name
 
 _log = logging.getLogger(__name__)
 
-_NEEDED = ("data.annotations", "data.features", "model.text.weights")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class TrainingData:
     feature_width: int  # D, that of the localizer's features included
     localizer_width: int
     backbone: Backbone  # the image encoder that made the features, where they record it
+    digests: dict[str, str]  # see data_digests
     test: VideoDataset | None = None  # unseen TEST videos, only by train.choose_on=unseen_loss [C]: not zero-shot
 
 
@@ -47,13 +54,18 @@ class TestData:
     split: ClassSplit
     store: FeatureStore
     skipped: int
+    digests: dict[str, str]  # see data_digests
 
 
 def load_annotations(data: DataConfig) -> tuple[dict[str, Video], ClassSplit]:
     """Load all videos by id, and which of their classes are seen."""
     videos, second_level = read_annotations(data.annotations), data.setting == "seen_cv"
+    if fault := unit_fault(videos.values()):
+        raise StaleError(f"annotation file {data.annotations}, {fault}")
     setting = data.cv_setting if second_level else data.setting
-    split = load_split(all_labels(videos.values()), setting, data.split, folder=data.splits, dataset=data.dataset)
+    labels = all_labels(videos.values())
+    warn_of_same_text(labels)
+    split = load_split(labels, setting, data.split, folder=data.splits, dataset=data.dataset)
     return videos, cut_seen(split, data.split, data.fold, data.folds) if second_level else split
 
 
@@ -64,21 +76,22 @@ def training_videos(data: DataConfig, videos: Iterable[Video], split: ClassSplit
         tested = {video.id for video in with_any_of(chosen, split.unseen)}
         chosen = [video for video in chosen if video.id not in tested]
     chosen, repairs = repair(chosen)
-    if repairs.clipped or repairs.dropped:
-        _log.info("training segments: %d clipped to their video, %d dropped as empty", repairs.clipped, repairs.dropped)
+    if any(vars(repairs).values()):
+        _log.info("training segments: %s", repairs)
     return with_any_of(chosen, split.seen)
 
 
 def load_training_data(config: Config) -> TrainingData:
     """Load the training data of the seen classes; a StaleError if something is missing or too few videos are left."""
-    require(config, *_NEEDED)
     data = config.data
-    videos, split = load_annotations(data)
-    store = open_all_features(data)
+    videos, split, store = open_inputs(config)
+    digests = data_digests(data, videos.values(), split, store)
     chosen = with_features(training_videos(data, videos.values(), split), store, data.missing, data.duration_mismatch)
+    warn_if_coarse(config, chosen, store)
     kept, held_out = hold_out(chosen, split.seen, data.holdout, config.train.seed)
-    if not held_out:
-        raise StaleError(f"{len(chosen)} training videos are too few to hold out {data.holdout:.0%} of them")
+    if not held_out and data.holdout:
+        fault = f"{len(chosen)} training videos are too few to hold out {data.holdout:.0%} of them"
+        raise StaleError(f"{fault}: hold out more, or keep the last checkpoint by data.holdout=0")
     kept = reduce_instances(kept, split.seen, data)
     train, validation = (_dataset(part, store, split.seen, data) for part in (kept, held_out))
 
@@ -96,8 +109,41 @@ def load_training_data(config: Config) -> TrainingData:
         feature_width=store.width,
         localizer_width=localizer_width(store, data),
         backbone=store.backbone(),
+        digests=digests,
         test=test,
     )
+
+
+def open_inputs(config: Config) -> tuple[dict[str, Video], ClassSplit, FeatureStore]:
+    """Open all that training and the test of the run need: videos, split and features, of which none is loaded.
+
+    Raises:
+        StaleError: everything that is missing or wrong, in one line.
+    """
+    data = config.data
+    missing = missing_files(config)
+    problems = [f"{key}: {path} does not exist" if path else f"not set: --set {key}=..." for key, path in missing]
+
+    def attempt(step: Callable[..., T], *arguments: Any) -> T | None:
+        try:
+            return step(*arguments)
+        except StaleError as error:
+            problems.append(str(error))
+            return None
+
+    absent = {key for key, _ in missing}
+    annotated = None if absent & {"data.annotations", "data.splits"} else attempt(load_annotations, data)
+    store = None if absent & {"data.features", "data.localizer_features"} else attempt(open_all_features, data)
+    if annotated:
+        videos, split = annotated
+        store = store and store.annotate(videos)
+        for subset, classes in ((data.train_subset, split.seen), (data.tested_subset, split.unseen)):
+            wanted = with_any_of(attempt(in_subset, videos.values(), subset) or (), classes)
+            if wanted and store and data.missing == "stop":
+                attempt(partial(with_features, missing="stop", mismatch="keep"), wanted, store)
+    if problems or not annotated or not store:
+        raise StaleError("; ".join(dict.fromkeys(problems)))
+    return *annotated, store
 
 
 def open_all_features(data: DataConfig) -> FeatureStore:
@@ -121,7 +167,6 @@ def _dataset(videos: Sequence[Video], store: FeatureStore, classes: Sequence[str
 
 def load_test_data(config: Config, vocabulary: str) -> TestData:
     """Load the test videos of a vocabulary: ``unseen``, ``seen`` or ``all`` classes."""
-    require(config, *_NEEDED)
     data = config.data
     videos, split = load_annotations(data)
     classes = classes_of(split, vocabulary)
@@ -130,9 +175,42 @@ def load_test_data(config: Config, vocabulary: str) -> TestData:
             f"data.setting=seen_cv tests pseudo-unseen classes alone, not {vocabulary}: the run was trained on the rest"
         )
     wanted = with_any_of(in_subset(videos.values(), data.tested_subset), classes)
-    store = open_all_features(data)
+    store = open_all_features(data).annotate(videos)
     chosen = with_features(wanted, store, data.missing, data.duration_mismatch)
-    return TestData(chosen, classes, split, store, skipped=len(wanted) - len(chosen))
+    warn_if_coarse(config, chosen, store)
+    digests = data_digests(data, videos.values(), split, store)
+    return TestData(chosen, classes, split, store, skipped=len(wanted) - len(chosen), digests=digests)
+
+
+def data_digests(data: DataConfig, videos: Iterable[Video], split: ClassSplit, store: FeatureStore) -> dict[str, str]:
+    """Digests of the ``segments`` and the ``features`` of the training videos, which tell whether they have changed.
+
+    Labels of seen classes alone count. Of features the ids count, and the values of up to 32 videos: times of files
+    change when they are copied.
+    """
+    subset = clean_name(data.train_subset).lower()
+    chosen = with_any_of((video for video in videos if video.subset == subset), split.seen)
+    chosen = sorted(relabel(chosen, split.seen), key=lambda video: video.id)
+    found = [video.id for video in chosen if store.find(video.id) is not None]
+    features = hashlib.sha256(repr(found).encode())
+    for video_id in found[:: math.ceil(len(found) / 32) or 1]:
+        with suppress(StaleError):  # reported where it is loaded
+            for part in store.read_parts(video_id):
+                features.update(repr(part.shape).encode() + part.tobytes())
+    segments = repr([(video.id, video.duration, video.instances) for video in chosen])
+    return {"segments": hashlib.sha256(segments.encode()).hexdigest(), "features": features.hexdigest()}
+
+
+def warn_if_coarse(config: Config, videos: Sequence[Video], store: FeatureStore) -> None:
+    """Warn where features were rescaled to fewer snippets than the configuration takes of a video."""
+    sample = videos[:8]
+    for source in store.sources:
+        counts = {len(source.read(video.id)) for video in sample}
+        rescaled = source.rescaled or len(counts) == 1 < len({round(video.duration) for video in sample})
+        if rescaled and (config.tested_snippets or math.inf) > max(counts):
+            wanted = f"data.num_snippets={config.tested_snippets}" if config.tested_snippets else "data.sampling=native"
+            message = "%s holds %d snippets of every video, fewer than %s takes: use features at their own rate"
+            _log.warning(message, source.path, max(counts), wanted)
 
 
 def classes_of(split: ClassSplit, vocabulary: str) -> list[str]:
@@ -211,8 +289,10 @@ def with_features(videos: Sequence[Video], store: FeatureStore, missing: str, mi
 
     left = [video for video in videos if store.find(video.id) is not None]
     if len(left) < len(videos):
-        absent = name_some(video.id for video in videos if store.find(video.id) is None)
-        fault = f"{len(videos) - len(left)} of {len(videos)} videos have no features in {store.path}: {absent}"
+        absent = [video.id for video in videos if store.find(video.id) is None]
+        fault = f"{len(absent)} of {len(videos)} videos have no features in {store.path}: {name_some(absent)}"
+        if near := next((name for name in sorted(store.ids) if absent[0] in name), None):
+            fault += f" (there is '{near}')"
         stop_or_skip(missing, fault, "add them, or continue without them by data.missing")
     checked = [] if mismatch == "keep" else left
     wrong = {video.id: f"{video.id} in {fault}" for video in checked if (fault := duration_mismatch(store, video))}

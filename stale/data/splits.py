@@ -8,14 +8,17 @@ nothing to the unseen classes [ours].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from stale.data.classes import same_text
 from stale.errors import StaleError, name_some
-from stale.io import read_text
+from stale.io import clean_name, read_text
 
+OFFICIAL = Path(__file__).resolve().parents[2] / "data" / "splits"
 SPLIT_FOLDERS = {"75_25": "train_75_test_25", "50_50": "train_50_test_50"}
 NUM_SPLITS = 10
 _SEEN_SHARES = {"75_25": 0.75, "50_50": 0.5}
@@ -35,7 +38,8 @@ def load_split(
 ) -> ClassSplit:
     """Split ``labels`` (all classes of the annotations) by an official list or, without ``folder``, by seed.
 
-    A missing list, and lists that overlap or do not cover the classes, are a StaleError.
+    A missing list, lists that overlap or do not cover the classes, and one class in two spellings on both sides are a
+    StaleError.
 
     Args:
         setting: ``75_25``, ``50_50`` or ``closed`` (train and test on every class).
@@ -50,8 +54,8 @@ def load_split(
             raise StaleError(f"{len(labels)} classes are too few to split; at least 2 are needed")
         num_seen = min(round(_SEEN_SHARES[setting] * len(labels)), len(labels) - 1)  # at least one class is unseen
         order = np.random.default_rng(index).permutation(len(labels))
-        drawn, rest = (tuple(sorted(labels[i] for i in part)) for part in (order[:num_seen], order[num_seen:]))
-        return ClassSplit(drawn, rest, "seeded random split")
+        drawn, rest = (sorted(labels[i] for i in part) for part in (order[:num_seen], order[num_seen:]))
+        return _zero_shot(drawn, rest, "seeded random split")
     lists = Path(folder) / SPLIT_FOLDERS[setting]
     folders = {path.name.lower(): path for path in lists.glob("*/")}
     base = folders.get(dataset.lower())
@@ -67,8 +71,12 @@ def load_split(
     wrong = [f"{name_some(sorted(classes))} {fault}" for fault, classes in faults.items() if classes]
     if wrong:
         raise StaleError(f"{base}, split_{index}.list: classes {'; '.join(wrong)}")
-    source = f"official lists, {SPLIT_FOLDERS[setting]}/{base.name}"
-    return ClassSplit(tuple(sorted(seen)), tuple(sorted(unseen)), source)
+    names = f"{SPLIT_FOLDERS[setting]}/{base.name}"
+    official = [OFFICIAL / names / part / f"split_{index}.list" for part in ("train", "test")]
+    given = [sorted(seen), sorted(unseen)]
+    same = all(map(Path.is_file, official)) and [sorted(read_class_list(file)) for file in official] == given
+    source = f"official lists, {names}" if same else f"lists of {folder}, {names}"
+    return _zero_shot(sorted(seen), sorted(unseen), source)
 
 
 def cut_seen(split: ClassSplit, index: int, fold: int, folds: int) -> ClassSplit:
@@ -82,14 +90,23 @@ def cut_seen(split: ClassSplit, index: int, fold: int, folds: int) -> ClassSplit
         raise StaleError(f"{len(split.seen)} seen classes cannot be cut into {folds} folds; lower data.folds")
     order = np.random.default_rng(index).permutation(len(split.seen))
     chosen = {split.seen[i] for i in order[fold::folds]}
-    seen = tuple(label for label in split.seen if label not in chosen)
+    seen = [label for label in split.seen if label not in chosen]
     source = f"{folds} folds of the seen classes of split {index}; {split.source}"
-    return ClassSplit(seen, tuple(sorted(chosen)), source)
+    return _zero_shot(seen, sorted(chosen), source)
+
+
+def _zero_shot(seen: Sequence[str], unseen: Sequence[str], source: str) -> ClassSplit:
+    """The split; a StaleError if a class of one side is one of the other in another spelling."""
+    for group in same_text((*seen, *unseen)):
+        if {*group} & {*seen} and {*group} & {*unseen}:
+            spelled = ", ".join(map(repr, group))
+            raise StaleError(f"{source}: {spelled} are one class to the text encoder, seen and unseen; rename one")
+    return ClassSplit(tuple(seen), tuple(unseen), source)
 
 
 def read_class_list(path: str | Path) -> list[str]:
     """Load the labels of a list file, one a line; a StaleError if it is missing, empty, or names a class twice."""
-    labels = [line.strip() for line in read_text(path, "split file").splitlines() if line.strip()]
+    labels = [label for line in read_text(path, "split file").splitlines() if (label := clean_name(line))]
     if not labels:
         raise StaleError(f"split file {path} names no class")
     twice = sorted({label for label in labels if labels.count(label) > 1})

@@ -24,7 +24,6 @@ import h5py
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from stale.config import TextConfig
 from stale.data.annotations import Instance, Video, all_labels, read_annotations
@@ -36,6 +35,7 @@ from stale.io import atomic_path
 from stale.model.clip import load_text_weights
 from stale.model.text import TextEncoder, TextTransformer
 from stale.preparation.converters import Annotations, write_as
+from stale.progress import progress_bar
 
 CLASSES = (
     "Baking bread", "Brushing teeth", "Building a sandcastle", "Chopping vegetables", "Climbing a tree",
@@ -165,7 +165,7 @@ def simulate(
     synthesize = Synthesizer(load_text_weights(text_weights), labels, seed=0)
 
     def videos() -> Iterator[Packed]:
-        for video in tqdm(chosen, "simulated features", unit="video", leave=False, disable=len(chosen) < 50):
+        for video in progress_bar(chosen, "simulated features", unit="video", leave=False, disable=len(chosen) < 50):
             count = num_snippets or max(round(video.duration * rate), 1)
             record = {"duration": video.duration, "sampling": f"{SIMULATED}: not extracted from any video"}
             yield video.id, record | ({} if num_snippets else {"fps": count / video.duration}), synthesize(video, count)

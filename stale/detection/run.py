@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from stale import distributed
 from stale.config import Config, DetectionConfig
@@ -36,6 +35,7 @@ from stale.detection.writers import results_file, table
 from stale.device import out_of_memory_hint
 from stale.io import remove_leftovers
 from stale.model.stale import Outputs, Stale, training_free_text
+from stale.progress import progress_bar
 from stale.segments import snippets_to_seconds
 
 VideoResults = dict[str, list[dict[str, Any]]]  # video id → detections by falling score, segments in seconds
@@ -138,7 +138,7 @@ def over_batches(
             del loaded  # or it would be in memory while the batch after the next is loaded
             yield found
 
-    with tqdm(total=count, desc="detect", unit="video", leave=False, disable=not progress) as bar:
+    with progress_bar(total=count, desc="detect", unit="video", leave=False, disable=not progress) as bar:
         for found, part in zip(distributed.gather_in_order(own(), len(batches)), batches, strict=False):
             yield found
             bar.update(part.stop - part.start)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stale.errors import StaleError, printable
-from stale.io import atomic_path, file_name, write_json, write_text
+from stale.io import atomic_path, file_name, remove_leftovers, require_writable, write_json, write_text
 from stale.version import __version__
 
 Detection = Mapping[str, Any]
@@ -128,6 +128,13 @@ class OutputFiles:
     top: int = 20
     min_score: float = 0.0
 
+    def check(self) -> None:
+        """Raise a StaleError if one of them cannot be written, and remove what killed commands left of them."""
+        for path in filter(None, (self.results, self.csv, self.vtt, self.srt, self.picture)):
+            is_file = self.single or path in (self.results, self.csv)
+            require_writable(path if is_file else path / "video")
+            remove_leftovers(path)
+
 
 def write_detections(
     found: Iterable[tuple[str, Any]],
@@ -145,10 +152,12 @@ def write_detections(
     Returns:
         All detections by video, and video → reason of those that failed.
     """
+    files.check()
     results: dict[str, list[dict[str, Any]]] = {}
     broken: dict[str, str] = {}
     best: dict[str, list[Detection]] = {}
-    for video_id, detections in found:
+    for name, detections in found:
+        video_id = name.encode("utf-8", "backslashreplace").decode()  # of a file whose name is not UTF-8
         if isinstance(detections, StaleError):
             broken[video_id] = str(detections)
         elif video_id in results:
@@ -172,6 +181,7 @@ def _write_video(detections: Any, best: Sequence[Detection], files: OutputFiles)
         if folder is None:
             continue
         path = folder if files.single else folder / f"{file_name(detections.video.id)}{suffix}"
+        remove_leftovers(path)
         if suffix == ".png":
             from stale import plot  # matplotlib is imported only where a picture is drawn
 

@@ -6,15 +6,17 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from stale.config import read_settings
 from stale.errors import StaleError, name_some
 from stale.evaluation.tables import ROW_NAMES, format_tious, percent, protocol_lines, shown_thresholds, text_table
 from stale.io import read_json
+from stale.records import MetricsFile, check_record
+from stale.run_folder import RunFolder
 
 SYSTEM, OTHER, AVERAGE = "detections", "versus", "average"
 # Two numbers are comparable only where these are the same; the second list may differ between two systems.
@@ -24,6 +26,11 @@ SHARED = [
 ]
 OWN = ["oracle", "checkpoint", "features"]
 USUAL = {"oracle": "none", "ground_truth": "all"}  # not mentioned
+# Settings that may differ between the runs of one system; features and the source of the splits are in the protocol.
+FREE = {
+    *("data.split", "data.fold", "data.annotations", "data.features", "data.splits"),
+    *("train.seed", "train.device", "train.compile", "train.log_interval", "detection.batch_size"),
+}
 
 # Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom.
 STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
@@ -36,13 +43,13 @@ def read_runs(folders: Sequence[str | Path], name: str = "metrics.json") -> dict
         path = Path(folder) / name
         if not path.is_file():
             raise StaleError(f"{path} is missing; evaluate the run first: python eval.py --run {folder}")
-        content = read_json(path, "metrics file")
-        wanted = ("protocol", "mAP", "average_mAP", "baselines")
-        if not isinstance(content, dict) or not all(key in content for key in wanted):
-            raise StaleError(f"metrics file {path} lacks one of {', '.join(wanted)}; evaluate the run again")
+        content = check_record(
+            MetricsFile, read_json(path, "metrics file"), f"metrics file {path}", "evaluate the run again"
+        )
         if str(folder) in runs:
             raise StaleError(f"run folder given twice: {folder}")
-        runs[str(folder)] = content
+        config = RunFolder(Path(folder)).config  # as text: it may be of an earlier version
+        runs[str(folder)] = {**content, "settings": read_settings(config) if config.is_file() else {}}
     return runs
 
 
@@ -51,7 +58,8 @@ def aggregate(
 ) -> dict[str, Any]:
     """Compute statistics of every column of every row, and paired differences of the detections to the other rows.
 
-    ``runs`` are metrics files (as :func:`read_runs` gives) of one system, and ``versus`` those of a second one.
+    ``runs`` are metrics files (as :func:`read_runs` gives) of one system, and ``versus`` those of a second one. The
+    runs of a system must have the same configuration but for :data:`FREE`, and must differ in split or seed.
 
     Returns:
         ``protocol`` (what all runs share), ``runs``, ``splits``, ``rows`` (row → column → statistics) and ``paired``
@@ -59,7 +67,7 @@ def aggregate(
     """
     runs, versus = _by_split(runs), _by_split(versus or {})
     for mixed, keys in ((runs, SHARED + OWN), ({**runs, **versus}, SHARED), (versus, OWN)):
-        _refuse_mixture(mixed, keys)
+        _refuse_mixture(mixed, keys if keys is SHARED else keys + _common_settings(mixed))
     protocols = [run["protocol"] for run in runs.values()]
     mine, theirs = ([run["protocol"].get("split") for run in each.values()] for each in (runs, versus))
     if versus and mine != theirs:
@@ -128,41 +136,51 @@ def protocol_line(content: Mapping[str, Any]) -> str:
         if key not in ("dataset", "tious") and value and USUAL.get(key) != value
     ]
     runs = f"{len(content['runs'])} runs, splits {', '.join(map(str, content['splits']))}"
-    return "protocol: " + " | ".join([str(shared["dataset"]), runs, f"tIoU {format_tious(shared['tious'])}", *stated])
+    tious = f"tIoU {format_tious(shared['tious'] or ())}"
+    return "protocol: " + " | ".join([str(shared["dataset"]), runs, tious, *stated])
 
 
 def _by_split(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Runs by rising split. A split given twice among others would count as independent; seeds of one are fine."""
-    splits = {name: run["protocol"].get("split") for name, run in runs.items()}
-    counts = Counter(splits.values())
-    twice = [name for name, split in splits.items() if counts[split] > 1]
-    if twice and len(counts) > 1:
-        raise StaleError(f"split {splits[twice[0]]} given more than once: {name_some(twice)}")
-    return {name: runs[name] for name in sorted(runs, key=lambda name: str(splits[name]))}
+    """Runs by rising split and seed. The same split and seed twice would count as independent."""
+    seeds = {name: run.get("settings", {}).get("train.seed", "unknown") for name, run in runs.items()}
+    keys = {name: f"split {run['protocol'].get('split')} with seed {seeds[name]}" for name, run in runs.items()}
+    counts = Counter(keys.values())
+    twice = [name for name, key in keys.items() if counts[key] > 1]
+    if twice:
+        raise StaleError(f"{keys[twice[0]]} given more than once: {name_some(twice)}")
+    return {name: runs[name] for name in sorted(runs, key=keys.__getitem__)}
+
+
+def _common_settings(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The settings that must be the same; one that only some runs have is of another version of this project."""
+    known = [set(run.get("settings", {})) for run in runs.values()]
+    return sorted(set.intersection(*known) - FREE) if known else []
 
 
 def _refuse_mixture(runs: Mapping[str, Mapping[str, Any]], keys: Sequence[str]) -> None:
     def comparable(run: Mapping[str, Any], key: str) -> Any:
-        """The entry without what may vary from run to run: counts of duplicates and of videos, the chosen epoch."""
-        value = run["protocol"].get(key)
+        """The entry without what may vary from run to run: counts of duplicates and of videos, epochs, folders."""
+        value = run["settings"][key] if "." in key else run["protocol"].get(key)
         if key in ("duplicates", "ground_truth", "oracle"):
             return str(value or USUAL.get(key)).split(" (")[0]
         varying = {
             "checkpoint_chosen_on": r",? *\(?epoch \d+\)?",
             "external_scores": r", nothing for \d+ of \d+ videos",
+            "model.text.weights": r".*/",
         }
         return re.sub(varying[key], "", str(value)) if key in varying else value
 
     first_name = next(iter(runs), "")
-    for name, key in product(runs, keys):
-        one, other = (comparable(runs[each], key) for each in (first_name, name))
-        if one != other:
-            raise StaleError(f"protocols differ in {key}: {first_name} has {one!r}, {name} has {other!r}")
+    for name in runs:
+        pairs = {key: [comparable(runs[each], key) for each in (first_name, name)] for key in keys}
+        differing = [f"{key} ({one!r} and {other!r})" for key, (one, other) in pairs.items() if one != other]
+        if differing:
+            raise StaleError(f"{first_name} and {name}: protocols differ in {name_some(differing)}")
 
 
 def _columns(runs: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """Column → one value a run: mAP by threshold, then the average."""
-    table = {key: np.array([run["mAP"][key] for run in runs], dtype=np.float64) for key in runs[0]["mAP"]}
+    table = {key: np.array([run["mAP"].get(key) for run in runs], dtype=np.float64) for key in runs[0]["mAP"]}
     return {**table, AVERAGE: np.array([run["average_mAP"] for run in runs], dtype=np.float64)}
 
 

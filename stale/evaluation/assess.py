@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stale.data.annotations import Video, match_video_id
+from stale.data.annotations import Video, match_video_ids
 from stale.errors import StaleError, name_some
 from stale.evaluation import measures
 from stale.evaluation.mean_ap import Detections, GroundTruth, Metrics, drop_duplicates, evaluate, ground_truth
@@ -37,7 +37,7 @@ class Subject:
     def within(self, results: Results) -> Subject:
         """The test without the videos that have no detection, as the released code counted."""
         under_test = set(self.truth().videos)
-        found = {match_video_id(results.videos[index], under_test) for index in np.unique(results.video)}
+        found = set(match_video_ids((results.videos[index] for index in np.unique(results.video)), under_test).values())
         kept = tuple(video for video in self.videos if video.id in found)
         if not kept:
             raise StaleError(f"{results.path}: no video under test has a detection")
@@ -91,6 +91,7 @@ def assess(
         "num_videos": len(truth.videos),
         "num_classes": len(truth.classes),
         "num_detections": len(found),
+        "num_listed": len(results),
         "average_recall": measures.average_recall(truth, found, tious),
         "top1_accuracy": measures.top1_accuracy(truth, found),
         "class_agnostic": summary(measures.class_agnostic(truth, found, tious)),

@@ -1,13 +1,13 @@
 """Ground truth, detections, and mean average precision over tIoU thresholds, exactly as the official ActivityNet
-evaluator counts.
+evaluator counts, with one exception.
 
 The detections of a class are visited by falling score. Each takes, of the instances of its video and class that
 are still free, the one with the highest tIoU, if that reaches the threshold; otherwise it is a false positive.
 AP is the area under the interpolated precision-recall curve. mAP is the mean over the classes with ground truth.
 
 The official evaluator leaves ties to an unstable sort. Here, of equal scores and of equal tIoUs, the later in its
-file comes first, which is the official order wherever its sort happens to be stable. Two empty segments have
-tIoU 0, where the official evaluator divides zero by zero.
+file comes first, which is the official order wherever its sort happens to be stable. The exception: two
+segments of no length have tIoU 0 here; there it is 0/0, which counts as a match.
 
 Sizes: G instances, N detections, K classes, V videos, R thresholds, P pairs of a detection and an instance. Times are
 seconds.
@@ -36,6 +36,7 @@ class GroundTruth:
     video: np.ndarray  # (G) index into ``videos``
     label: np.ndarray  # (G) index into ``classes``
     segments: np.ndarray  # (G, 2)
+    estimated: bool = False  # a duration is not annotated: the end of the video's last instance is in its place
 
     def __len__(self) -> int:
         return len(self.video)
@@ -98,10 +99,15 @@ def ground_truth(videos: Iterable[Video], classes: Sequence[str] | None = None) 
         if item.label in class_index
     ]
     table = np.array(rows, dtype=np.float64).reshape(-1, 4)
+    durations = np.array([video.duration for video in tested], dtype=np.float64)
+    unknown, last = np.isnan(durations), np.zeros(len(tested))
+    np.maximum.at(last, table[:, 0].astype(np.int64), table[:, 3])
+    durations[unknown] = last[unknown]
     return GroundTruth(
         videos=tuple(video.id for video in tested),
         classes=tuple(classes),
-        durations=np.array([video.duration for video in tested], dtype=np.float64),
+        durations=durations,
+        estimated=bool(unknown.any()),
         video=table[:, 0].astype(np.int64),
         label=table[:, 1].astype(np.int64),
         segments=table[:, 2:],

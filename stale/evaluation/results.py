@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from stale.data.annotations import Video, match_video_id
+from stale.data.annotations import Video, match_video_ids
 from stale.errors import StaleError, name_some
 from stale.evaluation.mean_ap import Detections, GroundTruth, Metrics, evaluate, ground_truth
 from stale.evaluation.measures import best_of_equal_segments, whole_videos
-from stale.io import read_json
+from stale.io import clean_ids, clean_name, read_json
+from stale.records import Protocol, check_record
 
 COLUMNS = ("video-id", "t-start", "t-end", "label", "score")  # of ActionFormer's detections
 ALLOW_UNSEEN = "--allow-unseen-supervision"
@@ -74,16 +75,7 @@ def read_results(path: str | Path) -> Results:
                     f"detections file {path} is a pickle, which is not opened because it can run any code; "
                     "write it as ActivityNet's results JSON"
                 )
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = sorted({key for key in keys if keys.count(key) > 1})
-            raise StaleError(f"detections file {path}: listed twice: {name_some(twice)}")
-        return result
-
-    content = read_json(path, "detections file", pairs_hook=unique)
+    content = read_json(path, "detections file")
     if not isinstance(content, dict):
         raise StaleError(f"detections file {path}: an object with 'results' is expected, as ActivityNet's")
     if all(isinstance(content.get(name), list) for name in COLUMNS):
@@ -93,6 +85,8 @@ def read_results(path: str | Path) -> Results:
         for video, start, end, label, score in zip(*(content[name] for name in COLUMNS), strict=True):
             columns.setdefault(str(video), []).append({"segment": [start, end], "label": label, "score": score})
         return results_from_dict(columns, path=path)
+    if "results" in content:
+        check_record(Protocol, content.get("protocol") or {}, f"detections file {path}, protocol", "write it again")
     entries = content.get("results", content)
     if not isinstance(entries, dict) or not all(isinstance(items, list) for items in entries.values()):
         raise StaleError(f"detections file {path}: 'results' must map each video to a list of detections")
@@ -115,11 +109,16 @@ def results_from_dict(
                 f"detections file {path}: video '{video}': a detection needs 'segment' (two numbers), "
                 f"'label' (text) and 'score', not {str(item)[:120]}"
             )
-    labels = list(dict.fromkeys(item["label"] for _, item in items))
-    index = {label: position for position, label in enumerate(labels)}
+    cleaned = {label: clean_name(label) for label in dict.fromkeys(item["label"] for _, item in items)}
+    labels = list(dict.fromkeys(cleaned.values()))
+    index = {label: labels.index(name) for label, name in cleaned.items()}
     protocol, external = ((content or {}).get(key) for key in ("protocol", "external_data"))
+    protocol = dict(protocol) if isinstance(protocol, dict) else {}
+    for key in ("classes", "unseen_classes"):
+        if isinstance(protocol.get(key), list):
+            protocol[key] = [clean_name(str(label)) for label in protocol[key]]
     return Results(
-        videos=tuple(results),
+        videos=tuple(clean_ids(results, f"detections file {path}")),
         labels=tuple(labels),
         video=np.repeat(
             np.arange(len(results)), np.array([len(listed) for listed in results.values()], dtype=np.int64)
@@ -127,7 +126,7 @@ def results_from_dict(
         label=np.array([index[item["label"]] for _, item in items], dtype=np.int64),
         segments=_numbers([value for _, item in items for value in item["segment"]]).reshape(-1, 2),
         scores=_numbers([item["score"] for _, item in items]),
-        protocol=protocol if isinstance(protocol, dict) else {},
+        protocol=protocol,
         external_data=external if isinstance(external, dict) else {},
         path=str(path),
     )
@@ -148,18 +147,23 @@ def align(results: Results, truth: GroundTruth, known_videos: Collection[str] = 
     """
     video_index = {name: position for position, name in enumerate(truth.videos)}
     label_index = {name: position for position, name in enumerate(truth.classes)}
-    matches = [match_video_id(name, video_index) for name in results.videos]
-    indices = [-1 if name is None else video_index[name] for name in matches]
+    matches = match_video_ids(results.videos, {*truth.videos, *known_videos})
+    indices = [video_index.get(matches.get(name, ""), -1) for name in results.videos]
     video = np.array(indices, dtype=np.int64)[results.video]
-    label = np.array([label_index.get(name.strip(), -1) for name in results.labels], dtype=np.int64)[results.label]
-    is_known = np.array([match_video_id(name, known_videos) is not None for name in results.videos], dtype=bool)
+    label = np.array([label_index.get(name, -1) for name in results.labels], dtype=np.int64)[results.label]
+    is_known = np.array([name in matches for name in results.videos], dtype=bool)
     not_a_number = ~(np.isfinite(results.segments).all(axis=1) & np.isfinite(results.scores))
+    ends = truth.durations.copy()  # or of the last instance, where that is annotated after the end
+    np.maximum.at(ends, truth.video, truth.segments[:, 1])
+    late = ~not_a_number & (video >= 0) & (results.segments[:, 0] > np.append(ends, 0)[video])
+    late &= not truth.estimated
     backwards = ~not_a_number & (results.segments[:, 1] < results.segments[:, 0])
     of_videos, of_labels = (results.videos, results.video), (results.labels, results.label)
     problems = []
     for kind, mask, (names, index), treatment in (
         ("a segment or score that is not a number", not_a_number, of_videos, "left out"),
         ("a segment of negative length", backwards, of_videos, "counted as false positives"),
+        ("a start after the end of their video", late, of_videos, "counted, but are they in seconds?"),
         ("an unknown video", (video < 0) & ~is_known[results.video], of_videos, "counted as false positives"),
         ("a label outside the vocabulary", label < 0, of_labels, "left out"),
     ):
@@ -212,8 +216,9 @@ def read_video_scores(path: str | Path, truth: GroundTruth, allow_unseen: bool =
     if not isinstance(classes, list) or not classes or not isinstance(table, dict):
         raise StaleError(f"video scores {path}: expected are 'class' (K names) and 'results' (video → K scores)")
     position = {name: index for index, name in enumerate(truth.classes)}
-    column = np.array([position.get(str(name), -1) for name in classes])
-    beyond = [str(name) for name in classes if str(name) not in position]
+    names = [clean_name(str(name)) for name in classes]
+    column = np.array([position.get(name, -1) for name in names])
+    beyond = [name for name in names if name not in position]
     if beyond and not allow_unseen:
         raise StaleError(
             f"video scores {path}: {len(beyond)} classes beyond those under test ({name_some(beyond)}): their "
@@ -221,11 +226,13 @@ def read_video_scores(path: str | Path, truth: GroundTruth, allow_unseen: bool =
         )
     label, score = np.full(len(truth.videos), -1), np.zeros(len(truth.videos))
     known = {video: index for index, video in enumerate(truth.videos)}
-    for name, listed in table.items():
+    ids = clean_ids(table, f"video scores {path}")
+    matches = match_video_ids(ids, known)
+    for name, listed in zip(ids, table.values(), strict=True):
         scores = _numbers(listed) if isinstance(listed, list) else np.empty(0)
         if len(scores) != len(classes) or not np.isfinite(scores).all():
             raise StaleError(f"video scores {path}: video '{name}': {len(classes)} numbers are expected")
-        video, best = match_video_id(name, known), int(np.where(column >= 0, scores, -np.inf).argmax())
+        video, best = matches.get(name), int(np.where(column >= 0, scores, -np.inf).argmax())
         if video is not None and column[best] >= 0:
             label[known[video]], score[known[video]] = column[best], scores[best]
     missing = int((label < 0).sum())

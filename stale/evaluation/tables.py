@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stale.errors import StaleError, name_some, printable
+from stale.errors import StaleError, counted, name_some, printable
 
 WIDTH = 100
 MOST_THRESHOLDS = 7  # of more thresholds a table shows the first, the middle and the last
@@ -32,11 +32,13 @@ def describe(protocol: Mapping[str, Any]) -> str:
     source = f" ({protocol['split_source']})" if protocol["split_source"] else ""
     skipped = f", {protocol['skipped_videos']} skipped" if protocol["skipped_videos"] else ""
     checkpoint = f"{protocol['checkpoint']}, chosen on {protocol['checkpoint_chosen_on']}"
-    counts = f"{protocol['num_videos']} videos{skipped}, {protocol['num_instances']} instances"
+    counts = f"{counted(protocol['num_videos'], 'video')}{skipped}, {counted(protocol['num_instances'], 'instance')}"
+    vocabulary = "all seen in training" if protocol["setting"] == "closed" else protocol["vocabulary"]
+    classes = f"{counted(protocol['num_classes'], 'class')} ({vocabulary})"
     parts = [
         protocol["dataset"],
         f"setting {protocol['setting']}{split}{source}",
-        f"subset {protocol['subset']}: {counts}, {protocol['num_classes']} classes ({protocol['vocabulary']})",
+        f"subset {protocol['subset']}: {counts}, {classes}",
         f"tIoU {format_tious(protocol['tious'])}",
         f"duplicates {protocol['duplicates']}",
         f"external scores {protocol['external_scores']}",
@@ -94,7 +96,8 @@ def report(metrics: Mapping[str, Any]) -> str:
     parts.append(map_table("AP, %, by class (instances)", named))
     for one in metrics["problems"]:
         names = printable(name_some(one["names"]))
-        parts.append(f"warning: {one['count']} with {one['kind']}: {names}; {one['treatment']}")
+        share = f"{one['count']} of {counted(metrics['num_listed'], 'detection')}"
+        parts.append(f"warning: {share} with {one['kind']}: {names}; {one['treatment']}")
     return "\n\n".join(parts)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stale.errors import StaleError
+from stale.errors import StaleError, name_some
 from stale.io import refuse_zip_bomb
 
 
@@ -57,6 +57,12 @@ def load_text_weights(source: str | Path) -> dict[str, Tensor]:
     for required in ("token_embedding.weight", "positional_embedding", "text_projection"):
         if required not in weights:
             raise StaleError(f"text weights {source}: no '{required}'; OpenAI's CLIP state-dict names are expected")
+    faulty = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+    if faulty:
+        raise StaleError(f"text weights {source}: NaN or infinite values in {name_some(faulty)}; download them again")
+    tokens, known = len(weights["token_embedding.weight"]), len(_tokenizer().encoder)
+    if tokens < known:
+        raise StaleError(f"text weights {source} know {tokens} tokens, CLIP's tokenizer has {known}: use CLIP's own")
     return {name: t if name == "token_embedding.weight" else t.float() for name, t in weights.items()}
 
 

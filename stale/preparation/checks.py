@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from stale.data.annotations import Video, all_labels, match_video_id, read_annotations, repair
+from stale.data.annotations import Video, all_labels, by_subset, read_annotations, repair, unit_fault
+from stale.data.classes import same_text
 from stale.data.features import FeatureStore, duration_mismatch, open_features
 from stale.data.splits import NUM_SPLITS, SPLIT_FOLDERS, load_split
 from stale.errors import StaleError, name_some
 from stale.preparation.converters import check_ids
 from stale.preparation.prepare import Source, count_faults
+from stale.progress import progress_bar
 
 EXIT_CODES = {"ready": 0, "incomplete": 1, "faulty": 3}  # 2 is a wrong call
 
@@ -68,7 +69,7 @@ def check(
         report.missing.append(f"features: none at {features}" if features else "features: none found")
         return report
     try:
-        store = open_features(features)
+        store = open_features(features).annotate(videos)
     except StaleError as error:
         report.faults.append(str(error))
         return report
@@ -87,9 +88,10 @@ def _check_annotations(report: Report, videos: dict[str, Video], path: Path, sou
         "classes": len(labels),
         "subsets": {},
         "segments_beyond_the_video": repairs.clipped,
-        "segments_empty": repairs.dropped,
+        "segments_outside_the_video": len(repairs.outside),
+        "segments_empty": len(repairs.empty),
     }
-    for subset, chosen in _by_subset(videos).items():
+    for subset, chosen in by_subset(videos.values()).items():
         present = set(all_labels(chosen))
         report.annotations["subsets"][subset] = {
             "videos": len(chosen),
@@ -101,18 +103,14 @@ def _check_annotations(report: Report, videos: dict[str, Video], path: Path, sou
         }
     if not labels:
         report.faults.append("annotations: no segment of any class")
-    spellings: dict[str, list[str]] = {}
-    for label in labels:
-        spellings.setdefault(" ".join(label.replace("_", " ").lower().split()), []).append(label)
-    for group in filter(lambda group: len(group) > 1, spellings.values()):
-        report.faults.append(f"annotations: labels that seem to be one class: {', '.join(map(repr, group))}")
+    for group in same_text(labels):
+        report.remarks.append(f"labels that are one class to the text encoder: {', '.join(map(repr, group))}")
     if source is not None:
         report.faults += [f"annotations: {fault}" for fault in count_faults(source, videos)]
-    if repairs.clipped or repairs.dropped:
-        report.remarks.append(
-            f"{repairs.clipped} segments leave their video (clipped in training) and {repairs.dropped} are empty "
-            "(dropped in training); evaluation counts them as the file has them"
-        )
+    if fault := unit_fault(videos.values()):
+        report.faults.append(f"annotations: {fault}")
+    elif any(vars(repairs).values()):
+        report.remarks.append(f"segments in training: {repairs}; evaluation counts them as the file has them")
 
 
 def _check_splits(report: Report, labels: list[str], folder: Path | None, source: Source | None) -> None:
@@ -125,6 +123,8 @@ def _check_splits(report: Report, labels: list[str], folder: Path | None, source
             report.missing.append(f"splits: no lists of {title} in {folder}; splits would be drawn by seed")
         else:
             report.remarks.append("no split lists: splits are drawn by seed (data.splits: null)")
+        if same_text(labels):
+            report.faults.append("splits: one that is drawn can have a class on both sides; rename the labels")
         return
     report.splits = {"path": str(folder), "sound": [], "faulty": {}}
     for setting, lists in SPLIT_FOLDERS.items():
@@ -145,12 +145,12 @@ def _check_coverage(report: Report, videos: dict[str, Video], store: FeatureStor
     report.features = {"path": str(path), "videos": len(store.ids), "width": store.width, "simulated": store.simulated}
     if report.features["simulated"]:
         report.remarks.append("the features are SIMULATED: results on them say nothing about the data set")
-    unknown = sorted(name for name in store.ids if match_video_id(name, videos) is None)
+    unknown = sorted({*store.ids} - {store.find(name) for name in videos})
     report.features["not_annotated"] = len(unknown)
     if unknown:
         report.remarks.append(f"features of {len(unknown)} videos are not annotated: {name_some(unknown)}")
     report.features["subsets"] = {}
-    for subset, chosen in _by_subset(videos).items():
+    for subset, chosen in by_subset(videos.values()).items():
         needed = [video for video in chosen if video.instances]
         absent = [video for video in needed if store.find(video.id) is None]
         report.features["subsets"][subset] = {
@@ -166,7 +166,7 @@ def _check_coverage(report: Report, videos: dict[str, Video], store: FeatureStor
 def _check_content(report: Report, videos: dict[str, Video], store: FeatureStore, sample: int | None) -> None:
     """Load features: precision, lengths, rates, what is unusable, and what does not fit the annotated duration."""
     chosen: list[Video] = []
-    for part in _by_subset(videos).values():
+    for part in by_subset(videos.values()).values():
         there = [video for video in part if store.find(video.id) is not None]
         count = min(sample or len(there), len(there))
         chosen += [there[i] for i in np.linspace(0, len(there) - 1, count).round().astype(int)]  # evenly spaced
@@ -175,7 +175,7 @@ def _check_content(report: Report, videos: dict[str, Video], store: FeatureStore
     precisions: Counter[str] = Counter()
     unusable: dict[str, str] = {}
     mismatches: dict[str, str] = {}
-    for video in tqdm(chosen, "features", unit="video", leave=False, disable=len(chosen) < 50):
+    for video in progress_bar(chosen, "features", unit="video", leave=False, disable=len(chosen) < 50):
         try:
             features = store.read(video.id)
             mismatch = duration_mismatch(store, video)
@@ -204,13 +204,6 @@ def _check_content(report: Report, videos: dict[str, Video], store: FeatureStore
     }
     if fixed is None:
         report.features["snippets_a_second"] = {name: dict(count.most_common(10)) for name, count in rates.items()}
-
-
-def _by_subset(videos: dict[str, Video]) -> dict[str, list[Video]]:
-    found: dict[str, list[Video]] = {}
-    for video in videos.values():
-        found.setdefault(video.subset, []).append(video)
-    return dict(sorted(found.items()))
 
 
 def as_text(report: Report) -> str:

@@ -19,17 +19,17 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, ValidationError
-
-from stale.data.annotations import Instance, Video, all_labels, read_annotations
+from stale.data.annotations import Video, all_labels, parse_label_ids, parse_video, read_annotations
 from stale.errors import StaleError, name_some
-from stale.io import read_json, read_text, write_json, write_text
+from stale.io import clean_ids, clean_name, read_json, read_text, write_json, write_text
 
-LAYOUTS = ("activitynet", "actionformer", "opentad", "t3al", "csv")
+MAX_FPS = 1e6
+WRITTEN = ("activitynet", "actionformer", "opentad", "csv")
 OPENTAD_CLASSES = "category_idx.txt"
 T3AL_SUBSETS = "video_info_new.csv"
 
@@ -38,10 +38,12 @@ _COLUMNS = ("video", "subset", "duration", "fps", "start", "end", "label")
 
 @dataclass(frozen=True)
 class Annotations:
-    """Videos by id, and the frames a second of those for which they are known."""
+    """Videos by id, and what their file says besides."""
 
     videos: dict[str, Video]
-    fps: dict[str, float] = field(default_factory=dict)
+    fps: dict[str, float] = field(default_factory=dict)  # frames a second of the videos for which they are known
+    subsets: dict[str, str] = field(default_factory=dict, compare=False)  # lower case → as the file writes it
+    label_ids: dict[str, int] = field(default_factory=dict, compare=False)  # numbers of labels
 
 
 def load_any_layout(path: str | Path) -> Annotations:
@@ -57,37 +59,36 @@ def load_any_layout(path: str | Path) -> Annotations:
         elif entries and all(isinstance(entry, dict) and "duration_second" in entry for entry in entries):
             found = _load_t3al(path, content)
         else:
-            raise StaleError(f"annotation file {path}: of no known layout ({', '.join(LAYOUTS)})")
+            raise StaleError(f"annotation file {path}: of no known layout ({', '.join(WRITTEN)}, t3al)")
     check_ids(found.videos, f"annotation file {path}")
     return found
 
 
 def write_as(layout: str, annotations: Annotations, path: str | Path) -> None:
-    """Write ``annotations`` in one of :data:`LAYOUTS`.
+    """Write ``annotations`` in one of the layouts :data:`WRITTEN`.
 
     It is a StaleError if there is no such layout, or if it counts frames and the rate of a video is not known.
     """
-    if layout not in LAYOUTS:
-        raise StaleError(f"layout '{layout}' is unknown; use one of {', '.join(LAYOUTS)}")
-    if layout in ("opentad", "t3al") and (
-        unknown := [name for name in annotations.videos if name not in annotations.fps]
-    ):
+    if layout not in WRITTEN:
+        raise StaleError(f"layout '{layout}' is not written; use one of {', '.join(WRITTEN)}")
+    if layout == "opentad" and (unknown := [name for name in annotations.videos if name not in annotations.fps]):
         raise StaleError(f"layout {layout} counts frames, but no fps is known of {name_some(unknown)}; give --fps")
-    if layout == "t3al":
-        _write_t3al(annotations, Path(path))
-        return
     if layout == "csv":
         rows: list[Sequence[Any]] = [_COLUMNS]
         for name, video in annotations.videos.items():
             times: list[Sequence[Any]] = [(item.start, item.end, item.label) for item in video.instances]
             head = (name, video.subset, video.duration, annotations.fps.get(name, ""))
             rows += [(*head, *item) for item in times or [("", "", "")]]
-        _write_rows(rows, path)
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows(rows)
+        write_text(path, buffer.getvalue())
         return
-    index = {label: number for number, label in enumerate(all_labels(annotations.videos.values()))}
+    labels, ids = all_labels(annotations.videos.values()), annotations.label_ids
+    free = (number for number in count() if number not in {*ids.values()})
+    index = {label: ids[label] if label in ids else next(free) for label in labels}
     database: dict[str, dict[str, Any]] = {}
     for name, video in annotations.videos.items():
-        database[name] = {"subset": video.subset, "duration": video.duration}
+        database[name] = {"subset": annotations.subsets.get(video.subset, video.subset), "duration": video.duration}
         if name in annotations.fps:
             database[name]["fps"] = annotations.fps[name]
         if layout == "opentad":
@@ -97,28 +98,10 @@ def write_as(layout: str, annotations: Annotations, path: str | Path) -> None:
             | ({"label_id": index[item.label]} if layout == "actionformer" else {})
             for item in video.instances
         ]
-    write_json(path, {"version": "stale", "database": database}, indent=1)
+    write_json(path, {"version": "stale", "taxonomy": [], "database": database}, indent=1)
     if layout == "opentad":
-        write_text(Path(path).with_name(OPENTAD_CLASSES), "".join(f"{label}\n" for label in index))
-
-
-def _write_t3al(annotations: Annotations, path: Path) -> None:
-    content: dict[str, Any] = {}
-    rows: list[Sequence[Any]] = [("video", "numFrame", "seconds", "fps", "rfps", "subset", "featureFrame")]
-    for name, video in annotations.videos.items():
-        fps, frames = annotations.fps[name], round(video.duration * annotations.fps[name])
-        instances = [{"segment": [str(item.start), str(item.end)], "label": item.label} for item in video.instances]
-        times = {"duration_second": video.duration, "duration_frame": frames, "feature_frame": frames}
-        content[name] = {**times, "annotations": instances}
-        rows.append((name, frames, video.duration, fps, fps, video.subset, frames))
-    write_json(path, content, indent=1)
-    _write_rows(rows, path.with_name(T3AL_SUBSETS))
-
-
-def _write_rows(rows: Iterable[Sequence[Any]], path: str | Path) -> None:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    write_text(path, buffer.getvalue())
+        lines = (f"{label}\n" for label in sorted(labels, key=index.__getitem__))
+        write_text(Path(path).with_name(OPENTAD_CLASSES), "".join(lines))
 
 
 def normalise(annotations: Annotations, ignored_labels: Iterable[str] = ()) -> Annotations:
@@ -145,105 +128,97 @@ def check_ids(ids: Iterable[str], where: str) -> None:
 # Loading
 
 
-def _in_order(segment: tuple[float, float]) -> tuple[float, float]:
-    if segment[0] > segment[1]:
-        raise ValueError("the segment ends before it starts")
-    return segment
+def _number(text: Any) -> Any:
+    """The number that is written as text, or ``text`` if it is none."""
+    try:
+        return float(text)
+    except (TypeError, ValueError, OverflowError):
+        return text
 
 
-class _Annotation(BaseModel):
-    segment: Annotated[tuple[FiniteFloat, FiniteFloat], AfterValidator(_in_order)]
-    label: str = Field(pattern=r"\S")
-
-
-class _Entry(BaseModel):
-    """One video as T3AL's layout and CSV give it; numbers may be written as text."""
-
-    subset: str = Field(pattern=r"\S")
-    duration: FiniteFloat = Field(gt=0)
-    fps: FiniteFloat | None = Field(None, gt=0)
-    annotations: list[_Annotation]
-
-    @classmethod
-    def parse(cls, where: str, **values: Any) -> _Entry:
-        """Validate ``values``; the first fault becomes one line that begins with ``where``."""
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            fault = error.errors()[0]
-            key = ".".join(str(part) for part in fault["loc"])
-            raise StaleError(f"{where}: {key}: {fault['msg']}, not {fault['input']!r}") from None
-
-    def video(self, name: str) -> Video:
-        instances = tuple(Instance(*item.segment, item.label) for item in self.annotations)
-        return Video(name, self.subset.lower(), self.duration, instances)
+def _rate(text: Any, where: str) -> float | None:
+    """Frames a second, None for an empty text; a StaleError if it is no rate."""
+    if text in (None, ""):
+        return None
+    rate = _number(text)
+    if not isinstance(rate, float) or not 0 < rate <= MAX_FPS:
+        raise StaleError(f"{where}: fps is {text!r}; a number above 0, at most {MAX_FPS:,.0f}, is expected")
+    return rate
 
 
 def _load_database(path: Path, content: dict[str, Any]) -> Annotations:
-    videos = read_annotations(path)
-    rates = {name: content["database"][name].get("fps") for name in videos}
-    known = {name: float(fps) for name, fps in rates.items() if isinstance(fps, (int, float)) and 0 < fps < 1e6}
-    return Annotations(videos, known)
+    videos, entries = read_annotations(path), content["database"].values()
+    rates = {name: entry.get("fps") for name, entry in zip(videos, entries, strict=True)}
+    known = {name: float(fps) for name, fps in rates.items() if isinstance(fps, (int, float)) and 0 < fps <= MAX_FPS}
+    ids, table = parse_label_ids(content["database"], f"annotation file {path}"), path.with_name(OPENTAD_CLASSES)
+    if not ids and any("frame" in entry for entry in entries) and table.is_file():
+        ids = {clean_name(line): number for number, line in enumerate(read_text(table, "class list").splitlines())}
+    return Annotations(videos, known, _spellings(entry["subset"] for entry in entries), ids)
+
+
+def _spellings(subsets: Iterable[str]) -> dict[str, str]:
+    return {name.lower(): name for name in map(clean_name, subsets)}
 
 
 def _load_t3al(path: Path, content: dict[str, Any]) -> Annotations:
     table = path.with_name(T3AL_SUBSETS)
-    rows = {row["video"]: row for row in _load_rows(table, ("video", "subset"))} if table.is_file() else {}
+    rows = {row["video"]: row for _, row in _load_rows(table, ("video", "subset"))} if table.is_file() else {}
     videos, rates = {}, {}
-    for name, entry in content.items():
-        where = f"annotation file {path}: video '{name}'"
+    for name, entry in zip(clean_ids(content, f"annotation file {path}"), content.values(), strict=True):
+        where = f"annotation file {path}"
         in_name = re.fullmatch(r"video_(validation|test)_\d+", name)  # THUMOS14
         if name not in rows and not in_name:
-            raise StaleError(f"{where}: no subset; {table} must give it")
-        parsed = _Entry.parse(
-            where,
-            subset=rows[name]["subset"] if name in rows else in_name and in_name[1],
-            duration=entry["duration_second"],
-            fps=rows.get(name, {}).get("fps") or None,
-            annotations=entry.get("annotations"),
-        )
-        videos[name] = parsed.video(name)
-        frames = entry.get("duration_frame")
-        if parsed.fps:
-            rates[name] = parsed.fps
-        elif isinstance(frames, (int, float)) and frames > 0:
-            rates[name] = round(frames / parsed.duration, 2)
-    return Annotations(videos, rates)
+            raise StaleError(f"{where}: video '{name}': no subset; {table} must give it")
+        instances = entry.get("annotations")
+        for item in instances if isinstance(instances, list) else ():
+            if isinstance(item, dict) and isinstance(item.get("segment"), list):
+                item["segment"] = [_number(time) for time in item["segment"]]
+        parsed = {"subset": rows[name]["subset"] if name in rows else in_name and in_name[1], "annotations": instances}
+        videos[name] = parse_video(name, {**parsed, "duration": _number(entry["duration_second"])}, where)
+        fps, frames = _rate(rows.get(name, {}).get("fps"), where), entry.get("duration_frame")
+        if fps is not None:
+            rates[name] = fps
+        elif isinstance(frames, (int, float)) and 0 < frames <= MAX_FPS * videos[name].duration:
+            rates[name] = round(frames / videos[name].duration, 2)
+    return Annotations(videos, rates, _spellings(row["subset"] for row in rows.values()))
 
 
 def _load_csv(path: Path) -> Annotations:
-    first: dict[str, _Entry] = {}
-    instances: dict[str, tuple[Instance, ...]] = {}
+    videos: dict[str, Video] = {}
     rates: dict[str, float] = {}
     rows = _load_rows(path, [column for column in _COLUMNS if column != "fps"])
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows:
         name, where = row["video"], f"annotation file {path}, line {number}"
-        has_instance = row["start"] or row["end"] or row["label"]
-        parsed = _Entry.parse(
-            where,
-            subset=row["subset"],
-            duration=row["duration"],
-            fps=row.get("fps") or None,
-            annotations=[{"segment": (row["start"], row["end"]), "label": row["label"]}] if has_instance else [],
-        )
-        head = first.setdefault(name, parsed)
-        if (head.subset, head.duration) != (parsed.subset, parsed.duration):
+        instance = {"segment": [_number(row["start"]), _number(row["end"])], "label": row["label"]}
+        entry = {"subset": row["subset"], "duration": _number(row["duration"])}
+        entry["annotations"] = [instance] if row["start"] or row["end"] or row["label"] else []
+        parsed = parse_video(name, entry, where)
+        known = videos.setdefault(name, replace(parsed, instances=()))
+        if (known.subset, known.duration) != (parsed.subset, parsed.duration):
             raise StaleError(f"{where}: video '{name}' has another subset or duration than in an earlier line")
-        instances[name] = instances.get(name, ()) + parsed.video(name).instances
-        if parsed.fps:
-            rates[name] = parsed.fps
-    videos = {name: Video(name, head.subset.lower(), head.duration, instances[name]) for name, head in first.items()}
-    return Annotations(videos, rates)
+        videos[name] = replace(known, instances=known.instances + parsed.instances)
+        if (fps := _rate(row.get("fps"), where)) is not None:
+            rates[name] = fps
+    return Annotations(videos, rates, _spellings(row["subset"] for _, row in rows))
 
 
-def _load_rows(path: Path, needed: Iterable[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file by column, every value stripped."""
-    reader = csv.DictReader(io.StringIO(read_text(path, "table")))
-    missing = [column for column in needed if column not in (reader.fieldnames or [])]
+def _load_rows(path: Path, needed: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a table without blank ones, each with its line: clean values by column, in lower case.
+
+    Columns are separated by commas, semicolons or tabs.
+    """
+    text = read_text(path, "table").replace("\r\n", "\n").replace("\r", "\n")
+    delimiter = max(",;\t", key=text.strip().partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+    try:
+        rows = [(reader.line_num, values) for row in reader if any(values := list(map(clean_name, row)))]
+    except csv.Error as error:
+        raise StaleError(f"{path}: line {reader.line_num}: {error}") from None
+    columns = [name.lower() for name in rows[0][1]] if rows else []
+    missing = [column for column in needed if column not in columns]
     if missing:
         raise StaleError(f"{path}: no column {', '.join(missing)}; the first line must name the columns")
-    rows = list(reader)
-    uneven = [number for number, row in enumerate(rows, start=2) if None in row or None in row.values()]
+    uneven = [line for line, values in rows if len(values) != len(columns)]
     if uneven:
         raise StaleError(f"{path}: line {name_some(uneven)}: more or fewer values than columns")
-    return [{key: value.strip() for key, value in row.items()} for row in rows]
+    return [(line, dict(zip(columns, values, strict=True))) for line, values in rows[1:]]

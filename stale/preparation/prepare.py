@@ -20,10 +20,8 @@ class Source:
     name: str
     facts: DatasetFacts
     annotations: str  # name of the normalised file
-    file_names: tuple[str, ...]  # names under which a folder of copies is searched, in this order
     reference: str  # SHA-256 of the normalised file made from the copy that this project was tested with
     url: str | None = None  # None where a person must fetch it
-    sha256: str | None = None  # of the file at the address, where it is published
     by_hand: str = ""  # where a person gets it
     ignored_labels: tuple[str, ...] = ()  # which the data set's own evaluation leaves out
 
@@ -32,8 +30,7 @@ ACTIVITYNET = Source(
     name="activitynet",
     facts=DATASETS["activitynet"],
     annotations="activity_net.v1-3.json",
-    file_names=("activity_net.v1-3.min.json", "activity_net.v1-3.json"),
-    reference="90d59a4179a6bb67af46db7a9faf14e3aa06f705c9149e928dc7e7cd439792e5",
+    reference="653f75a4d582bcd431d26060fb79eecd7c8ae30700fa78279d9ee0a9cbe78923",
     url="https://raw.githubusercontent.com/activitynet/ActivityNet/master/Evaluation/data/activity_net.v1-3.min.json",
 )
 
@@ -41,8 +38,7 @@ THUMOS14 = Source(
     name="thumos14",
     facts=DATASETS["thumos14"],
     annotations="thumos14.json",
-    file_names=("thumos14.json", "thumos_14_anno.json"),
-    reference="7b59478a842430c6781ecf1fae557e8e0f608f6a778102e87bb41dc12b839754",
+    reference="323a631950678e0935b5ee8d17a0a6fc7a0158e2d71cbcaaa0b8c72155dadf6d",
     by_hand=(
         "thumos14.json of https://github.com/happyharrycn/actionformer_release or thumos_14_anno.json of "
         "https://github.com/sming256/OpenTAD"
@@ -53,7 +49,7 @@ THUMOS14 = Source(
 SOURCES = {source.name: source for source in (ACTIVITYNET, THUMOS14)}
 
 # Below the data set's folder.
-FEATURES = ("features.h5", "features.hdf5", "features", "features_simulated", "features_simulated.h5")
+FEATURES = ("features.h5", "features.hdf5", "features", "features_simulated")
 
 _FEATURES_BY_HAND = """\
 Features must be fetched by hand; cloud folders forbid anything else. Their links are on these pages:
@@ -77,8 +73,8 @@ class Step(NamedTuple):
 def prepare(source: Source, root: str | Path, copy: Path | None = None) -> list[Step]:
     """Prepare ``source`` below ``root``; what is there already stays as it is.
 
-    ``copy`` is an annotation file of any layout, or a folder to search for one; default: download it. Annotations that
-    cannot be had, or are not those of the data set, are a StaleError.
+    ``copy`` is an annotation file of any layout; default: download it. Annotations that cannot be had, or are not those
+    of the data set, are a StaleError.
     """
     folder = Path(root) / source.name
     path = folder / source.annotations
@@ -105,18 +101,18 @@ def find_features(folder: str | Path) -> Path | None:
     return next((path for name in FEATURES if (path := Path(folder) / name).exists()), None)
 
 
-def fetch(url: str, folder: str | Path, known_hash: str | None = None) -> Path:
+def fetch(url: str, folder: str | Path) -> Path:
     """Download ``url`` into ``folder``, with three retries; a file that is there already is kept.
 
-    It is a StaleError that says what to do by hand if the network fails, or SHA-256 is not ``known_hash``.
+    It is a StaleError that says what to do by hand if the network fails.
     """
     import pooch  # here, because it imports requests, which takes long
 
     folder, name = Path(folder), url.rpartition("/")[2]
-    downloads = pooch.create(folder, base_url="", registry={name: known_hash}, urls={name: url}, retry_if_failed=3)
+    downloads = pooch.create(folder, base_url="", registry={name: None}, urls={name: url}, retry_if_failed=3)
     try:
         return Path(downloads.fetch(name, downloader=pooch.HTTPDownloader(progressbar=False, timeout=30)))
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError is a wrong hash
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors
         reason = " ".join(str(error).split())
         raise StaleError(
             f"{url} could not be downloaded ({reason}); download it yourself to {folder / name} and run again"
@@ -125,32 +121,18 @@ def fetch(url: str, folder: str | Path, known_hash: str | None = None) -> Path:
 
 def _obtain(source: Source, downloads: Path, copy: Path | None) -> Annotations:
     if copy is not None:
-        path = _find_copy(source, copy)
-        return _checked(source, normalise(load_any_layout(path), source.ignored_labels), path)
+        return _checked(source, normalise(load_any_layout(copy), source.ignored_labels), copy)
     if source.url is None:
         raise StaleError(
             f"the annotations of {source.facts.title} must be fetched by hand: download {source.by_hand} and run "
             "again with --from FILE"
         )
-    path = fetch(source.url, downloads, source.sha256)
+    path = fetch(source.url, downloads)
     try:
         return _checked(source, normalise(load_any_layout(path), source.ignored_labels), path)
     except StaleError:
         path.unlink()  # or the next run would take it for a finished download
         raise
-
-
-def _find_copy(source: Source, copy: Path) -> Path:
-    if copy.is_file():
-        return copy
-    if not copy.is_dir():
-        raise StaleError(f"--from {copy}: no such file or folder")
-    for name in source.file_names:
-        for path in (copy / name, copy / "annotations" / name):
-            for candidate in (path, path.with_name(f"{name}.gz")):
-                if candidate.is_file():
-                    return candidate
-    raise StaleError(f"--from {copy}: none of {', '.join(source.file_names)} there, nor in its folder annotations")
 
 
 def _checked(source: Source, content: Annotations, path: Path) -> Annotations:

@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -22,11 +21,10 @@ from queue import SimpleQueue
 from threading import Event
 from typing import IO
 
-from tqdm import tqdm
-
-from stale.config import Config, differing_keys, load_config, save_config
+from stale.config import Config, differing_keys, load_config, missing_files, save_config
 from stale.errors import StaleError
 from stale.evaluation.results import ALLOW_UNSEEN
+from stale.progress import progress_bar
 from stale.reproduce.catalog import Row, Table
 from stale.run_folder import RunFolder, oracle_suffix
 
@@ -35,7 +33,6 @@ _FIXES = {
     "data.features": "; give them by --features, and those of the row i3d by --i3d-features",
     "video scores": "; give the file by --video-scores, or choose rows without external scores by --rows",
 }
-MODEL_NAME = re.compile(r"(RN|ViT-)\w+(/\w+)?(@\w+)?$")
 
 
 @dataclass(frozen=True)
@@ -199,15 +196,9 @@ def missing_inputs(jobs: Sequence[Job]) -> list[str]:
     """Name each input of the jobs that does not exist, with the fix."""
     found: dict[str, None] = {}
     for job in jobs:
-        data, weights = job.config.data, job.config.model.text.weights
-        features = [data.features] if isinstance(data.features, str) else data.features or [""]
-        needed = [("data.annotations", data.annotations), *(("data.features", path) for path in features)]
-        needed += [("data.splits", data.splits)] if data.splits else []
-        needed += [("video scores", test.video_scores) for test in job.tests if test.video_scores is not None]
-        # The weights of a named model are downloaded.
-        needed += [] if MODEL_NAME.match(weights) else [("model.text.weights", weights)]
-        missing = [(key, path) for key, path in needed if not path or not Path(path).exists()]
-        for key, path in missing:
+        scores = [test.video_scores for test in job.tests if test.video_scores is not None]
+        absent = [("video scores", path) for path in scores if not path or not Path(path).exists()]
+        for key, path in [*missing_files(job.config), *absent]:
             found[f"{key}: {path} does not exist" if path else f"{key}: not set{_FIXES.get(key, '')}"] = None
     return list(found)
 
@@ -228,7 +219,7 @@ def run_jobs(jobs: Sequence[Job], root: Path, devices: Sequence[str] = ("",)) ->
         free.put(device)
     processes: set[subprocess.Popen[bytes]] = set()
     failures: dict[str, str] = {}
-    bar = tqdm(total=len(jobs), initial=len(jobs) - len(left), desc="runs", unit="run", dynamic_ncols=True)
+    bar = progress_bar(total=len(jobs), initial=len(jobs) - len(left), desc="runs", unit="run")
     pool = ThreadPoolExecutor(len(devices))
     stopped = Event()
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stale.config import Config
+from stale.config import MODEL_NAME, Config
 from stale.data.features import open_features
 from stale.errors import StaleError
 from stale.evaluation.aggregate import AVERAGE, OTHER, SYSTEM, aggregate, protocol_line, read_runs
 from stale.io import read_json, read_text, write_json
 from stale.reproduce.catalog import SETTING_TITLES, Row, Table
-from stale.reproduce.plan import MODEL_NAME, Cell
+from stale.reproduce.plan import Cell
 from stale.run_folder import RunFolder
 
 LEAST_TOLERANCE = 0.01  # one point of mAP: processors round differently, and training amplifies it
@@ -174,7 +174,7 @@ def to_expected(lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
     for line in lines:
         if line.ours and len(line.runs) == line.planned:
             cell = line.ours[AVERAGE]
-            commits = {str(read_json(RunFolder(run).split, "split")["revision"]) for run in line.runs.values()}
+            commits = {RunFolder(run).read_split().get("revision", "") for run in line.runs.values()}
             rows[f"{line.setting}/{line.row.key}"] = {
                 "average_mAP": cell["mean"],
                 "std": cell["std"],

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from stale import distributed
@@ -37,9 +36,10 @@ from stale.detection.run import class_features, detect
 from stale.device import autocast, choose_device, choose_precision, determinism, out_of_memory_hint
 from stale.errors import StaleError, name_some
 from stale.evaluation import evaluate_results
-from stale.io import append_text, read_json, read_text, remove_leftovers, write_json, write_text
+from stale.io import append_text, read_text, remove_leftovers, write_json, write_text
 from stale.model.stale import Stale, initial_model
 from stale.model.text import Prompts
+from stale.progress import progress_bar
 from stale.run_folder import RunFolder, log_into, start_logging
 from stale.training.losses import Criterion, LossNormalizers
 from stale.training.monitor import Monitor, part_statistics
@@ -56,14 +56,16 @@ def train(config: Config, output: str | Path, resume: bool = False, overwrite: b
     """Train STALE on the seen classes into the run folder ``output``.
 
     ``resume`` continues the run there after its last checkpoint, or starts one if there is none. ``overwrite`` replaces
-    it; files that no command of this project wrote there stay.
+    it when the new run has its first checkpoint; files that no command of this project wrote there stay.
 
     Raises:
         StaleError: bad configuration or data, an occupied folder, a run that does not match, a loss that is not finite.
     """
     run = RunFolder(Path(output))
-    state = _saved_state(config, run, resume, overwrite)
     log = start_logging()
+    _settle(run)  # where an earlier command was killed
+    distributed.gather(None)
+    state = _saved_state(config, run, resume, overwrite)
     device = distributed.local_device(choose_device(config.train.device), "train.device")
     with determinism(config.train.deterministic), logging_redirect_tqdm([logging.getLogger("stale")]):
         with out_of_memory_hint("data.num_snippets", config.data.num_snippets, " or use features of half precision"):
@@ -79,19 +81,23 @@ def train(config: Config, output: str | Path, resume: bool = False, overwrite: b
         if state is not None:
             _check_same_data(state, data, run)
             trainer.restore(state)
-        # Run folder
-        distributed.gather(None)  # all processes have looked at it
-        if distributed.is_main_process():
-            if overwrite:
-                run.clear()
-            for name in ("last", "best"):
-                remove_leftovers(run.checkpoint(name))
-            save_config(config, run.config)
-            log_into(run.log, log)
-            write_json(run.split, {**_split_record(data), "revision": git_revision()}, indent=1)
-            _truncate_history(run.history, trainer.epoch)
-        # Loop
-        trainer.fit()
+        distributed.gather(None)  # all processes have looked at the run folder
+        try:
+            # Run folder
+            if distributed.is_main_process():
+                if overwrite:
+                    run.set_aside()
+                for name in ("last", "best"):
+                    remove_leftovers(run.checkpoint(name))
+                save_config(config, run.config)
+                log_into(run.log, log)
+                write_json(run.split, {**_split_record(data), "revision": git_revision()}, indent=1)
+                _truncate_history(run.history, trainer.epoch)
+            # Loop
+            trainer.fit()
+        except BaseException:
+            _settle(run)
+            raise
     return run
 
 
@@ -186,7 +192,8 @@ class Trainer:
                 report = f"epoch {epoch}/{options.epochs}: {_show(losses)}"
                 if epoch % options.validate_every == 0 or epoch == options.epochs:
                     score = self.validate(epoch)
-                    report += f"; held-out seen mAP {score:.4f} (best {self.best['mAP']:.4f})"
+                    if len(self.held_out):
+                        report += f"; held-out seen mAP {score:.4f} (best {self.best['mAP']:.4f})"
                 self.save(epoch)
                 _log.info("%s; %.1f s", report, time.perf_counter() - started)
                 for warning in monitor.warnings(losses, self.model):
@@ -196,7 +203,10 @@ class Trainer:
             message = "interrupted in epoch %d; %s is kept: the same command with --resume %s"
             _log.info(message, self.epoch + 1, kept, action)
             raise
-        _log.info("best epoch %(epoch)d, held-out mAP %(mAP).4f on seen classes", self.best)
+        if len(self.held_out):
+            _log.info("best epoch %(epoch)d, held-out mAP %(mAP).4f on seen classes", self.best)
+        elif self.test_data is None:
+            _log.info("no video was held out (data.holdout=0): best.pt is the last checkpoint, epoch %d", self.epoch)
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """Train on every video once. Returns the mean of each loss."""
@@ -206,8 +216,8 @@ class Trainer:
         self.model.train()
         losses: list[dict[str, Tensor]] = []
         logged, started = 0, time.perf_counter()
-        hidden = None if distributed.is_main_process() else True  # None: where there is no terminal
-        bar = tqdm(batches, f"epoch {epoch}/{options.epochs}", leave=False, unit="step", disable=hidden)
+        hidden = not distributed.is_main_process()
+        bar = progress_bar(batches, f"epoch {epoch}/{options.epochs}", leave=False, unit="step", disable=hidden)
         for number, indices in enumerate(bar, start=1):
             self.set_rates(epoch - 1 + (number - 0.5) / len(batches))
             losses.append(self.step(indices))
@@ -266,7 +276,10 @@ class Trainer:
         return self.model if self.average is None else cast(Stale, self.average.module)
 
     def validate(self, epoch: int) -> float:
-        """Detect seen classes in held-out videos. The best mAP so far makes the checkpoint ``best.pt``."""
+        """Detect seen classes in held-out videos. The best mAP so far makes the checkpoint ``best.pt``.
+
+        Without such videos it is the last one, and the mAP is NaN.
+        """
         options = self.config.detection.model_copy(update={"oracle": []})  # an oracle is for test videos only
         with autocast(self.device, self.precision):
             model, held_out = self.tested_model, self.held_out
@@ -279,21 +292,22 @@ class Trainer:
                     _log.info("calibrated on seen classes: %s %s", name, [round(x, 3) for x in values.tolist()])
             results = detect(model, held_out.videos, held_out.features, classes, options=options, progress=False)
         score = math.nan
-        if distributed.is_main_process():
+        if distributed.is_main_process() and len(held_out):
             tious = facts(self.config.data.dataset).tious
             score = evaluate_results(held_out.videos, results, self.split.seen, tious).average
         score = distributed.gather(score)[0]
-        result: dict[str, Any] = {"epoch": epoch, "mAP": score}
+        result: dict[str, Any] = {"epoch": epoch, "mAP": score} if len(held_out) else {"epoch": epoch}
         if self.test_data is not None:
             result["unseen_loss"] = self.unseen_loss(self.test_data)
             better = result["unseen_loss"] < self.best.get("unseen_loss", math.inf)
         else:
-            better = score > self.best["mAP"]  # a tie is not
+            better = not len(held_out) or score > self.best["mAP"]  # a tie is not
         if better:
             self.best = result
             if distributed.is_main_process():
                 save_checkpoint(self.run.checkpoint("best"), self._weights(epoch))
-        self._record({"epoch": epoch, "held_out_mAP": score})
+        if len(held_out):
+            self._record({"epoch": epoch, "held_out_mAP": score})
         return score
 
     @torch.no_grad()
@@ -320,6 +334,7 @@ class Trainer:
             if self.average is not None:
                 content["trained"] = self.model.state_dict()  # "model" is their moving average
             save_checkpoint(self.run.checkpoint("last"), content)
+            self.run.settle()
         self.epoch = epoch
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -337,7 +352,7 @@ class Trainer:
                 torch.set_rng_state(random["cpu"])
                 if "cuda" in random and self.device.type == "cuda":
                     torch.cuda.set_rng_state(random["cuda"], self.device)
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             fault = f"is of another model or not of training: {' '.join(str(error).split())[:300]}"
             raise StaleError(f"cannot resume, {self.run.checkpoint('last')} {fault}") from error
 
@@ -429,6 +444,11 @@ def _show(means: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in means.items())
 
 
+def _settle(run: RunFolder) -> None:
+    if distributed.is_main_process() and run.settle():
+        _log.warning("%s holds the former run again: the one to replace it wrote no checkpoint", run.path)
+
+
 def _saved_state(config: Config, run: RunFolder, resume: bool, overwrite: bool) -> dict[str, Any] | None:
     """The checkpoint to resume from, None for a new run; a StaleError if the folder is not free for either."""
     files, other = run.own_files(), "choose another --output"
@@ -450,10 +470,10 @@ def _saved_state(config: Config, run: RunFolder, resume: bool, overwrite: bool) 
 def _check_same_data(state: Mapping[str, Any], data: TrainingData, run: RunFolder) -> None:
     """Raise a StaleError if features or annotations have changed at unchanged paths."""
     require_same_backbone(Backbone.of(state.get("features", {})), data.backbone, "the features now")
-    now, advice = f"{run.path}: the features now", "use those, or another --output"
-    require_same_width(state["feature_width"], data.feature_width, now, advice)
-    earlier = read_json(run.split, "split of the run") if run.split.exists() else {}
-    changed = [name for name, value in _split_record(data).items() if earlier and earlier.get(name) != value]
+    where, advice = f"{run.path}: the features now", "use those, or another --output"
+    require_same_width(state["feature_width"], data.feature_width, where, advice)
+    earlier, now = run.read_split(), _split_record(data)
+    changed = [name for name in now if name != "source" and earlier.get(name, now[name]) != now[name]]
     if changed:
         what = f"the data have changed since the run began ({name_some(changed)} differ)"
         raise StaleError(f"{run.split}: {what}: restore them, or choose another --output")
@@ -461,14 +481,14 @@ def _check_same_data(state: Mapping[str, Any], data: TrainingData, run: RunFolde
 
 def _split_record(data: TrainingData) -> dict[str, Any]:
     record = {"source": data.split.source, "seen": list(data.split.seen), "unseen": list(data.split.unseen)}
-    return {**record, "held_out": [video.id for video in data.held_out.videos]}
+    return {**record, "held_out": [video.id for video in data.held_out.videos], **data.digests}
 
 
 def _truncate_history(path: Path, epoch: int) -> None:
     """Drop the lines after ``epoch``, which is trained again, and a line that was not written completely."""
     kept = []
     for line in read_text(path, "history").splitlines(keepends=True) if path.exists() else ():
-        with suppress(json.JSONDecodeError, KeyError, TypeError):
+        with suppress(ValueError, RecursionError, LookupError, TypeError):
             if json.loads(line)["epoch"] <= epoch:
                 kept.append(line)
     write_text(path, "".join(kept))

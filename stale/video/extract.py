@@ -13,14 +13,20 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from stale.data.dataset import read_ahead
-from stale.data.features import read_sidecar
+from stale.data.features import NpyFolder, open_features, recorded_number
 from stale.errors import StaleError
-from stale.io import atomic_path, write_json
+from stale.io import atomic_path, remove_leftovers, write_json
+from stale.progress import progress_bar
 from stale.video.frames import VideoInfo, frames_at, probe
 from stale.video.image_encoder import ImageEncoder, crop
+
+
+def check_rate(fps: float, where: str) -> None:
+    """Raise a StaleError if ``fps`` cannot be a number of snippets a second."""
+    if not 1e-4 <= fps <= 1000:
+        raise StaleError(f"{where} is {fps}: a number of snippets a second from 0.0001 to 1000 is expected")
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,9 @@ class Sampling:
     length: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.fps < 1000 or self.length < 1 or (self.stride is not None and self.stride < 1):
-            raise StaleError(f"sampling by {self}: fps, stride and snippet length must be above 0")
+        check_rate(self.fps, "--fps")
+        if self.length < 1 or (self.stride is not None and self.stride < 1):
+            raise StaleError(f"sampling by {self}: stride and snippet length must be above 0")
         if self.stride is None and self.length != 1:
             raise StaleError("a snippet length goes with a stride, both in frames of the video")
 
@@ -83,7 +90,8 @@ def extract_features(
 ) -> ExtractionReport:
     """Write ``video.npy`` and its record ``video.json`` of each video into ``folder``; finished videos are skipped.
 
-    It is a StaleError if ``folder`` is a file, or holds features of another backbone or sampling.
+    It is a StaleError if ``folder`` is a file, or holds features that are damaged, packed, or of another backbone or
+    sampling; nothing is overwritten.
     """
     if folder.suffix in (".h5", ".hdf5") or (folder.exists() and not folder.is_dir()):
         raise StaleError(
@@ -91,20 +99,27 @@ def extract_features(
         )
     settings = {**encoder.backbone.as_dict(), "sampling": str(sampling)}
     report, todo = ExtractionReport(), []
+    store = open_features(folder) if any(folder.glob("[!.]*.npy")) else None
+    if not isinstance(store, NpyFolder | None):
+        raise StaleError(f"{folder} holds packed features, to which nothing can be added: choose another --output")
     for path in videos:
         file = folder / f"{path.stem}.npy"
-        if not file.is_file():
+        if store is None or path.stem not in store.ids:
+            remove_leftovers(file)
             todo.append(path)
             continue
-        recorded = read_sidecar(file)
+        recorded = store.record(path.stem)
         for name in ("backbone", "weights_sha256", "sampling"):
             if recorded.get(name) != settings.get(name):
                 raise StaleError(
                     f"{folder} holds features of '{path.stem}' with another {name} ({recorded.get(name)}, now "
                     f"{settings.get(name)}): choose another --output, or delete what lies there"
                 )
+        fps, duration = (recorded_number(recorded, name, str(file)) or 0 for name in ("fps", "duration"))
+        if store.open(path.stem).shape != (round(fps * duration), encoder.width):
+            raise StaleError(f"{file} does not fit its record: delete it, or choose another --output")
         report.skipped.append(path.stem)
-    with tqdm(total=len(videos), initial=len(report.skipped), desc="extract", unit="video", dynamic_ncols=True) as bar:
+    with progress_bar(total=len(videos), initial=len(report.skipped), desc="extract", unit="video") as bar:
         for path, result in encode_videos(todo, encoder, sampling, batch_size=batch_size, workers=workers):
             if isinstance(result, StaleError):
                 report.broken[str(path)] = str(result)
@@ -170,7 +185,7 @@ def _decode(path: Path, resolution: int, sampling: Sampling, batch_size: int) ->
     info = probe(path)
     times = sampling.times(info)
     order = np.argsort(times, axis=None, kind="stable")
-    frames = frames_at(path, times.flat[order])
+    frames = frames_at(path, times.flat[order], info)
     while batch := [(order[at].tolist(), crop(frame, resolution)) for at, frame in islice(frames, batch_size)]:
         yield _Frames(times, info.duration, [at for at, _ in batch], np.stack([image for _, image in batch]))
 

@@ -8,6 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 
 from stale.data.annotations import (
@@ -19,8 +21,14 @@ from stale.data.annotations import (
     match_video_id,
     read_annotations,
     repair,
+    unit_fault,
 )
+from stale.data.classes import parse_classes
+from stale.data.features import open_features
+from stale.data.splits import read_class_list
 from stale.errors import StaleError
+from stale.evaluation import align, ground_truth, results_from_dict
+from stale.preparation.converters import load_any_layout
 from tests.helpers import needs_shared
 
 GOOD = {"subset": "training", "duration": 10.0, "annotations": [{"segment": [1, 2.5], "label": "Diving"}]}
@@ -34,6 +42,10 @@ def write(path: Path, database: Any) -> Path:
 def one(tmp_path: Path, **changes: Any) -> Path:
     """A file with one video ``clip``, changed."""
     return write(tmp_path / "a.json", {"clip": {**GOOD, **changes}})
+
+
+def numbered(label: str, number: int) -> dict:
+    return {"segment": [0, 1], "label": label, "label_id": number}
 
 
 # The real files
@@ -52,7 +64,7 @@ def test_activitynet_is_read_completely(activitynet: dict[str, Video]) -> None:
     assert all(match_video_id(name, with_prefix) == f"v_{name}" for name in activitynet)
     assert all(match_video_id(f"v_{name}", activitynet) == name for name in activitynet)
     repaired, repairs = repair(videos)
-    assert repairs == Repairs(clipped=14, dropped=12), "by more than rounding"
+    assert (repairs.clipped, len(repairs.outside), len(repairs.empty)) == (14, 0, 12), "by more than rounding"
     assert sum(len(video.instances) for video in repaired) == 23064 - 12
     assert all(0 <= item.start < item.end <= video.duration for video in repaired for item in video.instances)
 
@@ -67,7 +79,8 @@ def test_thumos14_is_read_completely(thumos14: dict[str, Video]) -> None:
     # 30 segments lie wholly after the end of their video, 22 of them in one; none straddles it.
     repaired, repairs = repair(thumos14.values())
     lost = {after.id: len(thumos14[after.id].instances) - len(after.instances) for after in repaired}
-    assert (repairs, lost["video_test_0000270"]) == (Repairs(clipped=0, dropped=30), 22)
+    assert (repairs.clipped, len(repairs.outside), len(repairs.empty)) == (0, 30, 0)
+    assert lost["video_test_0000270"] == 22
 
 
 # Reading
@@ -78,16 +91,6 @@ def test_a_file_is_read_as_written(tmp_path: Path) -> None:
     path = one(tmp_path, fps=30, subset="Validation", annotations=[*GOOD["annotations"], extra])
     expected = Video("clip", "validation", 10.0, (Instance(1.0, 2.5, "Diving"), Instance(9.0, 12.0, "Tai chi")))
     assert read_annotations(path) == {"clip": expected}
-
-
-def test_subset_names_match_in_any_case(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.json", {"a": {**GOOD, "subset": "Validation"}, "b": {"subset": "Test", "duration": 3}})
-    videos = read_annotations(path)
-    assert videos["b"].instances == ()
-    for name in ("validation", "Validation", "VALIDATION"):
-        assert in_subset(videos.values(), name) == [videos["a"]]
-    with pytest.raises(StaleError, match="no video in subset 'training'; the annotations have: test, validation"):
-        in_subset(videos.values(), "training")
 
 
 @pytest.mark.parametrize(
@@ -105,6 +108,53 @@ def test_the_optional_v_before_an_id(wanted: str, known: set[str], found: str | 
     assert match_video_id(wanted, known) == found
 
 
+# Names, units, numbers of labels
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("High jump", "High jump "),
+        ("High jump", " High\xa0 jump"),
+        ("Café", "Cafe\u0301"),
+        ("日本 語", "日本\u3000語\t"),
+    ],
+)
+def test_blanks_and_unicode_forms_do_not_matter(tmp_path: Path, name: str, written: str) -> None:
+    entry = {"subset": "training\xa0", "duration": 10, "annotations": [{"segment": [1, 2], "label": written}]}
+    videos = read_annotations(write(tmp_path / "a.json", {written: entry}))
+    assert videos == {name: Video(name, "training", 10.0, (Instance(1.0, 2.0, name),))}
+    assert in_subset(videos.values(), "Training ") == [videos[name]]
+    (tmp_path / "a.csv").write_text(f"video,subset,duration,start,end,label\n{written},training,10,1,2,{written}\n")
+    assert load_any_layout(tmp_path / "a.csv").videos == videos
+    (tmp_path / "a.list").write_text(written)
+    assert read_class_list(tmp_path / "a.list") == [item.label for item in parse_classes([written])] == [name]
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file[written] = np.ones((3, 2), np.float32)
+    assert open_features(tmp_path / "a.h5").find(name) == written
+    results = results_from_dict({written: [{"segment": [1, 2], "label": written, "score": 1}]})
+    found, problems = align(results, ground_truth(videos.values()))
+    assert (found.video.tolist(), found.label.tolist(), problems) == ([0], [0], [])
+
+
+def test_an_exact_name_comes_first_and_messages_show_blanks(tmp_path: Path) -> None:
+    assert list(read_annotations(write(tmp_path / "a.json", {"a ": GOOD, "a": GOOD}))) == ["a ", "a"]
+    with pytest.raises(StaleError, match="differ in blanks or Unicode form alone: 'a ', ' a'"):
+        read_annotations(write(tmp_path / "a.json", {"a ": GOOD, " a": GOOD}))
+    with pytest.raises(StaleError, match="no video in subset 'b'; the annotations have: 'a '$"):
+        in_subset([Video("x", "a ", 1, ())], "b")
+
+
+@pytest.mark.parametrize(
+    ("factor", "fault"),
+    [(1, ""), (25, "frames"), (1000, "milliseconds"), (1.5, "another unit than the"), (1 / 40, "shares .0 to 1. of")],
+)
+def test_segments_in_other_units_are_named(factor: float, fault: str) -> None:
+    instances = tuple(Instance(factor * start, factor * (start + 2), "x") for start in range(1, 38))
+    found = unit_fault([Video("clip", "test", 40.0, instances), Video("empty", "training", 40.0, ())])
+    assert re.fullmatch(f"subset 'test': .*they seem to be in {fault}.*; convert .*" if fault else "", found)
+
+
 # Repair
 
 
@@ -112,7 +162,10 @@ def test_repair_clips_drops_and_counts() -> None:
     segments = [(1, 2), (-1, 3), (8, 12), (-5, 50), (4, 4), (10, 11), (20, 30), (5, 10.009)]
     video = Video("clip", "training", 10.0, tuple(Instance(*times, f"c{i}") for i, times in enumerate(segments)))
     (repaired,), repairs = repair([video])
-    assert repairs == Repairs(clipped=3, dropped=3)
+    assert repairs == Repairs(clipped=3, outside=("clip", "clip"), empty=("clip",))
+    assert str(repairs) == (
+        "3 clipped to their video, 2 dropped as outside their video (in clip), 1 dropped as empty (in clip)"
+    )
     assert repaired.instances == (
         Instance(1, 2, "c0"),
         Instance(0, 3, "c1"),
@@ -120,7 +173,7 @@ def test_repair_clips_drops_and_counts() -> None:
         Instance(0, 10, "c3"),
         Instance(5, 10, "c7"),
     )
-    assert repair([repaired]) == ([repaired], Repairs(0, 0))
+    assert repair([repaired]) == ([repaired], Repairs())
 
 
 # Faults: each names the file and the video
@@ -159,6 +212,10 @@ def test_a_faulty_entry_names_file_and_video(tmp_path: Path, changes: dict, mess
     [
         *((text, "annotation file .*: no 'database' object") for text in ('{"results": {}}', "[]", '{"database": []}')),
         ('{"database": {"clip": []}}', "annotation file .*: video 'clip': an object with subset"),
+        (
+            json.dumps({"database": {"a": {**GOOD, "annotations": [numbered("x", 3), numbered("y", 3)]}}}),
+            "annotation file .*: 'x' and 'y' have one label_id .3.; correct it$",
+        ),
         ('{"database": {"clip": ', "annotation file is not valid JSON: "),
         ('{"database": {"a": {}, "a": {}}}', "annotation file .*: given twice in the same object: a$"),
         ('{"database": {"a": {"subset": "b", "subset": "c"}}}', "annotation file .*: given twice .*: subset$"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from stale.data.annotations import Video
-from stale.data.features import FeatureStore, check_features, duration_mismatch, open_features
-from stale.data.pack import write_packed
+from stale.data.features import FeatureStore, check_features, duration_mismatch, open_features, recorded_rate
+from stale.data.pack import pack, write_packed
 from stale.errors import StaleError
 from tests.helpers import write_folder
 
-FORMS = ("npy", "hdf5", "packed", "packed hdf5")
+FORMS = ("npy", "hdf5", "packed")
 WIDTH = 5
 
 
@@ -29,7 +29,7 @@ def some_features(dtype: Any = np.float32, count: int = 3, snippets: int = 4) ->
 
 
 def write_features(folder: Path, form: str, arrays: dict[str, np.ndarray]) -> Path:
-    """Write ``arrays`` (of equal lengths, for ``packed hdf5``) in one of the forms."""
+    """Write ``arrays`` in one of the forms."""
     path = folder / form
     if form == "npy":
         write_folder(path, arrays)
@@ -39,7 +39,7 @@ def write_features(folder: Path, form: str, arrays: dict[str, np.ndarray]) -> Pa
         write_packed(path, videos, width=array.shape[1], precision=array.dtype.str, notes={})
     else:
         with h5py.File(path, "w") as file:
-            file.update(arrays if form == "hdf5" else {"features": np.stack([*arrays.values()]), "ids": [*arrays]})
+            file.update(arrays)
     return path
 
 
@@ -63,18 +63,6 @@ def test_every_form_gives_back_what_was_written(tmp_path: Path, form: str, dtype
         store.read("other")
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("form", FORMS)
-def test_values_that_are_no_numbers_are_refused(tmp_path: Path, form: str, value: float) -> None:
-    arrays = some_features()
-    arrays["clip_1"][2, 3] = value
-    store = open_features(write_features(tmp_path, form, arrays))
-    store.read("clip_0")
-    where = re.escape(f"features of video 'clip_1' in {store.path}")
-    with pytest.raises(StaleError, match=f"^{where}: NaN or infinite values"):
-        store.read("clip_1")
-
-
 @pytest.mark.parametrize(
     ("array", "message"),
     [
@@ -84,6 +72,11 @@ def test_values_that_are_no_numbers_are_refused(tmp_path: Path, form: str, value
         (np.zeros((1, 4, WIDTH), np.float32), r"shape \(1, 4, 5\)"),
         (np.float32(3), r"shape \(\)"),
         (np.zeros((4, WIDTH), np.int64), "type int64; float16 or float32 is expected"),
+        *(
+            (np.full((4, WIDTH), value, kind), "NaN or infinite")
+            for value in (np.nan, -np.inf)
+            for kind in ("f2", "f4")
+        ),
         (np.full((4, WIDTH), 1e300), "NaN or infinite"),  # infinite in float32
     ],
 )
@@ -120,17 +113,44 @@ def test_the_record_is_compared_with_the_annotated_duration(tmp_path: Path, reco
 @pytest.mark.parametrize("name", ["fps", "duration"])
 def test_a_rate_or_duration_that_is_none_is_named(tmp_path: Path, name: str, value: Any) -> None:
     store = recorded_store(tmp_path, {name: value})
-    with pytest.raises(StaleError, match=f"features of video 'a' in {tmp_path}: '{name}' is recorded as .*; a number"):
+    with pytest.raises(StaleError, match=f"features of video 'a' in {tmp_path}: '{name}' is .*; a number"):
         duration_mismatch(store, Video("a", "test", 10.0, ()))
 
 
-def test_a_packed_hdf5_file_has_no_rate_and_a_mark_is_kept(tmp_path: Path) -> None:
-    path = hdf5(tmp_path / "a.h5", features=BLOCK, ids=np.array([b"a", "Ä".encode()]))
-    with h5py.File(path, "r+") as file:
-        file.attrs.update({"fps": 4.0, "duration": 9.0, "backbone": "ViT-B/16", "simulated": True})
-    store = open_features(path)
-    assert set(store.ids) == {"a", "Ä"}
-    assert (store.attributes("a"), store.simulated, store.rescaled) == ({"backbone": "ViT-B/16"}, True, True)
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("seconds", "length"), [(160, 320), (159.5, 319), (176, 320), (150, 320), (250, 500)])
+def test_features_are_mapped_by_their_rate(tmp_path: Path, seconds: float, length: int, packed: bool) -> None:
+    """A video of 160 s. Its features are cut or filled up to that, unless they are far longer or agree."""
+    features = np.arange(2 * seconds, dtype=np.float32)[:, None].repeat(WIDTH, 1)
+    store = open_features(write_folder(tmp_path / "f", {"v_a": features}, fps=2.0))
+    if packed:
+        pack(store, tmp_path / "p", precision="float32")
+        store = open_features(tmp_path / "p")
+    store.annotate({"a": Video("a", "test", 160.0, ())})
+    (fitted,) = store.read_parts("a")
+    shared = min(length, len(features))
+    assert len(fitted) == length
+    np.testing.assert_array_equal(fitted[:shared], features[:shared])
+    np.testing.assert_allclose(fitted[shared:], features.mean())
+
+
+@pytest.mark.parametrize(
+    ("recorded", "given", "rate"), [({}, 2, 2), ({"fps": 2}, None, 2), ({"fps": 29.97}, 30, 29.97), ({}, None, None)]
+)
+def test_a_given_rate_is_compared_with_the_record(recorded: dict, given: float | None, rate: float | None) -> None:
+    assert recorded_rate(recorded, "clip", given) == rate
+    with pytest.raises(StaleError, match="^clip record 2 snippets a second, not 25: leave out --fps"):
+        recorded_rate({"fps": 2}, "clip", 25)
+    for fps in (0, np.nan, np.inf, 5e-324):
+        with pytest.raises(StaleError, match="^clip: 'fps' is"):
+            recorded_rate(recorded, "clip", fps)
+
+
+def test_a_video_has_not_the_features_of_another(tmp_path: Path) -> None:
+    store = open_features(write_folder(tmp_path / "f", {"a": np.ones((4, WIDTH)), "v_b": np.ones((4, WIDTH))}))
+    assert (store.find("v_a"), store.find("b")) == ("a", "v_b")
+    store.annotate({name: Video(name, "test", 1.0, ()) for name in ("a", "v_a", "b")})
+    assert (store.find("v_a"), store.find("a"), store.find("b")) == (None, "a", "v_b")
 
 
 # A folder of .npy
@@ -182,6 +202,12 @@ def test_files_that_are_no_features_are_not_videos(tmp_path: Path) -> None:
     with pytest.raises(StaleError, match=f"^features folder {tmp_path} holds no .npy file$"):
         open_features(tmp_path)
     path = write_features(tmp_path, "npy", some_features(count=1))
+    with pytest.raises(StaleError, match="holds no .npy file, but its folders npy do: name one"):
+        open_features(tmp_path)
+    np.save(tmp_path / "a.npy", np.zeros((512, 90)))
+    np.save(tmp_path / "b.npy", np.zeros((512, 137)))
+    with pytest.raises(StaleError, match=r"\(512, 90\) seems to be width × snippets: transpose the features"):
+        open_features(tmp_path)
     (path / "._clip_0.npy").write_bytes(b"\x00\x05\x16\x07")  # left by macOS
     assert set(open_features(path).ids) == {"clip_0"}
 
@@ -230,19 +256,12 @@ def hdf5(path: Path, **items: Any) -> Path:
     return path
 
 
-BLOCK = np.zeros((2, 4, WIDTH), np.float32)
-
-
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        ({}, "no dataset a video and no packed 'features' with 'ids'"),
-        ({"features": BLOCK, "ids": ["a"]}, "'features' must be videos × T × width with one of 'ids' a video"),
-        ({"features": BLOCK[0], "ids": ["a", "b", "c", "d"]}, "'features' must be videos × T × width"),
-        ({"features": BLOCK, "ids": [1, 2]}, "'ids' must be the videos' ids as text, not int64"),
-        ({"features": BLOCK, "ids": ["a", "a"]}, "'ids' names a video twice"),
+        ({}, "no dataset a video"),
+        ({"features": np.zeros((2, 4, WIDTH)), "ids": ["a", "b"]}, "packed by version 0.1.0; pack the features again"),
         ({"clip": h5py.ExternalLink("secret.h5", "/clip")}, "clip lie in other files: refused"),
-        ({"features": h5py.ExternalLink("secret.h5", "/clip"), "ids": ["a"]}, "features lie in other files: refused"),
     ],
 )
 def test_hdf5_of_another_layout_is_refused(tmp_path: Path, items: dict, message: str) -> None:
@@ -269,20 +288,20 @@ def test_a_file_that_is_no_hdf5_or_cut_short_is_named(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(StaleError, match=f"^features {path}: not an HDF5 file or damaged"):
             open_features(path)
+    with path.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(StaleError, match=f"^features {path}: another program is writing there; wait"):
+            open_features(path)
     with pytest.raises(StaleError, match=f"^features not found: {tmp_path}/none; set data.features"):
         open_features(tmp_path / "none")
 
 
-@pytest.mark.parametrize("form", ["hdf5", "packed hdf5"])
-def test_damaged_hdf5_data_is_named_with_its_video(tmp_path: Path, form: str) -> None:
+def test_damaged_hdf5_data_is_named_with_its_video(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
-    array = np.random.default_rng(0).standard_normal((2, 50, WIDTH)).astype(np.float32)
+    array = np.random.default_rng(0).standard_normal((50, WIDTH)).astype(np.float32)
     with h5py.File(path, "w") as file:
-        name, part = ("clip_1", array[1]) if form == "hdf5" else ("features", array)
-        data = file.create_dataset(name, data=part, chunks=part.shape, compression="gzip")
+        data = file.create_dataset("clip_1", data=array, chunks=array.shape, compression="gzip")
         chunk = data.id.get_chunk_info(0)
-        if form == "packed hdf5":
-            file["ids"] = ["clip_0", "clip_1"]
     content = bytearray(path.read_bytes())
     content[chunk.byte_offset + 20 : chunk.byte_offset + 220] = b"\xff" * 200
     path.write_bytes(content)

@@ -70,7 +70,7 @@ def test_every_problem_is_reported_with_its_video(tmp_path: Path) -> None:
     videos = annotated(**dict.fromkeys([*arrays, "bad_rate", "recorded", "nowhere"], 4.0))
     left_out, doubtful = pack(open_features(path), tmp_path / "p", videos=videos, fps=5)
     expected = {
-        "bad_rate": "'fps' is recorded as 'fast'",
+        "bad_rate": "'fps' is 'fast'",
         "constant": "20 equal snippets",
         "flat": r"shape \(6,\)",
         "large": "too large for half precision",

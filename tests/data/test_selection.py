@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import pickle
 from collections import Counter
 from collections.abc import Iterator
@@ -38,13 +37,6 @@ from tests import helpers
 from tests.helpers import SHARED, needs_shared, tiny_config, video
 
 WIDTH = 3
-
-
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(logging.getLogger("stale"), "propagate", True)  # the commands' log turns it off
-    caplog.set_level(logging.INFO, "stale")
-    return caplog
 
 
 def store_at(
@@ -182,7 +174,7 @@ def training_data(
         path.write_text("\n".join(labels))
     files = {"annotations": "annotations.json", "features": "features.h5", "splits": "splits"}
     assignments = [f"data.{key}={folder / name}" for key, name in files.items()]
-    rest = ["data.dataset=tiny", "data.num_snippets=16", "model.text.weights=unused", f"data.sampling={sampling}"]
+    rest = ["data.dataset=tiny", "data.num_snippets=16", "model.text.weights=ViT-B/16", f"data.sampling={sampling}"]
     if sampling == "native":
         rest += ["data.max_snippets=64", "model.localizer.kind=none", "detection.proposals=foreground"]
     return load_training_data(load_config([], [*assignments, *rest]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import combinations
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 
 from stale.data.annotations import all_labels
 from stale.data.datasets import facts
-from stale.data.splits import SPLIT_FOLDERS, ClassSplit, cut_seen, load_split, read_class_list
+from stale.data.splits import OFFICIAL, SPLIT_FOLDERS, ClassSplit, cut_seen, load_split, read_class_list
 from stale.errors import StaleError
+from stale.io import write_text
 from tests.helpers import REPOSITORY, needs_shared
 
 LABELS = [f"class {number:02d}" for number in range(20)]
@@ -54,6 +56,18 @@ def test_the_repository_holds_all_official_lists_with_their_notice() -> None:
     lists = [tuple(read_class_list(path)) for path in folder.rglob("split_*.list")]
     assert (len(lists), len(set(lists))) == (80, 80)
     assert "MIT License" in (folder / "LICENSE").read_text()
+
+
+def test_lists_are_official_by_their_content_alone(tmp_path: Path) -> None:
+    shutil.copytree(OFFICIAL, tmp_path / "copy")
+    base = tmp_path / "copy/train_75_test_25/THUMOS14"
+    seen, unseen = (read_class_list(base / part / "split_3.list") for part in ("train", "test"))
+    source = "{}, train_75_test_25/THUMOS14"
+    for change, expected in (([], "official lists"), ([unseen[0]], f"lists of {tmp_path / 'copy'}")):
+        write_text(base / "train/split_3.list", "\n".join([*seen[len(change) :], *change]))
+        write_text(base / "test/split_3.list", "\n".join([*unseen[len(change) :], *seen[: len(change)]]))
+        split = load_split([*seen, *unseen], "75_25", 3, tmp_path / "copy", "thumos14")
+        assert split.source == source.format(expected)
 
 
 # Random splits
@@ -123,6 +137,18 @@ def test_bad_and_missing_lists_are_named(tmp_path: Path) -> None:
         load_split(["a", "b"], "50_50", 0, tmp_path, "tiny")
     with pytest.raises(StaleError, match="no split lists of data set 'huge' in .*; found: Tiny"):
         load_split(["a", "b"], "75_25", 0, tmp_path, "huge")
+
+
+@pytest.mark.parametrize("labels", [["LongJump", "Long Jump", "b", "c"], ["long_jump", "long jump", "b", "c"]])
+def test_one_class_in_two_spellings_is_not_seen_and_unseen(tmp_path: Path, labels: list[str]) -> None:
+    write_lists(tmp_path, [labels[0], "b"], [labels[1], "c"])
+    message = f"'{labels[0]}', '{labels[1]}' are one class to the text encoder"
+    with pytest.raises(StaleError, match=message):
+        load_split(labels, "75_25", 0, tmp_path, "tiny")
+    split = load_split(labels, "closed", 0)
+    assert split.seen == split.unseen
+    with pytest.raises(StaleError, match=message):
+        [cut_seen(split, 0, fold, 4) for fold in range(4)]
 
 
 # A second-level split of the seen classes

@@ -11,14 +11,11 @@ import pytest
 import torch
 
 from scripts import simulate_features as command
-from stale.data import pack
 from stale.data.annotations import Video, all_labels, in_subset, read_annotations, repair
 from stale.data.classes import phrase
 from stale.data.features import duration_mismatch, open_features
 from stale.data.synthetic import CLASSES, embed, random_videos, write_synthetic
 from stale.errors import StaleError
-from stale.evaluation.mean_ap import Detections, evaluate, ground_truth
-from stale.evaluation.measures import random_whole_video
 from stale.io import read_json
 
 SMALL = {"training_videos": 2, "validation_videos": 1}
@@ -129,18 +126,6 @@ def test_short_features_have_the_stated_similarities(short: tuple) -> None:
     assert np.mean(inside) == pytest.approx(0.91, abs=0.01)
 
 
-def test_short_features_show_their_classes_weakly(short: tuple) -> None:
-    """All classes on the whole video, scored without training, are well above random scores and far from perfect."""
-    videos, text, features = short
-    truth = ground_truth(videos)
-    classes = [CLASSES.index(label) for label in truth.classes]
-    random = random_whole_video(truth)
-    scores = np.concatenate([x.mean(axis=0) @ text[classes].T for x in features])
-    scored = Detections(random.video, random.label, random.segments, scores)
-    chance, mean_ap = (evaluate(truth, found, [0.5]).average for found in (random, scored))
-    assert 1.5 * chance < mean_ap < 0.5
-
-
 # Stand-ins for features of real annotations
 
 
@@ -171,15 +156,3 @@ def test_simulated_features_say_so_and_last_as_long_as_their_videos(
     with pytest.raises(StaleError, match="must contain 'simulated'"):
         command.main([*inputs, "--output", str(tmp_path / "features")])
     assert not (tmp_path / "features").exists()
-
-
-def test_an_interrupted_simulation_leaves_no_index(
-    inputs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(pack, "write_json", stop)
-    with pytest.raises(KeyboardInterrupt):
-        command.main(inputs)
-    assert not (tmp_path / "features_simulated/index.json").exists()

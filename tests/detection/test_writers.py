@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from stale.data.annotations import Video
 from stale.detection.writers import OutputFiles, clock, csv_text, srt_text, vtt_text, write_detections
 from stale.errors import StaleError
+from stale.evaluation import read_results
 from stale.io import read_json
 
 NASTY = 'a "b", <i>c</i> & {\\an8} $x$'
@@ -20,9 +22,9 @@ NASTY = 'a "b", <i>c</i> & {\\an8} $x$'
 class Found(list):
     """The detections of a video."""
 
-    @property
-    def detections(self) -> list:
-        return list(self)
+    def __init__(self, detections: list, name: str = "clip") -> None:
+        super().__init__(detections)
+        self.detections, self.video = detections, Video(name, "", 9.0, ())
 
 
 def detection(start: float, end: float, label: str = "x", score: float = 0.5) -> dict:
@@ -76,3 +78,27 @@ def test_the_best_are_written_and_shown(tmp_path: Path, capsys: pytest.CaptureFi
         assert capsys.readouterr().out.endswith(
             "best   0.900\n   0:00.0     0:01.0  good   0.500\nnone: nothing found\n"
         )
+
+
+def test_names_that_are_not_utf8_are_escaped_in_every_file(tmp_path: Path) -> None:
+    files = OutputFiles(*(tmp_path / name for name in ("all.json", "all.csv", "vtt", "srt")))
+    found = Found([detection(1, 2)], "clip\udcff")
+    write_detections([(found.video.id, found)], files, {"templates": []})
+    assert read_results(files.results).videos == ("clip\\udcff",)
+    assert [row["video"] for row in csv.DictReader(files.csv.open())] == ["clip\\udcff"]
+    assert [path.stem for path in (*files.vtt.iterdir(), *files.srt.iterdir())] == ["clip%ED%B3%BF"] * 2
+
+
+@pytest.mark.parametrize("option", ["results", "csv", "vtt"])
+def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path: Path, option: str) -> None:
+    (tmp_path / "file").touch()
+    files = replace(OutputFiles(tmp_path / "all.json"), **{option: tmp_path / "file" / "out"})
+    with pytest.raises(StaleError, match="cannot write .*file/out.*: Not a directory"):
+        write_detections(iter(lambda: pytest.fail("it began"), None), files, {})
+
+
+def test_files_that_killed_commands_left_are_removed(tmp_path: Path) -> None:
+    for name in (".all.abcdefgh.json", ".clip.abcdefgh.srt"):
+        (tmp_path / name).touch()
+    write_detections([("clip", Found([detection(1, 2)]))], OutputFiles(tmp_path / "all.json", srt=tmp_path), {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.json", "clip.srt"]

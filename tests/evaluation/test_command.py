@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import eval as command
+from stale.config import load_config, save_config
 from stale.data.datasets import facts
 from stale.errors import StaleError
 from stale.evaluation.aggregate import aggregate, statistics
@@ -80,6 +81,10 @@ def evaluated(folder, *options, **settings):
     return run
 
 
+def configure(run, *assignments):
+    save_config(load_config([], ["model.text.weights=one/c.pt", *assignments]), RunFolder(Path(run)).config)
+
+
 def load(path):
     return json.loads(Path(path).read_text())
 
@@ -97,7 +102,7 @@ def test_run_writes_metrics_and_prints_the_protocol_once(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.count("protocol:") == 1 and max(map(len, printed.splitlines())) <= 100
     parts = [
-        *("setting 75_25, split 0 (official lists)", "subset validation: 8 videos, 8 instances, 1 classes (unseen)"),
+        *("setting 75_25, split 0 (official lists)", "subset validation: 8 videos, 8 instances, 1 class (unseen)"),
         *("tIoU 0.30, 0.50", "duplicates kept", "external scores none"),
         "checkpoint best, chosen on mAP of held-out videos of seen classes, epoch 0",
     ]
@@ -105,6 +110,18 @@ def test_run_writes_metrics_and_prints_the_protocol_once(tmp_path, capsys):
     assert metrics["protocol"]["line"].split(" | ")[1] == parts[0]
     kinds = ("whole video, top class", "whole video, all classes", "thresholded snippets, all classes")
     assert all(f"\n{row}" in printed for row in ["random: every class", *(f"training-free: {kind}" for kind in kinds)])
+
+
+def test_a_closed_set_has_no_unseen_classes_and_durations_are_not_needed(tmp_path, capsys):
+    run = evaluated(tmp_path / "run", setting="closed")
+    assert "1 class (all seen in training)" in capsys.readouterr().out
+    expected, annotated = load(run / "metrics.json"), load(run / "annotations.json")
+    for entry in annotated["database"].values():
+        del entry["duration"]
+    (run / "annotations.json").write_text(json.dumps(annotated))
+    command.main(["--run", str(run)])
+    assert "not all durations are annotated" in capsys.readouterr().out
+    assert load(run / "metrics.json")["per_class"] == expected["per_class"]
 
 
 def test_absent_files_of_a_run_are_named(tmp_path, capsys):
@@ -146,7 +163,7 @@ def test_predictions_from_anywhere(tmp_path, capsys):
         command.main([*base, "--strict"])
     printed = capsys.readouterr().out
     assert "external scores none here, the file does not state its own" in printed
-    assert "1 with a segment of negative length: v0" in printed
+    assert "1 of 25 detections with a segment of negative length: v0" in printed
 
 
 def test_external_scores_are_named(tmp_path, capsys):
@@ -182,7 +199,12 @@ def test_runs_are_aggregated(tmp_path, capsys):
 def test_runs_that_cannot_be_aggregated(tmp_path):
     first, again, second = (str(evaluated(tmp_path / str(i), split=s)) for i, s in enumerate((0, 0, 1)))
     different = {"setting": "50_50", "tious": [0.5], "checkpoint_chosen_on": "the unseen loss", "features": "other"}
-    cases = [([first, again, second], "split 0 given more than once"), ([str(tmp_path)], "evaluate the run first")]
+    configure(first)
+    configure(again)
+    configure(second, "data.split=1", "model.text.weights=another/c.pt", "model.points.levels=5")
+    cases = [([first, again, second], "split 0 with seed 0 given more than once: .*0, .*1")]
+    cases.append(([first, second], r"/0 and .*/2: protocols differ in model.points.levels \('6' and '5'\)$"))
+    cases.append(([str(tmp_path)], "evaluate the run first"))
     cases.append(([first, "--versus", second], "need the same splits"))
     cases.append(([first, first], "run folder given twice"))
     fewer = load(Path(again, "metrics.json"))
@@ -196,7 +218,9 @@ def test_runs_that_cannot_be_aggregated(tmp_path):
     for arguments, message in cases:
         with pytest.raises(StaleError, match=message):
             command.main(["--runs", *arguments])
-    command.main(["--runs", first, again])  # seeds of one split
+    configure(again, "train.seed=1", "train.device=cpu")
+    configure(second, "data.split=1")
+    command.main(["--runs", first, again, second])
 
 
 def test_runs_share_external_scores_that_lack_other_numbers_of_videos(tmp_path):

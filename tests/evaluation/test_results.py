@@ -60,7 +60,11 @@ def test_wrong_forms_are_named(tmp_path, content, message):
 def test_files_that_are_not_loaded(tmp_path):
     (tmp_path / "twice.json").write_text('{"results": {"a": [], "a": []}}')
     (tmp_path / "p.pkl").write_bytes(pickle.dumps({"video-id": ["a"]}))
-    for name, message in (("twice.json", "listed twice: a"), ("p.pkl", "is a pickle"), ("none", "file not found")):
+    for name, message in (
+        ("twice.json", "given twice in the same object: a"),
+        ("p.pkl", "is a pickle"),
+        ("none", "file not found"),
+    ):
         with pytest.raises(StaleError, match=message):
             read_results(tmp_path / name)
 
@@ -68,6 +72,7 @@ def test_files_that_are_not_loaded(tmp_path):
 ODD = {
     "a segment or score that is not a number": {"a": [{**GOOD, "score": NAN}, {**GOOD, "segment": [None, 3]}]},
     "a segment of negative length": {"a": [{**GOOD, "segment": [5, 1]}]},
+    "a start after the end of their video": {"a": [{**GOOD, "segment": [101, 102]}]},
     "an unknown video": {"zzz": [GOOD, GOOD]},
     "a label outside the vocabulary": {"a": [{**GOOD, "label": "Juggling"}]},
 }
@@ -88,3 +93,6 @@ def test_oddities_are_counted_and_named(kind):
 def test_known_videos_and_ids_with_or_without_prefix_are_no_problem():
     found, problems = align(results_from_dict({"seen": [GOOD], "v_a": [GOOD], "b": [GOOD]}), truth(), {"seen"})
     assert not problems and found.video.tolist() == [-1, 0, 1]
+    twice = results_from_dict({"v_a": [GOOD], "a": [GOOD], "b": [GOOD], "v_v_b": [GOOD]})
+    found, (problem,) = align(twice, truth())  # one video under two names: the exact one counts
+    assert (found.video.tolist(), problem.names) == ([-1, 0, 1, -1], ("v_a", "v_v_b"))

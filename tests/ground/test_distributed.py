@@ -133,7 +133,10 @@ def test_a_resumed_run_ends_like_an_undisturbed_one(data: Path, together: RunFol
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "line"),
-    [("data.annotations=absent.json", "error: annotation file not found"), ("train.learning_rate=10", "not finite")],
+    [
+        ("data.annotations=absent.json", "error: data.annotations: absent.json does not"),
+        ("train.learning_rate=10", "not finite"),
+    ],
 )
 def test_an_error_of_both_is_reported_once(data: Path, tmp_path: Path, setting: str, line: str) -> None:
     more = ("train.clip_norm=0", "train.weight_decay=10", "train.epochs=30")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -75,8 +76,12 @@ def test_unreadable_json_names_what_and_where(tmp_path: Path, content: bytes, me
 def test_missing_files_and_folders_in_their_place(tmp_path: Path) -> None:
     with pytest.raises(StaleError, match=f"^result file not found: {tmp_path}/none.json$"):
         read_json(tmp_path / "none.json", "result file")
-    with pytest.raises(StaleError, match=f"^result file cannot be read: {tmp_path}"):
-        read_json(tmp_path, "result file")
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(20 << 30)
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "sparse", "/dev/zero", f"{tmp_path}/\0"):
+        with pytest.raises(StaleError, match=f"^result file cannot be read: {path}"):
+            read_json(path, "result file")
 
 
 def test_name_some_stays_one_line() -> None:

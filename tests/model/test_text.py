@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import warnings
@@ -194,6 +195,8 @@ WITHOUT = {
         *((content, r"weights\.pt") for content in (b"", b"no weights at all", b"PK\x03\x04 a broken archive")),
         *((content, r"weights\.pt") for content in ({"model": {}}, [torch.zeros(1)], {"epoch": 3}, Arbitrary(), {})),
         *((content, name) for name, content in WITHOUT.items()),
+        (random_text_encoder_weights(num_tokens=8), "know 8 tokens, CLIP's tokenizer has 49408"),
+        ({**random_text_encoder_weights(), "ln_final.bias": torch.full((64,), math.inf)}, "infinite .* ln_final.bias"),
     ],
 )
 def test_a_file_without_text_weights_is_an_error(tmp_path: Path, content: object, named: str) -> None:

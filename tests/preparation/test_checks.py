@@ -105,8 +105,7 @@ def test_features_that_say_they_are_simulated(tmp_path: Path) -> None:
     videos = make_root(tmp_path)
     with h5py.File(tmp_path / "features.h5", "w") as file:
         file.attrs["simulated"] = True
-        file["ids"] = list(videos)
-        file["features"] = np.ones((len(videos), 16, WIDTH), np.float16)
+        file.update({name: np.ones((16, WIDTH), np.float16) for name in videos})
     report = report_on(tmp_path)
     assert report.features["simulated"] and report.features["fixed_length"] == 16
     assert "SIMULATED" in as_text(report)
@@ -140,7 +139,8 @@ def test_labels_hostile_ids_and_damaged_files_are_faults(tmp_path: Path) -> None
     videos = make_root(tmp_path)
     videos["z"] = Video("z", "training", 9.0, (Instance(0, 1, "diving "),))
     write_as("activitynet", Annotations(videos), tmp_path / "annotations.json")
-    assert "'Diving', 'diving '" in report_on(tmp_path).faults[0]
+    assert "classes diving in neither train nor test" in report_on(tmp_path).faults[0]
+    assert "'Diving', 'diving'" in report_on(tmp_path).remarks[0]
     (tmp_path / "features.h5").write_bytes(b"not HDF5")
     assert "not an HDF5 file" in report_on(tmp_path).faults[-1]
     write_json(tmp_path / "annotations.json", {"database": {"../x": {"subset": "a", "duration": 1}}})

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from matplotlib._pylab_helpers import Gcf
 from matplotlib.figure import Figure
 
 from stale.data.annotations import Instance, Video
-from stale.plots import choose_classes, draw_timeline, stack_rows
+from stale.plots import choose_classes, draw_timeline, save_figure, stack_rows
 
 VIDEO = Video("v", "test", 50.0, (Instance(5, 15, "class 0"), Instance(30, 42, "unknown")))
 
@@ -77,3 +79,19 @@ def test_classes_that_occur_come_first_then_detected_ones_then_by_score() -> Non
 def test_overlapping_detections_get_rows_of_their_own() -> None:
     rows = stack_rows([detection(0, 10), detection(5, 15), detection(10, 20), detection(6, 7)], most_rows=2)
     assert [[item["segment"] for item in row] for row in rows] == [[[0, 10], [10, 20]], [[5, 15]]]
+
+
+@pytest.mark.filterwarnings("error")
+def test_any_name_is_drawn_and_characters_without_a_font_are_one_line(tmp_path: Path, log) -> None:
+    names = ["\U000e0041跳高", "ऊंची कूद", "🏊", "\udcff", "é"]
+    figure = draw_timeline(VIDEO, names, [detection(1, 9, names[3])], np.zeros((5, 8)))
+    save_figure(figure, tmp_path / "a.png")
+    assert log.text.count("no font") == len(log.records) <= 1
+    assert tick_labels(figure, 1)[:2] == ["\\udcff", "\\U000e0041跳高"]
+
+
+def test_ground_truth_past_the_end_is_marked_and_opacity_is_absolute() -> None:
+    past = Video("v", "test", 50.0, tuple(Instance(start, start + 5, "a") for start in (10, 50, 70)))
+    figure = draw_timeline(past, ["a"], [detection(1, 9, "a", 0.001)], np.zeros((1, 8)))
+    assert "→ 2 past the end" in "".join(text.get_text() for text in figure.axes[0].texts)
+    assert figure.axes[0].patches[-1].get_facecolor()[3] == pytest.approx(0.1, abs=0.01)

@@ -11,6 +11,7 @@ import os
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 
+from stale import progress
 from stale.api import infer
 from stale.checkpoint import load_checkpoint, save_checkpoint
 from stale.device import out_of_memory_hint
@@ -141,11 +143,12 @@ TRAIN = {
     "far shorter": (edit_features(lambda x: x[: len(x) // 5], rate=2.0), far_off("video_001")),
     # annotations
     "label in no list": (one_label("Juggling"), "classes Juggling in neither train nor test"),
+    "frames": (first_entry(annotations=[{"segment": [900, 950], "label": "Diving"}] * 9), "seem to be in frames"),
     "half a character": (one_label("\ud800"), "surrogates not allowed"),
     # splits
     "a class on both sides": (text(UNSEEN_LIST, "\n".join([*UNSEEN, "Diving"])), "Diving in both train and test"),
     # text encoder
-    "no weights": (lambda f: (f / "text_encoder.pt").unlink(), "text weights '.*text_encoder.pt'"),
+    "no weights": (lambda f: (f / "text_encoder.pt").unlink(), "model.text.weights: .*text_encoder.pt does not exist"),
     "truncated weights": (cut("text_encoder.pt", 9000), "text_encoder.pt"),
 }
 
@@ -220,7 +223,13 @@ def test_a_run_is_replaced_only_on_request(data: Path, run: RunFolder, tmp_path:
     command.is_refused("another train.seed", *line, "--resume")
     assert command(*line, "--resume", "--overwrite") == 2
     assert contents(folder) == before
-    command.is_refused("features not found", *line, "data.features=none.h5", "--overwrite")
+    everything = (
+        "data.features: none.h5 does not exist; model.text.weights: no.pt does not exist; "
+        "no video in subset 'evaluation'; the annotations have: test, validation"
+    )
+    wrong = ("data.features=none.h5", "model.text.weights=no.pt", "data.test_subset=evaluation")
+    command.is_refused(everything, *line, *wrong, "--overwrite")
+    command.is_refused("not finite in epoch 1", *line, "loss.classification=1e39", "--overwrite")
     assert contents(folder) == before, "a mistake costs no run"
 
     assert command(*line, "--overwrite") == 0
@@ -245,7 +254,7 @@ def test_everything_that_commands_write_into_a_run_is_its_own(run: RunFolder, tm
     assert not list(copied.path.rglob("*"))
 
 
-# Resuming a run on changed data
+# A run on changed data
 
 
 def exchange_classes(folder: Path) -> None:
@@ -253,14 +262,70 @@ def exchange_classes(folder: Path) -> None:
     (folder / UNSEEN_LIST).write_text("\n".join(["BaseballPitch", "PoleVault"]))
 
 
-def test_a_run_on_changed_data_is_not_resumed(data: Path, tmp_path: Path, command: Command) -> None:
+CHANGES = {
+    "seen": exchange_classes,
+    "segments": first_entry(annotations=[{"segment": [1.5, 5], "label": "Diving"}]),
+    "features": edit_features(lambda x: x[::-1], None),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_other_data_at_the_same_paths_are_noticed(
+    name: str, data: Path, run: RunFolder, tmp_path: Path, command: Command
+) -> None:
+    copied = moved(run, data, tmp_path / "data")
+    line = ("train.py", "--config", tmp_path / "data/tiny.yaml", "--output", copied.path, "--resume")
+    assert command(*line) == 0, "the same data elsewhere"
+    CHANGES[name](tmp_path / "data")
+    command.is_refused(rf"data have changed .* \(.*{name}.* differ\)", *line)
+    if name == "seen":
+        command.is_refused("trained with other seen classes", "inference.py", "--run", copied.path)
+    else:
+        assert command("inference.py", "--run", copied.path) == 0
+        assert f"the {name} of the training videos have changed" in command.capture.readouterr().err
+
+
+def test_features_too_coarse_for_the_configuration_are_named(data: Path, tmp_path: Path, command: Command) -> None:
     folder = copy_data_set(data, tmp_path / "data")
-    line = ("train.py", "--config", folder / "tiny.yaml", "--output", tmp_path / "run", "--resume", "--set")
-    assert command(*line, "train.epochs=1") == 0
-    exchange_classes(folder)
-    before = contents(tmp_path / "run")
-    command.is_refused(r"split.json: the data have changed since .* \(seen, unseen.* differ\)", *line, "train.epochs=2")
-    assert contents(tmp_path / "run") == before
+    edit_features(lambda x: x[:16], None)(folder)
+    finer = ("detection.proposals=foreground", "data.sampling=native", "model.localizer.kind=none")
+    for more in ((), finer):
+        line = ("train.py", "--config", folder / "tiny.yaml", "--output", tmp_path / str(len(more)), "--set")
+        assert command(*line, "train.epochs=1", *more) == 0
+        assert ("16 snippets of every video, fewer than" in command.capture.readouterr().err) is bool(more)
+
+
+# Files of a run with a field of another type
+
+
+FIELDS = {
+    "detections.json": ("protocol.classes", 3, "eval.py --run RUN"),
+    "metrics.json": ("baselines.random.mAP", None, "eval.py --runs RUN"),
+    "split.json": ("seen", {}, "train.py --config CONFIG --output RUN --resume"),
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_field_of_another_type_is_named(
+    name: str, data: Path, run: RunFolder, tmp_path: Path, command: Command
+) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    assert command("eval.py", "--run", tmp_path / "run") == 0
+    field, value, line = FIELDS[name]
+    arguments = [{"RUN": tmp_path / "run", "CONFIG": data}.get(word, word) for word in line.split()]
+    content = read_json(tmp_path / "run" / name, name)
+    content["newer"] = content.setdefault("protocol", {})["newer"] = [1]
+    write_text(tmp_path / "run" / name, json.dumps(content))
+    assert command(*arguments) == 0, "fields of newer versions are left alone"
+    *path, last = field.split(".")
+    section = content
+    for key in path:
+        section = section[key]
+    section[last] = value
+    write_text(tmp_path / "run" / name, json.dumps(content))
+    command.is_refused(
+        rf"{name}.* is incomplete or damaged \({field.removeprefix('protocol.')} should be a", *arguments
+    )
 
 
 # Runs, checkpoints and data that inference.py cannot use
@@ -317,6 +382,10 @@ def test_inference_refuses(row: str, data: Path, run: RunFolder, tmp_path: Path,
         (["--features", "FEATURES", "--fps", "2", "--classes", "a", "--template", "b"], "has no {} for the class name"),
         (["--features", "FEATURES", "--fps", "2", "--classes", "very " * 90], "needs 9. tokens; .* has room"),
         (["--video", "none.mp4", "--classes", "a"], "video not found: none.mp4"),
+        (
+            ["--features", "FEATURES", "--classes", "a", "--fps", "2", "--csv", "/dev/null/a"],
+            "cannot write /dev/null/a",
+        ),
         (["--device", "cuda:99"], "--device is cuda:99, but"),
     ],
 )
@@ -392,3 +461,35 @@ def test_a_closed_pipe_is_no_traceback() -> None:
     line = f'{sys.executable} -c "{script}" | head -c 1 > /dev/null'
     result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, cwd=REPOSITORY)
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize(("number", "code"), [(0, 0), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_command_in_any_surroundings_ends_by_its_own_code(tmp_path: Path, number: int, code: int) -> None:
+    """No UTF-8, a notebook's backend of matplotlib, and signals when all is done."""
+    script = f"""
+import atexit, os, signal
+from stale.errors import run_command
+
+def main():
+    atexit.register(lambda: [os.kill(os.getpid(), number) for number in (signal.SIGTERM, signal.SIGINT)])
+    from stale.plots import Timeline, save_figure
+    save_figure(Timeline(), {str(tmp_path / "a.png")!r})
+    print("跳高")
+    os.kill(os.getpid(), {int(number)})
+
+run_command(main)
+"""
+    hostile = {"PYTHONIOENCODING": "ascii", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, cwd=REPOSITORY, env=os.environ | hostile
+    )
+    assert (result.returncode, result.stdout) == (code, b"\\u8df3\\u9ad8\n"), result.stderr
+
+
+def test_progress_is_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture, monkeypatch) -> None:
+    for interval, lines in ((0.0, r"(pack: +\d+%.*\d/3.*\n)+"), (60.0, "")):
+        monkeypatch.setattr(progress, "_INTERVAL", interval)
+        list(progress.progress_bar(range(3), "pack", mininterval=0))
+        said = capsys.readouterr().err
+        assert re.fullmatch(lines, said)
+        assert "\r" not in said

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,40 @@ def copy_without_detections(run: RunFolder, folder: Path) -> RunFolder:
 
 
 # Killed
+
+
+@pytest.mark.parametrize("finishes", [True, False])
+def test_a_run_or_the_one_that_replaces_it_survives_a_kill_at_any_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finishes: bool
+) -> None:
+    def files(run: RunFolder) -> dict[Path, str]:
+        return {path.relative_to(run.path): path.read_text() for path in run.path.rglob("*") if path.is_file()}
+
+    def write(run: RunFolder, content: str, *names: str) -> None:
+        for name in ("checkpoints/notes.txt", "config.yaml", *names):
+            (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+            (run.path / name).write_text("foreign" if name.endswith("txt") else content)
+
+    steps, killed, write_new = 0, True, ("checkpoints/last.pt",) if finishes else ()
+    old, new = RunFolder(tmp_path / "old"), RunFolder(tmp_path / "new")
+    write(old, "old", "checkpoints/last.pt", "checkpoints/best.pt", "split.json", "baselines/snippets.json")
+    write(new, "new", *write_new)
+    while killed:
+        run, left = RunFolder(tmp_path / str(steps)), iter(range(steps))
+        shutil.copytree(old.path, run.path)
+        with monkeypatch.context() as patch, suppress(StopIteration):
+            for name in ("replace", "unlink"):
+                step = getattr(Path, name)
+                patch.setattr(Path, name, lambda *paths, step=step, left=left: (next(left), step(*paths)))
+            run.set_aside()
+            write(run, "new", *write_new)
+            run.settle()
+            killed = False
+        run.settle()
+        assert files(run) == files(old) or (finishes and files(run) == files(new)), steps
+        steps += 1
+    assert steps > 10
+    assert (files(run) == files(new)) is finishes
 
 
 @pytest.mark.slow

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
-from stale.api import infer
+from stale.api import infer, load
 from stale.checkpoint import load_checkpoint, save_checkpoint
 from stale.data.classes import phrase
 from stale.errors import StaleError
@@ -60,6 +61,18 @@ def test_the_best_checkpoint_is_the_first_with_the_highest_held_out_map(run: Run
     best = load_checkpoint(run.checkpoint("best"))
     assert best["best"] == {"epoch": best["epoch"], "mAP": max(scores.values())}
     assert best["epoch"] == min(epoch for epoch, score in scores.items() if score == max(scores.values()))
+
+
+def test_without_held_out_videos_the_last_checkpoint_is_kept(data: Path, tmp_path: Path) -> None:
+    settings = ("data.holdout=0", "train.epochs=2", "detection.classify_by=calibrated")
+    config = tiny_config(data, *settings)
+    run = train(config, tmp_path / "run")
+    last, best = (load_checkpoint(run.checkpoint(name)) for name in ("last", "best"))
+    assert best["best"] == {"epoch": 2}
+    assert_same(best["model"], last["model"])
+    assert not torch.equal(best["model"]["class_weights"], torch.full((2,), 1 / config.model.temperature))
+    assert load(run.path).chosen_on == "nothing: the last, epoch 2"
+    assert "no video was held out" in run.log.read_text(encoding="utf-8")
 
 
 def test_the_released_choice_of_a_checkpoint_is_stated(data: Path, run: RunFolder, tmp_path: Path) -> None:

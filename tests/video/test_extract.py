@@ -12,7 +12,7 @@ from scripts import extract_features as command
 from stale.data.features import open_features
 from stale.errors import StaleError
 from stale.video import extract as module
-from stale.video.extract import Sampling, VideoFeatures, encode_videos
+from stale.video.extract import Sampling, VideoFeatures, encode_videos, extract_features
 from stale.video.frames import VideoInfo, probe
 from stale.video.image_encoder import ImageEncoder, crop
 from tests.helpers import RESOLUTION, WIDTH, exit_code, grey, make_clip, random_image_encoder_weights, time_of
@@ -58,7 +58,10 @@ def test_the_frames_of_a_snippet_are_centred() -> None:
     np.testing.assert_allclose(times, [[0.85, 0.95, 1.05, 1.15], [2.85, 2.95, 3.05, 3.15]])
 
 
-@pytest.mark.parametrize("bad", [{"fps": 0}, {"fps": -1}, {"fps": float("nan")}, {"stride": 0}, {"length": 3}])
+RATES = (0, -1, float("nan"), float("inf"), 5e-324)
+
+
+@pytest.mark.parametrize("bad", [*({"fps": fps} for fps in RATES), {"stride": 0}, {"length": 3}])
 def test_impossible_sampling_is_an_error(bad: dict) -> None:
     with pytest.raises(StaleError):
         Sampling(**bad)
@@ -154,3 +157,27 @@ def test_other_settings_do_not_mix(tmp_path: Path, weights: Path) -> None:
         run(video, "--weights", tmp_path / "other.pt", "--output", target)
     with pytest.raises(StaleError, match="f.h5: features are written into a folder"):
         run(video, "--weights", weights, "--output", tmp_path / "f.h5")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.npy", b"", "a.npy cannot be read"),
+        ("a.npy", None, "a.npy cannot be read"),
+        ("a.json", b"{", "a.json"),
+        ("a.json", b"[]", "a.json: an object"),
+        ("a.json", b"{}", "another backbone .None"),
+        ("features.npy", b"", "index.json"),
+    ],
+)
+def test_a_folder_that_is_damaged_or_of_another_program_is_left_alone(
+    tmp_path: Path, encoder: ImageEncoder, name: str, content: bytes | None, message: str
+) -> None:
+    videos, target = [make_clip(tmp_path / f"{name}.mkv") for name in "ab"], tmp_path / "features"
+    extract_features(videos[:1], target, encoder, Sampling(5))
+    content = (target / name).read_bytes()[:-9] if content is None else content
+    (target / name).write_bytes(content)
+    before = {path: path.read_bytes() for path in target.iterdir()}
+    with pytest.raises(StaleError, match=message):
+        extract_features(videos, target, encoder, Sampling(5))
+    assert {path: path.read_bytes() for path in target.iterdir()} == before
