@@ -30,7 +30,7 @@ PICTURES = (".png", ".pdf", ".svg")
 
 
 def utf8(text: str) -> str:
-    """An argument that is text; Python decodes others to half characters."""
+    """An argument that is text; Python decodes others to surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,24 +1,29 @@
-"""Measure how long the package takes: evaluation, data loading, a training step, inference, the whole pipeline.
+"""Measure how long the package takes: evaluation, data loading, training steps, inference, the whole pipeline.
 
     python scripts/bench.py all                        every row
     python scripts/bench.py step inference --json OUT  some rows, also as JSON
     python scripts/bench.py all --scale 0.2            smaller problems, for a CPU or a quick look
 
 The sizes are those of ActivityNet with CLIP ViT-B/16; data and weights are random. Where there is a straightforward
-implementation, the row shows its time as well and checks that both give the same. Set OMP_NUM_THREADS=1 to measure
-one core. Each time is the least of several, the one least disturbed by other processes.
+implementation of ours, the row shows its time and the ratio as well, and checks that both give the same. It is no
+other project's code. Both take turns, and each time is the least of several, the one least disturbed by other
+processes. Set OMP_NUM_THREADS=1 to measure one core.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import resource
 import runpy
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,6 +59,11 @@ class Bench:
     def count(self, full: int, least: int) -> int:
         """Scale a count down, to ``least`` at least."""
         return max(round(full * self.scale), least)
+
+    def compare(self, fast: Callable[[], object], slow: Callable[[], object], repeats: int = 5) -> tuple[float, float]:
+        """Return the least wall-clock seconds of both, which take turns, for the end of a :class:`Row`."""
+        times = [(self.seconds(fast), self.seconds(slow)) for _ in range(repeats)]
+        return min(first for first, _ in times), min(second for _, second in times)
 
     def best(self, function: Callable[[], object], repeats: int = 3) -> float:
         """Return the least wall-clock seconds of some calls, waiting for the GPU at the end of each."""
@@ -98,6 +108,30 @@ def bench_eval(bench: Bench) -> Iterator[Row]:
         seconds = bench.best(lambda: evaluate(truth, found, tious))  # noqa: B023
         size = f"{videos:,} videos, {len(found):,} detections, 200 classes, 10 tIoUs"
         yield Row("eval: mAP", seconds, size, slow and slow - seconds)
+
+    yield Row("eval: eval.py, from start to end", *whole_command(bench, *case(bench.count(4728, 20))))
+
+
+def whole_command(bench: Bench, truth: Any, found: Any) -> tuple[float, str]:
+    """Write annotations and detections, and evaluate them in a process of its own: seconds, size."""
+    from stale.io import write_json
+
+    database = {
+        name: {"subset": "validation", "duration": float(duration), "annotations": []}
+        for name, duration in zip(truth.videos, truth.durations, strict=True)
+    }
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in truth.videos}
+    for video, label, segment in zip(truth.video, truth.label, truth.segments.tolist(), strict=True):
+        database[truth.videos[video]]["annotations"].append({"segment": segment, "label": truth.classes[label]})
+    columns = (found.video, found.label, found.segments.round(3).tolist(), found.scores.round(5).tolist())
+    for video, label, segment, score in zip(*columns, strict=True):
+        results[truth.videos[video]].append({"label": truth.classes[label], "score": score, "segment": segment})
+    write_json(bench.folder / "activitynet.json", {"database": database})
+    write_json(bench.folder / "detections.json", {"results": results})
+    line = [sys.executable, str(ROOT / "eval.py"), "--predictions", str(bench.folder / "detections.json")]
+    line += ["--annotations", str(bench.folder / "activitynet.json")]
+    seconds = bench.best(lambda: subprocess.run(line, check=True, stdout=subprocess.DEVNULL), 2)
+    return seconds, f"{len(truth.videos):,} videos, {len(found):,} detections"
 
 
 def same_ap(ap: np.ndarray, truth: Any, found: Any, tious: Sequence[float]) -> None:
@@ -172,6 +206,121 @@ def bench_step(bench: Bench) -> Iterator[Row]:
     records = [json.loads(line) for line in read_text(run.history, "history").splitlines()]
     times = [value for record in records for key, value in record.items() if key.startswith("seconds")]
     yield Row("step: a training step", min(times), f"a batch of {batch}; {size}")
+
+
+def bench_parts(bench: Bench) -> Iterator[Row]:
+    """Parts of a training step beside a straightforward form of each: nothing shared, nothing packed, nothing fused."""
+    import torch
+
+    from stale.config import AdaptationConfig, TextConfig
+    from stale.model.adaptation import CrossAdaptation
+    from stale.model.text import Packing, TextEncoder
+
+    torch.manual_seed(0)
+    width, names = 64 * bench.count(8, 1), class_names(bench.count(150, 4))
+    text = TextEncoder(random_transformer(width, bench.count(12, 1)), TextConfig()).to(bench.device)
+    prompts = text.tokenize(names).to(bench.device)
+    (K, L), end = prompts.tokens.shape, prompts.end
+    everything = Packing.of(-len(text.context), torch.full_like(end, L - 1))  # type: ignore[arg-type]
+    everything = replace(
+        everything, last=torch.arange(K, device=end.device) * everything.rest + end + len(text.context)
+    )  # type: ignore[arg-type]
+    padded = replace(prompts, packing=everything)
+    torch.testing.assert_close(text(padded), text(prompts), atol=1e-3, rtol=1e-3)
+    size = f"{K} classes, {text.transformer.context_length and L} tokens at most, {width} wide"
+    yield compared(bench, "parts: text encoder", lambda: text(prompts), lambda: text(padded), size=size)
+
+    batch, snippets = bench.count(100, 2), bench.count(100, 8)
+    adaptation = CrossAdaptation(width, AdaptationConfig(residual=False, gate=False)).to(bench.device).eval()
+    visual = torch.randn(batch, snippets, width, device=bench.device)
+    mask = torch.ones(batch, snippets, device=bench.device)
+    language, root = torch.randn(K + 1, width, device=bench.device) / width**0.5, width**0.5
+
+    def every_video() -> torch.Tensor:
+        return adaptation.decoder(root * language.expand(batch, -1, -1), visual) / root
+
+    torch.testing.assert_close(adaptation(language, visual, mask), every_video(), atol=1e-4, rtol=1e-4)
+    size = f"a batch of {batch}, {K} classes, {snippets} snippets, {width} wide"
+    yield compared(bench, "parts: adaptation", lambda: adaptation(language, visual, mask), every_video, size=size)
+
+    weights = [parameter.detach().clone().requires_grad_() for parameter in text.parameters()]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    steps = [torch.optim.AdamW(weights, lr=1e-9, fused=fused).step for fused in (True, False)]
+    size = f"{sum(weight.numel() for weight in weights):,} parameters"
+    yield Row("parts: optimizer step", *swapped(bench.compare(*steps), size))
+
+
+def compared(
+    bench: Bench, name: str, fast: Callable[[], torch.Tensor], slow: Callable[[], torch.Tensor], *, size: str
+) -> Row:
+    """A row of forward and backward of both."""
+    return Row(name, *swapped(bench.compare(lambda: fast().sum().backward(), lambda: slow().sum().backward()), size))
+
+
+def swapped(seconds: tuple[float, float], size: str) -> tuple[float, str, float]:
+    """The fields of a :class:`Row` after its name."""
+    return seconds[0], size, seconds[1]
+
+
+def bench_growth(bench: Bench) -> Iterator[Row]:
+    """A training step by the number of classes and of snippets, each in a process of its own, with its peak memory."""
+    import numpy as np
+
+    classes, snippets = bench.count(50, 4), bench.count(100, 16)
+    lengths, used = [bench.count(T, least) for T, least in ((256, 16), (512, 24), (1024, 32))], {}
+    sizes = [(factor * classes, snippets, 16) for factor in (1, 2, 4)] + [(classes, T, 16) for T in lengths]
+    for K, T, batch in [*sizes, (classes, bench.count(2304, 48), 4)]:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            work = (K, T, batch, 64 * bench.count(8, 1), bench.count(12, 1), str(bench.device))
+            seconds, used[K, T] = process.submit(growth_step, *work).result()
+        size = f"{used[K, T]:.2f} GB beyond what is loaded"
+        if lengths[-1] == T:
+            quadratic = np.polyfit(lengths, [used[classes, length] for length in lengths], 2)
+            longest = [max(np.roots(quadratic - [0, 0, limit]).real, default=np.nan) for limit in (8, 24)]
+            size += "; by a quadratic through the last rows 8 GB hold T = {:.0f}, 24 GB T = {:.0f}".format(*longest)
+        yield Row(f"growth: K = {K}, T = {T}, batch {batch}", seconds, size)
+
+
+def growth_step(classes: int, snippets: int, batch: int, width: int, layers: int, device: str) -> tuple[float, float]:
+    """Seconds of a training step and the GB that it adds to the process, or takes on a GPU."""
+    import torch
+
+    from stale.config import load_config
+    from stale.model.stale import build_model
+    from stale.training.losses import Criterion, LossNormalizers
+    from stale.training.targets import build_targets
+    from stale.training.trainer import TrainStep, build_optimizer
+
+    torch.manual_seed(0)
+    config, names = load_config([], [f"data.num_snippets={snippets}"]), class_names(classes)
+    model = build_model(config.model, snippets, width, random_transformer(width, layers), names).to(device).train()
+    step = TrainStep(model, Criterion(config.loss), model.text.tokenize(names).to(torch.device(device)), torch.float32)
+    optimizer, features = build_optimizer(model, config.train), torch.randn(batch, snippets, width, device=device)
+    segments = snippets * torch.rand(batch, 2, 2, device=device).sort(2).values
+    targets = build_targets(segments, torch.randint(classes, (batch, 2), device=device), classes, snippets)
+    times, before = [], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(2):
+        start = time.perf_counter()
+        total, _ = step(features, targets, LossNormalizers.of(targets))
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        total.detach().item()  # waits for a GPU
+        times.append(time.perf_counter() - start)
+    if features.is_cuda:
+        return min(times), torch.cuda.max_memory_allocated() / 1e9
+    return min(times), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9
+
+
+def random_transformer(width: int, layers: int) -> Any:
+    """A text transformer with random weights."""
+    from stale.data.synthetic import random_text_weights
+    from stale.model.text import TextTransformer
+
+    weights = random_text_weights(0, width, layers)
+    weights.pop("logit_scale", None)
+    return TextTransformer.from_weights(weights)
 
 
 def bench_inference(bench: Bench) -> Iterator[Row]:
@@ -261,6 +410,8 @@ BENCHES = {
     "eval": bench_eval,
     "data": bench_data,
     "step": bench_step,
+    "parts": bench_parts,
+    "growth": bench_growth,
     "inference": bench_inference,
     "pipeline": bench_pipeline,
 }
@@ -288,10 +439,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with TemporaryDirectory() as folder:
             rows += BENCHES[name](Bench(options.scale, device, Path(folder)))
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"\n{where}, torch {torch.__version__}\n{'':48}{'seconds':>12}{'straightforward':>17}  size")
+    print(f"\n{where}, torch {torch.__version__}; ratio: against a straightforward implementation of ours")
+    print(f"{'':48}{'seconds':>12}{'straightforward':>17}{'ratio':>9}  size")
     for row in rows:
-        slow = "" if row.straightforward is None else f"{row.straightforward:.4g}"
-        print(f"{row.name:48}{row.seconds:>12.4g}{slow:>17}  {row.size}")
+        slow, ratio = row.straightforward, ""
+        if slow is not None:
+            ratio = f"{slow / row.seconds:.2f}"
+        print(f"{row.name:48}{row.seconds:>12.4g}{'' if slow is None else f'{slow:.4g}':>17}{ratio:>9}  {row.size}")
     if options.json:
         write_json(options.json, [asdict(row) for row in rows], indent=1)
 

@@ -11,6 +11,7 @@ import difflib
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -30,12 +31,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 # Common abbreviations, and the setting that each stands for.
 ABBREVIATIONS = {
-    "regions": "detection.proposals",
-    "candidates": "detection.max_proposals",
-    "name_by": "detection.classify_by",
-    "region_score": "detection.proposal_score",
-    "video_evidence": "detection.video_score",
-    "misfit": "data.duration_mismatch",
     "lr": "train.learning_rate",
     "wd": "train.weight_decay",
     "bs": "train.batch_size",
@@ -54,7 +49,7 @@ ABBREVIATIONS = {
 class Section(BaseModel):
     """A section of the configuration. Values are plain Python, or the text that stands in a YAML file."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -446,14 +441,15 @@ def load_config(files: Sequence[str | Path] = (), assignments: Sequence[str] = (
 
     sections: dict[str, Any] = {}
     problems, known = [], settings(Config)
+    for key in known:  # all sections, which their defaults would build one after another
+        *path, name = key.split(".")
+        section = reduce(lambda section, part: section.setdefault(part, {}), path, sections)
+        if key in values:
+            section[name] = values[key][0]
     for key, (value, where) in values.items():
         if key in known:
-            *path, name = key.split(".")
-            section = sections
-            for part in path:
-                section = section.setdefault(part, {})
-            section[name] = value
-        elif not any(name.startswith(f"{key}.") for name in known):
+            continue
+        if not any(name.startswith(f"{key}.") for name in known):
             problems.append(f"{where}: unknown key '{key}'{_suggestion(key, known)}")
         elif value not in ("", None):  # a section without keys is fine
             problems.append(f"{where}: {key} is a section, not a setting; write its keys below it")
@@ -568,30 +564,39 @@ def _message(item: Mapping[str, Any], known: Mapping[str, FieldInfo], values: Ma
     return f"{where}: {key} {reason}"
 
 
-class _Loader(yaml.BaseLoader):
-    """YAML with every scalar as text (YAML 1.1 has 75_25 as 7525 and 1e-4 as a string), unique keys and no aliases."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):  # a few lines of them can expand beyond memory
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported; write it out", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for number, key in enumerate(keys):
-            if key in keys[:number]:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def _parse_yaml(text: str, where: str) -> Any:
+    """Parse YAML with every scalar as text (YAML 1.1 has 75_25 as 7525 and 1e-4 as a string)."""
     try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+        events = yaml.parse(text, getattr(yaml, "CBaseLoader", yaml.BaseLoader))
+        start = [type(event) for _, event in zip(range(2), events, strict=False)]  # of the stream and its document
+        tree = _build_tree(next(events), events) if start[1] is yaml.DocumentStartEvent else None
+        if any(isinstance(event, yaml.DocumentStartEvent) for event in events):
+            raise yaml.YAMLError("a single document is expected")
+        return tree
+    except (yaml.YAMLError, UnicodeEncodeError) as error:
         raise StaleError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise StaleError(f"{where}: not valid YAML: nested too deep") from None
+
+
+def _build_tree(event: yaml.Event, events: Iterator[yaml.Event]) -> Any:
+    """The value that ``event`` begins. Keys are unique text, and aliases are refused: a few expand beyond memory."""
+    if isinstance(event, yaml.ScalarEvent):
+        return event.value
+    if isinstance(event, yaml.AliasEvent):
+        raise yaml.YAMLError(f"aliases (*name) are not supported; write it out{event.start_mark}")
+    items = []
+    while not isinstance(inner := next(events), (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
+        items.append(_build_tree(inner, events))
+    if isinstance(event, yaml.SequenceStartEvent):
+        return items
+    tree: dict[str, Any] = {}
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if not isinstance(key, str) or key in tree:
+            fault = f"key '{key}' given twice" if isinstance(key, str) else f"a key is text, not {reprlib.repr(key)}"
+            raise yaml.YAMLError(f"{fault}{event.start_mark}")
+        tree[key] = value
+    return tree
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

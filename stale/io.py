@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import glob
 import gzip
 import io
@@ -158,13 +159,17 @@ def read_json(path: str | Path, what: str) -> Any:
             raise StaleError(f"{what} {path}: given twice in the same object: {name_some(twice)}")
         return content
 
-    text = read_text(path, what)
+    text, collecting = read_text(path, what), gc.isenabled()
+    gc.disable()  # which would visit all of a large file's objects again and again, and free nothing
     try:
-        if "\\ud" in text or "\\uD" in text:  # JSON can encode half a character, which cannot be written or printed
+        if "\\ud" in text or "\\uD" in text:  # JSON can encode a lone surrogate, which cannot be written or printed
             json.dumps(json.loads(text), ensure_ascii=False).encode()
         return json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:  # JSONDecodeError, or a number of thousands of digits
         raise StaleError(f"{what} is not valid JSON: {path}: {error}") from error
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def refuse_zip_bomb(path: str | Path, what: str, ratio: int = MAX_RATIO) -> None:

@@ -131,7 +131,7 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 
 def plain_text(name: str, limit: int = 28) -> str:
-    """A class name that matplotlib draws as it stands: dollars would start a formula, half characters stop it."""
+    """A class name that matplotlib draws as it stands: dollars would start a formula, lone surrogates stop it."""
     name = printable(name)
     short = name if len(name) <= limit else name[: limit - 1] + "…"
     return short.replace("$", r"\$")

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from itertools import combinations
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stale.config import Config, load_config
 from stale.errors import StaleError, launched_together
 from stale.io import read_json
 from stale.records import SplitFile, check_record
+
+if TYPE_CHECKING:  # pydantic takes most of the time in which eval.py starts
+    from stale.config import Config
 
 VOCABULARIES = ("unseen", "seen", "all")
 ORACLES = ("masks", "localizer", "labels", "proposals")  # values of detection.oracle
@@ -103,6 +105,8 @@ class RunFolder:
 
     def load_config(self) -> Config:
         """The run's configuration; a StaleError if there is no run here."""
+        from stale.config import load_config
+
         if not self.config.is_file():
             raise StaleError(f"no run in {self.path}: config.yaml is missing; train one with train.py --output")
         return load_config([self.config])

@@ -28,7 +28,8 @@ OWN = ["oracle", "checkpoint", "features"]
 USUAL = {"oracle": "none", "ground_truth": "all"}  # not mentioned
 # Settings that may differ between the runs of one system; features and the source of the splits are in the protocol.
 FREE = {
-    *("data.split", "data.fold", "data.annotations", "data.features", "data.splits"),
+    *("data.split", "data.fold", "data.annotations", "data.features", "data.localizer_features"),
+    "data.splits",
     *("train.seed", "train.device", "train.compile", "train.log_interval", "detection.batch_size"),
 }
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -61,6 +62,14 @@ class Detections:
     def take(self, keep: np.ndarray) -> Detections:
         """The detections that the mask or index ``keep`` names."""
         return Detections(self.video[keep], self.label[keep], self.segments[keep], self.scores[keep])
+
+    @cached_property
+    def of_segments(self) -> Detections:
+        """Of detections with the same video and segment the best-scored, in file order; several measures need it."""
+        order = np.lexsort((-self.scores, self.segments[:, 1], self.segments[:, 0], self.video))
+        table = np.column_stack([self.video, self.segments])[order]
+        is_new = np.append(True, (table[1:] != table[:-1]).any(axis=1))[: len(self)]
+        return self.take(np.sort(order[is_new]))
 
 
 @dataclass(frozen=True)
@@ -152,7 +161,10 @@ def evaluate(truth: GroundTruth, found: Detections, tious: Sequence[float]) -> M
 
 def rank(found: Detections) -> np.ndarray:
     """Return the order (N) in which detections are visited: by class, falling score, later in the file first."""
-    return np.lexsort((found.scores, -found.label))[::-1]
+    by_score = np.argsort(found.scores, kind="stable")[::-1]
+    label = found.label[by_score]
+    few = label.astype(np.int16) if label.max(initial=0) < 1 << 15 else label  # which are sorted by digits
+    return by_score[np.argsort(few, kind="stable")]
 
 
 def match(
@@ -196,8 +208,11 @@ def overlapping_pairs(
     detection = np.repeat(present, size)
     instance = by_group[np.repeat(starts[group], size) + offset]
     tiou = paired_tiou(found.segments[detection], truth.segments[instance])
-    enough = np.flatnonzero(tiou >= lowest)
-    enough = enough[np.lexsort((-instance[enough], -tiou[enough], detection[enough]))]
+    enough = np.flatnonzero(tiou >= lowest)  # rising in detection
+    is_same = np.diff(detection[enough]) == 0
+    several = np.flatnonzero(np.append(False, is_same) | np.append(is_same, False))
+    tied = enough[several]  # the pairs of detections that have more than one
+    enough[several] = tied[np.lexsort((-instance[tied], -tiou[tied], detection[tied]))]
     return detection[enough], instance[enough], tiou[enough]
 
 

@@ -20,7 +20,7 @@ def average_recall(
     The mean over the thresholds (ActivityNet's AR@AN, with exactly ``k`` a video). One segment with several labels
     counts once.
     """
-    truth, found = without_classes(truth, best_of_equal_segments(found))
+    truth, found = without_classes(truth, found.of_segments)
     rank = _rank_in_video(found)
     detection, instance, tiou = overlapping_pairs(truth, found, min(tious))
     result = {}
@@ -46,7 +46,7 @@ def class_agnostic(truth: GroundTruth, found: Detections, tious: Sequence[float]
     A segment with several labels counts once: a detected one with its best score, a true one (as THUMOS14's
     CliffDiving, which is Diving as well) as one instance.
     """
-    truth, found = without_classes(truth, best_of_equal_segments(found))
+    truth, found = without_classes(truth, found.of_segments)
     return evaluate(truth.take(np.unique(_same_segment(truth))), found, tious)
 
 
@@ -56,14 +56,14 @@ def with_true_labels(truth: GroundTruth, found: Detections, tious: Sequence[floa
     Each takes the label of the instance that it overlaps most, or the labels of all instances with that segment; one
     that overlaps none takes the most frequent label of the video. A segment detected with several labels counts once.
     """
-    segments = best_of_equal_segments(found)
+    segments = found.of_segments
     segments = segments.take(segments.video >= 0)
     counts = np.zeros((len(truth.videos), len(truth.classes)), dtype=np.int64)
     np.add.at(counts, (truth.video, truth.label), 1)
     detection, instance, _ = overlapping_pairs(*without_classes(truth, segments), np.nextafter(0, 1))
     same, is_first = _same_segment(truth), np.diff(detection, prepend=-1) != 0  # sorted by falling tIoU
     tied = same[instance] == same[instance[is_first][np.cumsum(is_first) - 1]]
-    alone = np.setdiff1d(np.arange(len(segments)), detection)
+    alone = np.flatnonzero(np.bincount(detection, minlength=len(segments)) == 0)
     chosen = np.concatenate([detection[tied], alone])
     label = np.concatenate([truth.label[instance[tied]], counts.argmax(axis=1)[segments.video[alone]]])
     order = np.argsort(chosen, kind="stable")
@@ -82,7 +82,7 @@ def with_true_segments(truth: GroundTruth, found: Detections, tious: Sequence[fl
     order = np.lexsort((-weighted, named))
     best = order[np.diff(named[order], prepend=-1) != 0]
     segment, label, same = instance[best], found.label[detection[best]], _same_segment(truth)
-    of_none = ~np.isin(same[segment] * num_classes + label, same * num_classes + truth.label)
+    of_none = ~np.isin(same[segment] * num_classes + label, same * num_classes + truth.label, kind="table")
     keep = (label == truth.label[segment]) | (of_none & (same[segment] == segment))
     segment, label, scores = segment[keep], label[keep], weighted[best][keep]
     return evaluate(truth, Detections(truth.video[segment], label, truth.segments[segment], scores), tious)
@@ -110,14 +110,6 @@ def without_classes(truth: GroundTruth, found: Detections) -> tuple[GroundTruth,
     """Both with one class only."""
     bare = replace(truth, classes=("any",), label=np.zeros_like(truth.label))
     return bare, replace(found, label=np.zeros_like(found.label))
-
-
-def best_of_equal_segments(found: Detections) -> Detections:
-    """Of detections with the same video and segment the best-scored, in file order."""
-    order = np.lexsort((-found.scores, found.segments[:, 1], found.segments[:, 0], found.video))
-    table = np.column_stack([found.video, found.segments])[order]
-    is_new = np.append(True, (table[1:] != table[:-1]).any(axis=1))[: len(found)]
-    return found.take(np.sort(order[is_new]))
 
 
 def _same_segment(truth: GroundTruth) -> np.ndarray:

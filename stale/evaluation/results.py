@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 from stale.data.annotations import Video, match_video_ids
 from stale.errors import StaleError, name_some
 from stale.evaluation.mean_ap import Detections, GroundTruth, Metrics, evaluate, ground_truth
-from stale.evaluation.measures import best_of_equal_segments, whole_videos
+from stale.evaluation.measures import whole_videos
 from stale.io import clean_ids, clean_name, read_json
 from stale.records import Protocol, check_record
 
@@ -100,18 +101,19 @@ def results_from_dict(
 
     ``protocol`` and ``external_data`` of the file's whole ``content`` are kept; ``path`` names it in errors.
     """
-    items = [(video, item) for video, listed in results.items() for item in listed]
-    for video, item in items:
-        segment = item.get("segment") if isinstance(item, Mapping) else None
-        well_formed = isinstance(segment, (list, tuple)) and len(segment) == 2 and "score" in item
-        if not well_formed or not isinstance(item.get("label"), str):
-            raise StaleError(
-                f"detections file {path}: video '{video}': a detection needs 'segment' (two numbers), "
-                f"'label' (text) and 'score', not {str(item)[:120]}"
-            )
-    cleaned = {label: clean_name(label) for label in dict.fromkeys(item["label"] for _, item in items)}
-    labels = list(dict.fromkeys(cleaned.values()))
-    index = {label: labels.index(name) for label, name in cleaned.items()}
+    items = list(chain.from_iterable(results.values()))
+    try:  # all at once; only where something is wrong one after another
+        labels, segments, scores = ([item[key] for item in items] for key in ("label", "segment", "score"))
+        sound = {*map(type, labels)} <= {str} and {*map(type, segments)} <= {list, tuple}
+        sound = sound and {*map(len, segments)} <= {2}
+    except (TypeError, LookupError):
+        sound = False
+    if not sound:
+        _refuse_first(results, path)
+    counts = np.array([len(listed) for listed in results.values()], dtype=np.int64)
+    cleaned = {label: clean_name(label) for label in dict.fromkeys(labels)}
+    names = list(dict.fromkeys(cleaned.values()))
+    index = {label: names.index(name) for label, name in cleaned.items()}
     protocol, external = ((content or {}).get(key) for key in ("protocol", "external_data"))
     protocol = dict(protocol) if isinstance(protocol, dict) else {}
     for key in ("classes", "unseen_classes"):
@@ -119,17 +121,27 @@ def results_from_dict(
             protocol[key] = [clean_name(str(label)) for label in protocol[key]]
     return Results(
         videos=tuple(clean_ids(results, f"detections file {path}")),
-        labels=tuple(labels),
-        video=np.repeat(
-            np.arange(len(results)), np.array([len(listed) for listed in results.values()], dtype=np.int64)
-        ),
-        label=np.array([index[item["label"]] for _, item in items], dtype=np.int64),
-        segments=_numbers([value for _, item in items for value in item["segment"]]).reshape(-1, 2),
-        scores=_numbers([item["score"] for _, item in items]),
+        labels=tuple(names),
+        video=np.repeat(np.arange(len(results)), counts),
+        label=np.fromiter(map(index.__getitem__, labels), np.int64, len(labels)),
+        segments=_numbers(list(chain.from_iterable(segments))).reshape(-1, 2),
+        scores=_numbers(scores),
         protocol=protocol,
         external_data=external if isinstance(external, dict) else {},
         path=str(path),
     )
+
+
+def _refuse_first(results: Mapping[str, Collection[Any]], path: str | Path) -> None:
+    """Raise a StaleError that names the first detection without the fields that are needed."""
+    for video, item in ((video, item) for video, listed in results.items() for item in listed):
+        segment = item.get("segment") if isinstance(item, Mapping) else None
+        well_formed = isinstance(segment, (list, tuple)) and len(segment) == 2 and "score" in item
+        if not well_formed or not isinstance(item.get("label"), str):
+            raise StaleError(
+                f"detections file {path}: video '{video}': a detection needs 'segment' (two numbers), "
+                f"'label' (text) and 'score', not {str(item)[:120]}"
+            )
 
 
 def detections(results: Mapping[str, Collection[Mapping[str, Any]]], truth: GroundTruth) -> Detections:
@@ -198,7 +210,7 @@ class VideoScores:
         found = found.take(found.video >= 0)
         label = self.label[found.video]
         scores = found.scores * self.score[found.video]
-        return best_of_equal_segments(replace(found, label=label, scores=scores).take(label >= 0))
+        return replace(found, label=label, scores=scores).take(label >= 0).of_segments
 
     def whole_videos(self, truth: GroundTruth) -> Detections:
         """The trivial row: the file's class on the whole of each video."""

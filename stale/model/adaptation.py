@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stale.config import AdaptationConfig
-from stale.model.temporal import pass_values_through
+from stale.model.temporal import attend, pass_values_through
 
 
 class CrossAdaptation(nn.Module):
@@ -44,16 +44,26 @@ class CrossAdaptation(nn.Module):
 
     def _adapt(self, language: Tensor, visual: Tensor, mask: Tensor, valid: Tensor | None) -> Tensor:
         root = language.shape[-1] ** 0.5
-        padding = torch.zeros_like(mask, dtype=torch.bool) if valid is None else ~valid
-        empty = (mask == 0) | padding
-        empty = torch.where(empty.all(1, keepdim=True), padding, empty)  # attention over no key is not defined
-        foreground = visual * mask.unsqueeze(-1)  # F_fg
-        language = language.expand(len(visual), -1, -1)
-        change = self.decoder(language * root, foreground, memory_key_padding_mask=empty) / root
+        valid = torch.ones_like(mask, dtype=torch.bool) if valid is None else valid
+        present = (mask != 0) & valid
+        present = torch.where(present.any(1, keepdim=True), present, valid)  # attention over no key is not defined
+        change = self._decode(language * root, visual * mask.unsqueeze(-1), present) / root  # T_c: B × K+1 × C
         if self.alpha is None:
             return change
         if self.gate:
-            mean = (visual * (~empty).unsqueeze(-1)).sum(1)  # B × C
-            cosine = language @ F.normalize(mean, dim=-1).unsqueeze(2)  # B × K+1 × 1
-            change = change * (cosine - cosine.mean(1, keepdim=True))
+            mean = (visual * present.unsqueeze(-1)).sum(1)  # B × C
+            cosine = F.normalize(mean, dim=-1) @ language.T  # B × K+1
+            change = change * (cosine - cosine.mean(1, keepdim=True)).unsqueeze(2)
         return language + self.alpha * change
+
+    def _decode(self, language: Tensor, foreground: Tensor, present: Tensor) -> Tensor:
+        """T_c as ``self.decoder`` computes it, but what does not depend on the video once a batch.
+
+        That is the self-attention of the language and the queries. In training their dropout is one for the batch.
+        """
+        layer = self.decoder
+        x = language.unsqueeze(0)  # 1 × K+1 × C
+        x = layer.norm1(x + layer.dropout1(attend(layer.self_attn, x, x)))
+        x = layer.norm2(x + layer.dropout2(attend(layer.multihead_attn, x, foreground, present)))  # B × K+1 × C
+        hidden = layer.dropout(layer.linear1(x).relu())
+        return layer.norm3(x + layer.dropout3(layer.linear2(hidden)))

@@ -5,11 +5,16 @@ B videos, T snippets, C joint width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from stale.config import LocalizerConfig
+
+_MOST_PAIRS = 1 << 21  # of snippets, in the T × T maps that are computed at once
 
 
 class DynamicConv1d(nn.Module):
@@ -92,11 +97,14 @@ class PairScore(nn.Module):
             self.start.weight.copy_(torch.tensor([[0.0, 0.0, 0.0, 1.0, 0.0, -1.5, 0.0]]))
             self.start.bias.fill_(2.0)
         self.layers = nn.Sequential(
-            nn.Linear(7, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
+            nn.Linear(7, hidden), nn.ReLU(True), nn.Linear(hidden, hidden), nn.ReLU(True), nn.Linear(hidden, 1)
         )
 
     def forward(self, embedding: Tensor, foreground: Tensor) -> Tensor:
         """Embeddings (B, E, T) and logits of L (B, T) → mask logits (B, T, T)."""
+        return in_parts(self._score, foreground, embedding)
+
+    def _score(self, foreground: Tensor, embedding: Tensor) -> Tensor:
         T = foreground.shape[1]
         logits = foreground.float().clamp(-6, 6)
         direction = F.normalize(embedding - embedding.mean(2, keepdim=True), dim=1)
@@ -113,8 +121,27 @@ class PairScore(nn.Module):
             (distance + 1).log().expand(len(logits), T, T),
             (13 / T * distance).expand(len(logits), T, T),
         ]
-        x = torch.stack(pairs, -1)  # B × T × T × 7
-        return (self.start(x) + self.layers(x)).squeeze(-1)
+        x = features = torch.stack(pairs, 1).flatten(2)  # B × 7 × T²
+        for layer in self.layers:
+            x = _from_left(layer, x, layer.bias.unsqueeze(1)) if isinstance(layer, nn.Linear) else layer(x)
+        return (_from_left(self.start, features, x) + self.start.bias).view(-1, T, T)
+
+
+def _from_left(layer: nn.Linear, x: Tensor, addend: Tensor) -> Tensor:
+    """(B, inputs, N) → (B, outputs, N), ``layer`` with ``addend`` as its bias; no axis is moved."""
+    return torch.baddbmm(addend, layer.weight.expand(len(x), -1, -1), x)
+
+
+def in_parts(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """``function`` of ``inputs`` (B, ...), whose T × T maps are of few videos at a time where T is large.
+
+    The last axis of the first input is T. Gradients compute the parts again, so that the maps are not stored.
+    """
+    count = max(_MOST_PAIRS // inputs[0].shape[-1] ** 2, 1)
+    if count >= len(inputs[0]):
+        return function(*inputs)
+    parts = zip(*(x.split(count) for x in inputs), strict=True)
+    return torch.cat([checkpoint(function, *x, use_reentrant=False, preserve_rng_state=False) for x in parts])
 
 
 def lowest_between(values: Tensor) -> Tensor:

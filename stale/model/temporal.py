@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from stale.config import TemporalConfig
 
@@ -23,9 +24,7 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """(B, T, C) → (B, T, C)."""
-        padding = None if valid is None else ~valid
-        attended, _ = self.attention(x, x, x, key_padding_mask=padding, need_weights=False)
-        return self.norm(x + self.dropout(attended))
+        return self.norm(x + self.dropout(attend(self.attention, x, x, valid)))
 
 
 class TemporalConv(nn.Module):
@@ -80,6 +79,22 @@ def build_temporal_model(width: int, config: TemporalConfig) -> TemporalModel:
         return TemporalModel(*(DilatedConv(width, config, dilation=2**layer) for layer in range(config.layers)))
     block = TemporalConv if config.kind == "conv" else AttentionBlock
     return TemporalModel(*(block(width, config) for _ in range(config.layers)))
+
+
+def attend(attention: nn.MultiheadAttention, query: Tensor, memory: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Attention of queries (B or 1, Q, C) to memory (B, T, C), with the weights of ``attention`` → (B, Q, C).
+
+    ``valid`` (B, T) is False for what is not attended to; at least one in each video is True. In training, dropout
+    takes values out for all queries, in place of single weights of each query: for one query that is the same, and
+    there is no Q × T map of each head to store.
+    """
+    (B, _, C), heads, p = memory.shape, attention.num_heads, attention.dropout
+    weight, bias = attention.in_proj_weight.split([C, 2 * C]), attention.in_proj_bias.split([C, 2 * C])
+    q = F.linear(query, weight[0], bias[0]).expand(B, -1, -1).unflatten(2, (heads, -1)).transpose(1, 2)
+    k, v = F.linear(memory, weight[1], bias[1]).unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)  # B × heads × T × …
+    v = F.dropout1d(v.flatten(0, 1), p, attention.training).unflatten(0, (B, heads))
+    mask = None if valid is None else valid.view(B, 1, 1, -1)
+    return attention.out_proj(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
 def pass_values_through(attention: nn.MultiheadAttention) -> None:

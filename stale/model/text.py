@@ -1,14 +1,14 @@
 """Language embedding: CLIP's text transformer and learned prompts turn class phrases into text features.
 
-K classes, L tokens of the longest prompt, N context tokens, P tokens of a shared prefix, W width of the text
-transformer, C joint width.
+K classes, L tokens of the longest prompt, N context tokens, P tokens of a shared prefix, M packed tokens, W width of
+the text transformer, C joint width.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,17 @@ class Prompts:
 
     tokens: Tensor  # (K, L) ids; learned context tokens are not among them
     end: Tensor  # (K,) position of each end-of-text token in ``tokens``
+    packing: Packing
+
+    @classmethod
+    def of(cls, tokens: Tensor, end: Tensor) -> Prompts:
+        """Find what can be packed in ``tokens`` (K, L)."""
+        same = (tokens == tokens[0]).all(0)
+        shared = min(int(same.cumprod(0).sum()), int(end.min()))
+        return cls(tokens, end, Packing.of(shared, end))
 
     def to(self, device: torch.device) -> Prompts:
-        return Prompts(self.tokens.to(device), self.end.to(device))
+        return Prompts(self.tokens.to(device), self.end.to(device), self.packing.to(device))
 
 
 class CausalAttention(nn.Module):
@@ -40,22 +48,18 @@ class CausalAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, prefix: SharedPrefix | None = None) -> Tensor:
-        """Tokens (K, L, W) → (K, L, W); with a ``prefix``, tokens as it packs them → the same."""
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        """Packed tokens (M, W) → (M, W)."""
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        if prefix is not None:
-            return self.out_proj(prefix.attend(qkv, self.heads))
-        query, key, value = _split_heads(qkv, self.heads)  # each K × heads × L × W/heads
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return self.out_proj(_merge_heads(attended))  # K × L × W
+        return self.out_proj(packing.attend(qkv, self.heads))
 
 
 @dataclass(frozen=True)
-class SharedPrefix:
-    """K prompts that begin with the same P tokens, which are computed once.
+class Packing:
+    """K prompts of at most L tokens as M rows: the P tokens that all begin with once, then the rests without padding.
 
-    No token depends on a later one, so that the P tokens have the same values in every prompt. They are packed once,
-    before the K rests of R = L - P tokens: P + K · R rows in place of K · L. A rest attends to the prefix and itself::
+    No token depends on a later one, so that the first P have the same values in every prompt, and what follows the end
+    token has no effect. A rest has at most R = L - P tokens. It attends to the prefix and itself::
 
         keys:    SOT p1 p2 | diving .  EOT | skating .  EOT
         SOT       ×        |               |
@@ -69,30 +73,41 @@ class SharedPrefix:
         EOT       ×  ×  ×  |               |   ×     ×   ×
     """
 
-    length: int  # P, less than the position of any end token
+    length: int  # P, at most the position of the first end token
     rest: int  # R
+    rows: Tensor  # (M - P,) the tokens of the K · R that are no padding
+    last: Tensor  # (K,) each end token among these
+
+    @classmethod
+    def of(cls, length: int, end: Tensor) -> Packing:
+        """Pack prompts that have their end tokens at ``end`` (K,) and their first ``length`` tokens in common."""
+        rest = int(end.max()) + 1 - length
+        position = torch.arange(rest, device=end.device)
+        rows = (position <= end.unsqueeze(1) - length).flatten().nonzero().squeeze(1)
+        return cls(length, rest, rows, (end + 1 - length).cumsum(0) - 1)
+
+    def to(self, device: torch.device) -> Packing:
+        return replace(self, rows=self.rows.to(device), last=self.last.to(device))
 
     def pack(self, x: Tensor) -> Tensor:
-        """(K, L, W) → (P + K · R, W)."""
-        return torch.cat([x[0, : self.length], x[:, self.length :].flatten(0, 1)])
-
-    def unpack(self, packed: Tensor, position: Tensor) -> Tensor:
-        """Of packed tokens (P + K · R, W), the one at ``position`` (K,) of each prompt's L: (K, W)."""
-        first = self.length + self.rest * torch.arange(len(position), device=packed.device)  # of each rest
-        return packed[first + position - self.length]
+        """(K, L, W) → (M, W)."""
+        prefix, rests = x[0, : self.length], x[:, self.length : self.length + self.rest]
+        return torch.cat([prefix, rests.flatten(0, 1).index_select(0, self.rows)])
 
     def attend(self, qkv: Tensor, heads: int) -> Tensor:
-        """Causal attention of packed queries, keys and values (P + K · R, 3 · W) → (P + K · R, W)."""
-        P, R = self.length, self.rest
+        """Causal attention of packed queries, keys and values (M, 3 · W) → (M, W)."""
+        P, R, K = self.length, self.rest, len(self.last)
         shared_query, shared_key, shared_value = _split_heads(qkv[None, :P], heads)  # each 1 × heads × P × W/heads
         prefix = F.scaled_dot_product_attention(shared_query, shared_key, shared_value, is_causal=True)
 
-        query, key, value = _split_heads(qkv[P:].unflatten(0, (-1, R)), heads)  # each K × heads × R × W/heads
-        key = torch.cat([shared_key.expand(len(key), -1, -1, -1), key], 2)  # K × heads × P + R × W/heads
-        value = torch.cat([shared_value.expand(len(value), -1, -1, -1), value], 2)
+        padded = qkv.new_zeros(K * R, qkv.shape[1]).index_copy(0, self.rows, qkv[P:])  # K · R × 3 W
+        query, key, value = _split_heads(padded.unflatten(0, (K, R)), heads)  # each K × heads × R × W/heads
+        key = torch.cat([shared_key.expand(K, -1, -1, -1), key], 2)  # K × heads × P + R × W/heads
+        value = torch.cat([shared_value.expand(K, -1, -1, -1), value], 2)
         visible = torch.ones(R, P + R, dtype=torch.bool, device=qkv.device).tril(P)
         rests = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
-        return torch.cat([_merge_heads(prefix).flatten(0, 1), _merge_heads(rests).flatten(0, 1)])
+        rests = _merge_heads(rests).flatten(0, 1).index_select(0, self.rows)  # M - P × W
+        return torch.cat([_merge_heads(prefix)[0], rests])
 
 
 def _split_heads(qkv: Tensor, heads: int) -> Tensor:
@@ -123,9 +138,9 @@ class ResidualBlock(nn.Module):
         layers = [("c_fc", nn.Linear(width, 4 * width)), ("gelu", QuickGELU()), ("c_proj", nn.Linear(4 * width, width))]
         self.mlp = nn.Sequential(OrderedDict(layers))
 
-    def forward(self, x: Tensor, prefix: SharedPrefix | None = None) -> Tensor:
-        """Tokens → tokens, as in :meth:`CausalAttention.forward`."""
-        x = x + self.attn(self.ln_1(x), prefix)
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        """Packed tokens (M, W) → (M, W)."""
+        x = x + self.attn(self.ln_1(x), packing)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -171,22 +186,15 @@ class TextTransformer(nn.Module):
         """Token ids (K, L) → token embeddings (K, L, W)."""
         return F.embedding(tokens, self.token_embedding).to(self.positional_embedding.dtype)
 
-    def forward(self, embedded: Tensor, end: Tensor, shared: int = 0) -> Tensor:
-        """Token embeddings (K, L, W) → text features (K, C), those of the end tokens at ``end`` (K,).
+    def forward(self, embedded: Tensor, packing: Packing) -> Tensor:
+        """Token embeddings (K, L, W) → text features (K, C), those of the end tokens.
 
-        Under the causal mask what follows the end token has no effect, so that L need not be the context length.
-
-        Args:
-            shared: P, the number of tokens that all prompts begin with, see :class:`SharedPrefix`.
+        L is that of the longest prompt: under the causal mask what follows an end token has no effect.
         """
-        K, L, _ = embedded.shape
-        x = embedded + self.positional_embedding[:L]  # K × L × W
-        prefix = SharedPrefix(shared, L - shared) if shared else None
-        x = x if prefix is None else prefix.pack(x)  # P + K · R × W
+        x = packing.pack(embedded + self.positional_embedding[: embedded.shape[1]])  # M × W
         for block in self.transformer["resblocks"].children():
-            x = block(x, prefix)
-        x = x[torch.arange(K, device=x.device), end] if prefix is None else prefix.unpack(x, end)  # K × W
-        return self.ln_final(x) @ self.text_projection
+            x = block(x, packing)
+        return self.ln_final(x[packing.length :].index_select(0, packing.last)) @ self.text_projection
 
 
 class ClassEncoder(nn.Module):
@@ -239,17 +247,17 @@ class TextEncoder(ClassEncoder):
             if len(row) > room:
                 raise StaleError(f"class name '{phrase}' needs {len(row)} tokens; the text encoder has room for {room}")
         tokens = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
-        return Prompts(tokens, torch.tensor([len(row) - 1 for row in rows]))
+        return Prompts.of(tokens, torch.tensor([len(row) - 1 for row in rows]))
 
     def forward(self, prompts: Prompts) -> Tensor:
         """Text features (K, C), not normalized."""
         embedded = self.transformer.embed(prompts.tokens)  # K × L × W
         if self.context is None:
-            return self.transformer(embedded, prompts.end)
+            return self.transformer(embedded, prompts.packing)
         N = len(self.context)
         context = self.context.expand(len(embedded), -1, -1)  # K × N × W
         embedded = torch.cat([embedded[:, :1], context, embedded[:, 1:]], dim=1)  # K × (N + L) × W
-        return self.transformer(embedded, prompts.end + N, shared=1 + N)
+        return self.transformer(embedded, replace(prompts.packing, length=prompts.packing.length + N))
 
 
 class ClassEmbeddings(ClassEncoder):
@@ -277,7 +285,7 @@ class ClassEmbeddings(ClassEncoder):
     def tokenize(self, phrases: Sequence[str], template: str | None = None) -> Prompts:
         """Tokenize ``phrases``; there is no prompt, so that ``template`` has no effect."""
         names = self.names_of(phrases)
-        return Prompts(names, (names > 0).sum(1))
+        return Prompts.of(names, (names > 0).sum(1) - 1)
 
     def forward(self, prompts: Prompts) -> Tensor:
         """Embeddings (K, C): a seen class's own, any other's the mean."""

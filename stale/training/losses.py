@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from stale import distributed
 from stale.config import LossConfig
 from stale.errors import StaleError
+from stale.model.localizer import in_parts
 from stale.model.stale import Outputs, classify_pooled
 from stale.training.targets import Targets
 
@@ -43,9 +44,9 @@ class LossNormalizers:
         videos = valid.new_full((), len(valid), dtype=torch.long)
         inside = outside = instances = points = torch.zeros_like(videos)
         if targets.masks is not None:
-            pairs = _valid_pairs(targets)
-            inside, instances = (targets.masks & pairs).sum(), _instance_weights(targets).sum()
-            outside = pairs.sum() - inside
+            in_columns = (targets.masks & targets.valid.unsqueeze(2)).sum(1)  # B × T
+            inside, instances = (in_columns * targets.valid).sum(), _instance_weights(targets).sum()
+            outside = targets.valid.sum(1).square().sum() - inside
         if targets.points is not None:
             points = targets.points.positive.sum()
         counts = {"inside": inside, "outside": outside, "instances": instances, "points": points}
@@ -167,16 +168,32 @@ def localization_loss(outputs: Outputs, targets: Targets, normalizers: LossNorma
     snippets [U], most of which lie in the background, an instance's extent hardly counts.
     """
     assert outputs.mask_logits is not None and targets.masks is not None  # without masks there is no such loss
-    logits, inside, valid = outputs.mask_logits.float(), targets.masks, _valid_pairs(targets)  # B × T × T
-    entropy = F.binary_cross_entropy_with_logits(logits, inside.float(), reduction="none") * valid
-    if config.localization_balance == "column":
-        count = (inside & valid).sum(1), (~inside & valid).sum(1)
-        means = [(entropy * part).sum(1) / n.clamp(min=1) for part, n in zip((inside, ~inside), count, strict=True)]
-        bce = _masked_mean(means[0] + means[1], targets.foreground, normalizers.foreground)
-    else:
-        bce = _masked_mean(entropy, inside, normalizers.inside) + _masked_mean(entropy, ~inside, normalizers.outside)
-    dice = _dice(logits.sigmoid() * valid, (inside & valid).float())  # B × T
-    return config.bce * bce / 2 + config.dice * _masked_mean(1 - dice, targets.foreground, normalizers.foreground)
+    logits, valid, foreground = outputs.mask_logits.float(), targets.valid, targets.foreground
+    inside, loss = targets.masks & valid.unsqueeze(2), logits.new_zeros(())  # B × T × T
+    if config.bce:
+        within, beyond = in_parts(_column_entropy, logits, inside, valid).unbind(1)  # each B × T
+        if config.localization_balance == "column":
+            count = inside.sum(1)
+            means = within / count.clamp(min=1) + beyond / (valid.sum(1, keepdim=True) - count).clamp(min=1)
+            bce = _masked_mean(means, foreground, normalizers.foreground)
+        else:
+            bce = _masked_mean(within, valid, normalizers.inside) + _masked_mean(beyond, valid, normalizers.outside)
+        loss = loss + config.bce * bce / 2
+    if config.dice:
+        dice = in_parts(_column_dice, logits, inside, valid)  # B × T
+        loss = loss + config.dice * _masked_mean(1 - dice, foreground, normalizers.foreground)
+    return loss
+
+
+def _column_entropy(logits: Tensor, inside: Tensor, valid: Tensor) -> Tensor:
+    """(B, 2, T), the sums over the valid snippets of each column's binary cross-entropy inside and outside."""
+    entropy = F.binary_cross_entropy_with_logits(logits, inside.float(), reduction="none")
+    return torch.stack([(entropy * inside).sum(1), (entropy * (valid.unsqueeze(2) & ~inside)).sum(1)], 1)
+
+
+def _column_dice(logits: Tensor, inside: Tensor, valid: Tensor) -> Tensor:
+    """(B, T), Dice of the valid snippets of each column."""
+    return _dice(logits.sigmoid() * valid.unsqueeze(2), inside)
 
 
 def foreground_loss(outputs: Outputs, targets: Targets, normalizers: LossNormalizers, config: LossConfig) -> Tensor:
@@ -269,15 +286,10 @@ def _dice(predicted: Tensor, target: Tensor) -> Tensor:
     return (2 * overlap + 1) / (predicted.sum(1) + target.sum(1) + 1)
 
 
-def _valid_pairs(targets: Targets) -> Tensor:
-    """(B, T, T), the entries of the masks whose row and column are both valid snippets."""
-    return targets.valid.unsqueeze(1) & targets.valid.unsqueeze(2)
-
-
 def _instance_weights(targets: Targets) -> Tensor:
     """(B, T), weights of the unambiguous snippets, which over an instance that overlaps no other sum to 1."""
     assert targets.masks is not None
-    return (targets.foreground & targets.unambiguous) / targets.masks.float().sum(1).clamp(min=1)
+    return (targets.foreground & targets.unambiguous) / targets.masks.sum(1).clamp(min=1)
 
 
 def _masked_mean(values: Tensor, mask: Tensor, count: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stale.config import Config
+from stale.model.localizer import in_parts
 from stale.model.stale import Outputs, Stale
 from stale.training.losses import LossNormalizers
 from stale.training.targets import Targets
@@ -37,8 +38,8 @@ def part_statistics(
         statistics["passing"] = passing.sum() / normalizers.valid.clamp(min=1)
         statistics["foreground_deviation"] = L.std(1).sum() / normalizers.videos
     if outputs.mask_logits is not None:
-        deviation = outputs.mask_logits.float().sigmoid().std(1) * targets.foreground
-        statistics["mask_deviation"] = deviation.sum() / normalizers.foreground.clamp(min=1)
+        deviation = in_parts(lambda logits: logits.float().sigmoid().std(1), outputs.mask_logits)  # B × T
+        statistics["mask_deviation"] = (deviation * targets.foreground).sum() / normalizers.foreground.clamp(min=1)
     return statistics
 
 

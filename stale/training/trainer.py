@@ -129,7 +129,7 @@ def build_optimizer(model: Stale, config: TrainConfig) -> torch.optim.Optimizer:
         {"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()
     ]
     optimizer = torch.optim.Adam if config.coupled_decay else torch.optim.AdamW
-    return optimizer(settings, fused=next(model.parameters()).is_cuda)
+    return optimizer(settings, fused=True)
 
 
 class Trainer:
@@ -385,7 +385,7 @@ class TrainStep(nn.Module):
         K, N, rank = len(prompts.tokens), distributed.world_size(), distributed.rank()
         count = math.ceil(K / N)  # of classes in a process; the last may compute some again
         share = torch.arange(rank * count, (rank + 1) * count) % K
-        self._share = Prompts(prompts.tokens[share], prompts.end[share])
+        self._share = Prompts.of(prompts.tokens[share], prompts.end[share])
         self._fixed_text: Tensor | None = None
 
     def forward(

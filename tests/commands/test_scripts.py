@@ -41,7 +41,9 @@ def test_help_imports_nothing_heavy(command: str) -> None:
     assert result.stdout.splitlines()[-1] == "set()"
 
 
-@pytest.mark.parametrize("names", ["eval data", pytest.param("step inference pipeline", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "names", ["eval data", pytest.param("step parts growth inference pipeline", marks=pytest.mark.slow)]
+)
 def test_benchmarks_write_and_print_their_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str], names: str) -> None:
     bench.main([*names.split(), "--scale", "0.01", "--device", "cpu", "--json", str(tmp_path / "out.json")])
     written, printed = json.loads((tmp_path / "out.json").read_text()), capsys.readouterr().out

@@ -12,7 +12,6 @@ from stale.errors import StaleError
 from stale.evaluation import Detections, evaluate, ground_truth
 from stale.evaluation.measures import (
     average_recall,
-    best_of_equal_segments,
     class_agnostic,
     random_whole_video,
     top1_accuracy,
@@ -85,7 +84,7 @@ def test_measures_accept_anything_and_perfect_detections_score_full(case):
     for measure in (class_agnostic, with_true_labels, with_true_segments):
         assert np.all((metrics := measure(truth, found, [0.5]).mean_ap) >= 0) and np.all(metrics <= 1 + 1e-12)
     assert 0 <= top1_accuracy(truth, found) <= 1
-    assert len(best_of_equal_segments(found)) <= len(found)
+    assert len(found.of_segments) <= len(found)
     assert len(random_whole_video(truth)) == len(truth.videos) * len(truth.classes)
     assert len(top1_whole_video(truth, found)) == len(set(found.video.tolist()) - {-1})
 

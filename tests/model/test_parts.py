@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stale.config import Config, DetectionConfig, TextConfig, load_config
+from stale.config import AdaptationConfig, Config, DetectionConfig, TextConfig, load_config
 from stale.detection.decode import Proposals, decode
 from stale.model.adaptation import CrossAdaptation
 from stale.model.localizer import MaskLocalizer
 from stale.model.stale import Outputs, Stale, build_model
+from stale.model.temporal import attend
 from stale.model.text import TextEncoder, TextTransformer
 from stale.training.losses import Criterion, LossNormalizers
 from stale.training.monitor import Monitor
@@ -135,6 +136,18 @@ def test_every_shipped_configuration_trains(
     assert list(monitor.warnings(latest, model)) == []
 
 
+def test_the_fused_optimizer_takes_the_steps_of_the_plain_one(
+    monkeypatch: pytest.MonkeyPatch, transformer: TextTransformer, class_text: Tensor
+) -> None:
+    found, adam, config = [], torch.optim.AdamW, load_config()
+    for wanted in (True, False):
+        monkeypatch.setattr(torch.optim, "AdamW", lambda groups, fused, wanted=wanted: adam(groups, fused=wanted))
+        model = model_of(config, transformer, 0)
+        first_steps(model, config, class_text, 3)
+        found.append([parameter.detach() for parameter in model.parameters()])
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-3)
+
+
 # Localizer
 
 
@@ -192,6 +205,33 @@ def test_a_masked_out_snippet_changes_no_text_and_an_empty_video_is_finite(class
     adapted = adaptation(class_text, visual, mask)
     torch.testing.assert_close(adaptation(class_text, visual[:, :20], mask[:, :20]), adapted, atol=1e-5, rtol=1e-5)
     assert adaptation(class_text, visual, 0 * mask).isfinite().all()
+
+
+@torch.no_grad()
+def test_the_adaptation_equals_the_decoder_of_every_video(class_text: Tensor) -> None:
+    """Torch's own layer, which computes all of it for every video."""
+    torch.manual_seed(0)
+    config = AdaptationConfig(residual=False, gate=False)
+    adaptation = CrossAdaptation(C, config).eval()
+    visual, mask, root = torch.randn(B, T, C), (torch.rand(B, T) > 0.5).float(), C**0.5
+    foreground, language = visual * mask.unsqueeze(2), class_text.expand(B, -1, -1)
+    expected = adaptation.decoder(language * root, foreground, memory_key_padding_mask=mask == 0) / root
+    torch.testing.assert_close(adaptation(class_text, visual, mask), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_dropout_of_values_is_for_one_query_that_of_weights() -> None:
+    """Mean, deviation and covariance over many videos; without dropout both forms of attention are equal."""
+    torch.manual_seed(0)
+    plain, videos = nn.MultiheadAttention(8, 2, dropout=0.3, batch_first=True), 40_000
+    query, memory = torch.randn(1, 1, 8).expand(videos, -1, -1), torch.randn(1, 6, 8).expand(videos, -1, -1)
+    found, expected = attend(plain, query, memory).squeeze(1), plain(query, memory, memory)[0].squeeze(1)
+    torch.testing.assert_close(found.mean(0), expected.mean(0), atol=0.02, rtol=0)
+    torch.testing.assert_close(found.T.cov(), expected.T.cov(), atol=0.02, rtol=0.05)
+    assert found.std(0).min() > 0.02
+    query, valid = torch.randn(2, 5, 8), torch.arange(6) < torch.tensor([[4], [6]])
+    expected = plain.eval()(query, memory[:2], memory[:2], key_padding_mask=~valid)[0]
+    torch.testing.assert_close(attend(plain, query, memory[:2], valid), expected, atol=1e-6, rtol=1e-5)
 
 
 # Proposals

@@ -18,7 +18,7 @@ from stale.config import TextConfig
 from stale.errors import StaleError
 from stale.model import clip
 from stale.model.clip import load_clip_module, load_text_weights
-from stale.model.text import TextEncoder, TextTransformer
+from stale.model.text import Packing, Prompts, TextEncoder, TextTransformer
 from tests.helpers import REPOSITORY, random_text_encoder_weights, tiny_text_transformer
 
 PHRASES = ["diving", "clean and jerk", "throwing a frisbee very far", "Hammer throw"]
@@ -97,19 +97,40 @@ def test_learned_prompts_equal_the_slow_padded_way(clip_model: nn.Module, num_co
     torch.testing.assert_close(encoder(encoder.tokenize(PHRASES)), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_what_all_prompts_begin_with_is_the_same_computed_once() -> None:
+def test_packed_prompts_equal_each_prompt_alone() -> None:
+    """Features and gradients, whatever share of what all prompts begin with is computed once."""
     transformer, generator = tiny_text_transformer(), torch.Generator().manual_seed(0)
     embedded = torch.randn(3, 9, transformer.width, generator=generator)
     embedded[:, :5] = embedded[0, :5]
-    end, found = torch.tensor([5, 8, 7]), []
-    for shared in range(6):
-        context = embedded.clone().requires_grad_()
-        features = transformer(torch.cat([context[:1, :5].expand(3, -1, -1), context[:, 5:]], 1), end, shared)
+    end = torch.tensor([5, 8, 7])
+
+    def run(x: Tensor, packings: list[Packing]) -> tuple[Tensor, Tensor]:
+        context = x.clone().requires_grad_()
+        parts = torch.cat([context[:1, :5].expand(3, -1, -1), context[:, 5:]], 1).split(3 // len(packings))
+        features = torch.cat([transformer(part, one) for part, one in zip(parts, packings, strict=True)])
         features.sum().backward()
-        found.append((features, context.grad))
-    for features, gradient in found[1:]:
-        torch.testing.assert_close(features, found[0][0], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(gradient, found[0][1], atol=1e-4, rtol=1e-4)
+        return features, context.grad
+
+    alone = run(embedded, [Packing.of(0, one) for one in end.split(1)])
+    assert alone[1][0, 6:].abs().max() == 0, "what follows an end token has no effect"
+    for shared in range(6):
+        packing = Packing.of(shared, end)
+        assert len(packing.rows) == (end + 1 - shared).sum()
+        for found, expected in zip(run(embedded, [packing]), alone, strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompt", ["learned", "template"])
+def test_only_what_differs_between_prompts_is_computed_for_each(prompt: str) -> None:
+    encoder = TextEncoder(tiny_text_transformer(), TextConfig(prompt=prompt))
+    prompts = encoder.tokenize(PHRASES)
+    length, after = (1, 2) if prompt == "learned" else (5, 1)  # [SOT] … . [EOT], [SOT] a video of action … [EOT]
+    assert prompts.packing.length == length
+    assert len(prompts.packing.rows) == sum(len(clip.encode(phrase)) + after for phrase in PHRASES)
+    some = torch.tensor([3, 1])  # with padding that none of them needs
+    features = encoder(Prompts.of(prompts.tokens[some], prompts.end[some]))
+    torch.testing.assert_close(features, encoder(prompts)[some], atol=1e-5, rtol=1e-5)
 
 
 # Vocabulary

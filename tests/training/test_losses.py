@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from stale.config import LossConfig, load_config
 from stale.data.dataset import IGNORED, PADDING
 from stale.errors import StaleError
+from stale.model import localizer
+from stale.model.localizer import PairScore
 from stale.model.stale import Outputs, build_model
 from stale.training import losses
 from stale.training.losses import Criterion, LossNormalizers
@@ -138,6 +140,22 @@ def test_localization_is_balanced_entropy_and_dice_of_columns(outputs: Outputs, 
         entropy = mean(columns) if balance == "column" else mean(inside) + mean(outside)
         loss = loss_of("localization", outputs, targets, bce=bce, dice=dice, localization_balance=balance)
         assert loss.item() == pytest.approx(bce * entropy / 2 + dice * mean(dices), rel=1e-5)
+
+
+@pytest.mark.parametrize("balance", ["column", "all"])
+def test_masks_in_parts_have_the_same_loss_and_gradient(
+    monkeypatch: pytest.MonkeyPatch, outputs: Outputs, targets: Targets, balance: str
+) -> None:
+    """As many videos at once as fit: all, two, one."""
+    torch.manual_seed(0)
+    score, embedding, found = PairScore(), torch.randn(B, 4, T, requires_grad=True), []
+    for most in (B * T**2, 2 * T**2, 1):
+        monkeypatch.setattr(localizer, "_MOST_PAIRS", most)
+        masks = replace(outputs, mask_logits=score(embedding, outputs.foreground_logits.detach()))
+        loss = loss_of("localization", masks, targets, localization_balance=balance)
+        found.append([loss, *torch.autograd.grad(loss, [embedding, *score.parameters()])])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("form", ["dice", "bce", "dice_bce"])
