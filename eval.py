@@ -46,6 +46,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--report", metavar="DIR", help="write DIR/index.html, a page of results, errors and videos")
     parser.add_argument("--video-scores", metavar="FILE", help="apply external video-level classes (opt-in)")
     parser.add_argument(ALLOW_UNSEEN, action="store_true", help="let FILE hold classes beyond those under test")
+    parser.add_argument("--top", type=int, default=1, metavar="K", help="labels of a video by FILE; default 1")
+    parser.add_argument("--decay", type=float, default=1.0, metavar="D", help="each further label's score × D more")
     parser.add_argument(
         "--ground-truth",
         choices=("all", "predicted-videos"),
@@ -66,8 +68,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
             parser.error(f"--{name.replace('_', '-')} does not go with --{source_name}")
     if options.predictions and not options.annotations:
         parser.error("--predictions needs --annotations")
-    if options.allow_unseen_supervision and not options.video_scores:
-        parser.error(f"{ALLOW_UNSEEN} goes with --video-scores")
+    extra = options.allow_unseen_supervision or (options.top, options.decay) != (1, 1)
+    if extra and not options.video_scores:
+        parser.error(f"{ALLOW_UNSEEN}, --top and --decay go with --video-scores")
+    if options.top < 1 or not 0 <= options.decay <= 1:
+        parser.error("--top is at least 1, --decay from 0 to 1")
     options.vocabulary = options.vocabulary or "unseen"
     return options
 
@@ -154,7 +159,8 @@ def run_assessment(
         print("note: not all durations are annotated; the end of a video's last instance is used for its end")
     scores = None
     if options.video_scores:
-        scores = read_video_scores(options.video_scores, subject.truth(), options.allow_unseen_supervision)
+        ranks = {"top": options.top, "decay": options.decay}
+        scores = read_video_scores(options.video_scores, subject.truth(), options.allow_unseen_supervision, **ranks)
     assessment = assess(subject, results, protocol, video_scores=scores, **known)
     problems = assessment.metrics["problems"]
     if options.strict and problems:

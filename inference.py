@@ -4,6 +4,8 @@
     python inference.py --run runs/thumos14_3 --vocabulary seen     # the seen classes: detections_seen.json
     torchrun --nproc_per_node=4 inference.py --run runs/anet_0      # on four GPUs, the same file
 
+    python inference.py --run runs/anet_0 --test-config configs/thumos14.yaml  # on another data set
+
     python inference.py --run runs/thumos14_3 --video clip.mp4 --classes "high jump" "tennis swing"
     python inference.py --run runs/thumos14_3 --video clips/ --classes-file classes.txt --csv out.csv --vtt subtitles/
     python inference.py --run runs/thumos14_3 --features clip.npy --fps 5 --classes "high jump" --picture clip.png
@@ -25,7 +27,8 @@ from pathlib import Path
 
 from stale.errors import StaleError, printable, run_command
 
-OWN = ("classes", "classes_file", "template", "fps", "image_weights", "output", "csv", "vtt", "srt", "picture")
+OWN = ("classes", "classes_file", "template", "fps", "duration", "image_weights")
+OWN += ("output", "csv", "vtt", "srt", "picture")
 PICTURES = (".png", ".pdf", ".svg")
 
 
@@ -51,7 +54,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         choices=("masks", "localizer", "labels", "proposals"),
         help="ground truth in place of L, M, the video's classes or all proposals: writes detections_oracle_….json",
     )
+    parser.add_argument(
+        "--test-config", nargs="+", type=Path, default=[], metavar="FILE", help="another data set: classes not seen"
+    )
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N; default: the device of the training")
+    parser.add_argument(
+        "--classes-embeddings", metavar="FILE", help="of embed_classes.py, in place of the run's; without --classes all"
+    )
     own = parser.add_argument_group("your own videos")
     source = own.add_mutually_exclusive_group()
     source.add_argument("--video", nargs="+", type=Path, metavar="FILE|FOLDER", help="videos")
@@ -63,6 +72,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--template", nargs="+", type=utf8, metavar="TEXT", help='e.g. "a video of {}"; default: the run\'s'
     )
     own.add_argument("--fps", type=float, help="of --video: snippets a second, default 5; of --features: their rate")
+    own.add_argument("--duration", type=float, metavar="SECONDS", help="of the video of one file of --features")
     own.add_argument("--image-weights", metavar="NAME|FILE", help="image encoder; default that of the run's CLIP")
     own.add_argument("--output", type=Path, metavar="FILE.json", help="default NAME.detections.json")
     own.add_argument("--csv", type=Path, metavar="FILE")
@@ -80,8 +90,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--vocabulary is of the run's test videos; name your own classes with --classes": sources
         and options.vocabulary,
         "--oracle needs ground truth: it is for the run's test videos": sources and options.oracle,
-        "name the classes with --classes or --classes-file": sources and not (options.classes or options.classes_file),
+        "name the classes with --classes or --classes-file": sources
+        and not (options.classes or options.classes_file or options.classes_embeddings),
         "--image-weights goes with --video": options.features and options.image_weights,
+        "--duration is above 0, of one file of --features, in place of --fps": options.duration is not None
+        and (len(options.features or ()) != 1 or options.fps is not None or not options.duration > 0),
+        "--test-config is a data set, without --vocabulary and own videos": options.test_config
+        and (sources or options.vocabulary),
         "--top must be at least 1": options.top < 1,
     }
     for message, wrong in problems.items():
@@ -101,7 +116,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with process_group():
         if not (options.video or options.features):
             vocabulary = options.vocabulary or "unseen"
-            infer(RunFolder(options.run), options.checkpoint, vocabulary, options.device, oracle=options.oracle)
+            infer(
+                RunFolder(options.run),
+                options.checkpoint,
+                vocabulary,
+                options.device,
+                oracle=options.oracle,
+                embeddings=options.classes_embeddings,
+                test_config=options.test_config,
+            )
         elif world_size() > 1:
             raise StaleError("--video and --features are the work of one process: start it without torchrun")
         else:
@@ -112,20 +135,23 @@ def detect_own_videos(options: argparse.Namespace) -> None:
     """Detect in ``--video`` or ``--features``, write the files and name what is broken."""
     from stale.api import load
     from stale.data.classes import parse_classes, read_classes
+    from stale.data.features import SUFFIXES
     from stale.detection.writers import OutputFiles, write_detections
     from stale.video.frames import find_videos
 
-    classes = read_classes(options.classes_file) if options.classes_file else parse_classes(options.classes)
+    classes = parse_classes(options.classes) if options.classes else []
+    if options.classes_file:
+        classes = read_classes(options.classes_file)
     detector = load(options.run, options.checkpoint, options.device)
-    templates = options.template or ()
+    text = {"templates": options.template or (), "embeddings": options.classes_embeddings}
     if options.video:
         videos = find_videos(options.video)
         fps, weights = 5.0 if options.fps is None else options.fps, options.image_weights
-        found = detector.detect_videos(videos, classes, fps, templates, image_weights=weights)
+        found = detector.detect_videos(videos, classes, fps, image_weights=weights, **text)
         single = len(videos) == 1
     else:
-        found = detector.detect_stored(options.features, classes, options.fps, templates)
-        single = len(options.features) == 1 and options.features[0].suffix == ".npy"
+        found = detector.detect_stored(options.features, classes, options.fps, options.duration, **text)
+        single = len(options.features) == 1 and options.features[0].suffix in SUFFIXES
     if options.picture is not None and single and options.picture.suffix not in PICTURES:
         raise StaleError(f"--picture {options.picture}: end the name in {', '.join(PICTURES)}")
     files = OutputFiles(
@@ -142,7 +168,8 @@ def detect_own_videos(options: argparse.Namespace) -> None:
         "run": printable(str(options.run)),
         "checkpoint": printable(options.checkpoint),
         "classes": {item.label: item.phrases for item in classes},
-        "templates": list(templates),
+        "templates": list(options.template or ()),
+        "class_embeddings": options.classes_embeddings,
     }
     results, broken = write_detections(found, files, made_by)
     if results:

@@ -315,8 +315,8 @@ def growth_step(classes: int, snippets: int, batch: int, width: int, layers: int
 
 def random_transformer(width: int, layers: int) -> Any:
     """A text transformer with random weights."""
-    from stale.data.synthetic import random_text_weights
     from stale.model.text import TextTransformer
+    from synthetic_data import random_text_weights
 
     weights = random_text_weights(0, width, layers)
     weights.pop("logit_scale", None)
@@ -343,8 +343,8 @@ def bench_inference(bench: Bench) -> Iterator[Row]:
 def bench_pipeline(bench: Bench) -> Iterator[Row]:
     """One epoch on the demo's data, detection and evaluation, with loading and writing."""
     from stale.config import load_config
-    from stale.data.synthetic import write_synthetic
     from stale.training.trainer import train
+    from synthetic_data import write_synthetic
 
     counts = {"training_videos": bench.count(16, 2), "validation_videos": bench.count(8, 2)}
     videos = write_synthetic(bench.folder, **counts)
@@ -364,9 +364,9 @@ def train_random(bench: Bench) -> tuple[Any, int, str]:
     import torch
 
     from stale.config import load_config
-    from stale.data.synthetic import random_text_weights
     from stale.io import write_json
     from stale.training.trainer import train
+    from synthetic_data import random_text_weights
 
     snippets, width, layers = bench.count(100, 16), 64 * bench.count(8, 1), bench.count(12, 2)
     batch, names, rng = bench.count(100, 4), class_names(bench.count(200, 8)), np.random.default_rng(0)
@@ -390,7 +390,7 @@ def train_random(bench: Bench) -> tuple[Any, int, str]:
 
 def class_names(count: int) -> list[str]:
     """Combine the verbs and objects of the demo's classes."""
-    from stale.data.synthetic import CLASSES
+    from synthetic_data import CLASSES
 
     verbs, objects = zip(*(name.split(maxsplit=1) for name in CLASSES), strict=True)
     return [f"{verb} {thing}" for verb, thing in product(verbs, dict.fromkeys(objects))][:count]

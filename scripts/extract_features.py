@@ -3,11 +3,14 @@
     python scripts/extract_features.py videos/ --weights ViT-B/16 --output features/          # .npy, 5 a second
     python scripts/extract_features.py a.mp4 b.mkv --weights ViT-L-14.pt --fps 2 --output features/
     python scripts/extract_features.py videos/ --weights ViT-B/16 --stride 8 --snippet-length 16 --output features/
+    python scripts/extract_features.py videos/ --library open_clip --weights ViT-B-16-SigLIP2 --pretrained webli \\
+        --output features/                           # SigLIP, CoCa, EVA and others, with their own preprocessing
 
 Videos are files, or folders searched recursively; a video's id is its file's name without the suffix. The folder gets
 VIDEO.npy (snippets x width, half precision) and VIDEO.json, which records fps, duration, backbone and the SHA-256 of
-the image encoder's weights; scripts/pack_features.py packs them. openai-clip downloads ViT-B/16, ViT-B/32 and ViT-L/14
-with their checksum (needs torchvision); a file is OpenAI's archive or a state dict.
+the image encoder's weights; scripts/pack_features.py packs them. OpenAI's models are downloaded by name and verified; a
+file is OpenAI's archive, or a state dict under OpenAI's, open_clip's or Hugging Face's names (also .safetensors). Class
+embeddings of the same model are made by scripts/embed_classes.py.
 
 Finished videos are skipped, so an interrupted run is resumed by repeating it. Broken videos are named at the end with
 their reason and make the exit code 1; the others are done.
@@ -20,6 +23,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from stale.errors import run_command
 
@@ -28,7 +32,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO|FOLDER")
-    parser.add_argument("--weights", required=True, metavar="NAME|FILE", help="ViT-B/16, ViT-B/32, ViT-L/14, or a file")
+    parser.add_argument("--weights", required=True, metavar="NAME|FILE", help="model, or a file of CLIP weights")
+    parser.add_argument("--library", choices=("clip", "open_clip"), default="clip", help="that has the model")
+    parser.add_argument("--pretrained", default="", metavar="TAG|FILE", help="weights of open_clip's model")
+    parser.add_argument(
+        "--activation",
+        choices=("auto", "quick_gelu", "gelu"),
+        default="auto",
+        help="of --library clip; default that of OpenAI's models",
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER")
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("--fps", type=float, default=5.0, help="snippets a second, one frame each; default 5")
@@ -42,6 +54,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     options = parser.parse_args(arguments)
     if min(options.batch_size, options.workers) < 1:
         parser.error("--batch-size and --workers must be at least 1")
+    if options.pretrained and options.library == "clip":
+        parser.error("--pretrained goes with --library open_clip")
     return options
 
 
@@ -56,7 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     sampling = Sampling(options.fps, options.stride, options.snippet_length)
     videos = find_videos(options.videos)
-    encoder = ImageEncoder.load(options.weights, choose_device(options.device, "--device"))
+    device = choose_device(options.device, "--device")
+    if options.library == "open_clip":
+        encoder: Any = OpenClipEncoder(options.weights, options.pretrained, device)
+    else:
+        encoder = ImageEncoder.load(options.weights, device, options.activation)
     report = extract_features(
         videos, options.output, encoder, sampling, batch_size=options.batch_size, workers=options.workers
     )
@@ -66,6 +84,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"broken: {reason}", file=sys.stderr)
     if report.broken:
         raise SystemExit(1)
+
+
+class OpenClipEncoder:
+    """An image encoder of open_clip with its own preprocessing, as :class:`stale.video.image_encoder.ImageEncoder`."""
+
+    def __init__(self, model: str, pretrained: str, device: Any) -> None:
+        """Load ``model`` with the weights ``pretrained``, a tag of open_clip or a file; "" leaves them random."""
+        import numpy as np
+
+        from stale.data.features import Backbone
+        from stale.video.image_encoder import digest, load_open_clip
+
+        network, preprocess = load_open_clip(model, pretrained)
+        # Its last steps are ToTensor and Normalize: those before them give an image.
+        self._steps, self._normalize = preprocess.transforms[:-2], preprocess.transforms[-1]
+        self.device, self._model = device, network.to(device).eval()
+        self.resolution = self.crop(np.zeros((8, 8, 3), np.uint8)).shape[0]
+        self.width = self.encode(np.zeros((1, self.resolution, self.resolution, 3), np.uint8)).shape[1]
+        name = f"open_clip {model}" + (f" {Path(pretrained).name}" if pretrained else "")
+        self.backbone = Backbone(name, digest(network.visual.state_dict()))
+
+    def crop(self, image: Any) -> Any:
+        """The part of an RGB image (H, W, 3) uint8 that is encoded: (R, R, 3) uint8."""
+        import numpy as np
+        from PIL import Image
+
+        picture = Image.fromarray(np.ascontiguousarray(image))
+        for step in self._steps:
+            picture = step(picture)
+        return np.asarray(picture)
+
+    def encode(self, images: Any) -> Any:
+        """Encode images (B, R, R, 3) uint8, already cropped, as features (B, C) float32, not normalised."""
+        import torch
+
+        with torch.inference_mode():
+            pixels = torch.tensor(images, device=self.device).permute(0, 3, 1, 2).float() / 255
+            return self._model.encode_image(self._normalize(pixels)).float().cpu().numpy()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python scripts/make_demo_data.py --profile short         # short videos of many classes, into data/demo_short
     python scripts/make_demo_data.py --output FOLDER --seed 7
 
-The same seed gives the same files, byte for byte on one machine. What they are made of: stale/data/synthetic.py.
+The same seed gives the same files, byte for byte on one machine. What they are made of: scripts/synthetic_data.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
-    from stale.data.synthetic import CLASSES, write_synthetic  # after parsing: --help answers at once
+    from synthetic_data import CLASSES, write_synthetic  # after parsing: --help answers at once
 
     output = options.output or Path("data/demo" if options.profile == "long" else "data/demo_short")
     videos = write_synthetic(output, options.seed, profile=options.profile)

@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     published = report.read_published(ROOT / "configs" / "published.csv")
     lines = report.make_lines(table, cells, dataset, published)
     known = report.read_expected(expected) if expected.is_file() else {"rows": {}}
-    text = report.to_markdown(table, lines, dataset, known.get("removed"))
+    text = report.to_markdown(table, lines, dataset)
     target = options.output / f"{table.name}.md"
     print(f"\n{text}")
     if options.check or (target.exists() and not any(line.runs for line in lines)):

@@ -6,7 +6,7 @@
 Writes a packed folder with 100 snippets a video (--snippets), or so many a second (--rate), in the joint space of the
 text encoder, of all videos with a segment. Results on it show how long a run takes and whether it works, nothing about
 the data set: the folder says that it is simulated, and its name must say so too. What the features are made of:
-stale/data/synthetic.py.
+scripts/synthetic_data.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--annotations", required=True, metavar="FILE")
-    parser.add_argument("--text-weights", required=True, metavar="FILE", help="or a CLIP model such as ViT-B/16")
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument("--text-weights", metavar="FILE", help="or a CLIP model such as ViT-B/16")
+    text.add_argument("--text-embeddings", metavar="FILE", help="class embeddings of scripts/embed_classes.py instead")
     parser.add_argument("--output", metavar="FOLDER", help="default: features_simulated beside the annotations")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--snippets", type=int, default=100, metavar="T", help="of every video; default 100")
@@ -31,11 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.snippets < 1 or (options.rate is not None and not options.rate > 0):
         parser.error("--snippets and --rate must be above 0")
 
-    from stale.data.synthetic import simulate  # after parsing: --help answers at once
+    from synthetic_data import simulate  # after parsing: --help answers at once
 
     output = options.output or Path(options.annotations).with_name("features_simulated")
     length_of = {"rate": options.rate} if options.rate else {"num_snippets": options.snippets}
-    simulate(options.annotations, options.text_weights, output, **length_of)
+    text = options.text_embeddings or options.text_weights
+    simulate(options.annotations, text, output, embeddings=text == options.text_embeddings, **length_of)
     print(f"{output}: SIMULATED features")
 
 

@@ -22,7 +22,9 @@ from stale.config import Config, load_config
 from stale.data.annotations import Video, match_video_id
 from stale.data.classes import NamedClass, parse_classes, warn_of_same_text
 from stale.data.dataset import load_sampled, native_length, rescale
+from stale.data.embeddings import EmbeddingTable, read_embeddings
 from stale.data.features import (
+    SUFFIXES,
     Backbone,
     check_features,
     load_npy,
@@ -45,13 +47,18 @@ from stale.detection.run import ClassFeatures, VideoDetections, class_features, 
 from stale.device import choose_device, out_of_memory_hint
 from stale.errors import StaleError
 from stale.model.stale import Stale, restore_model
+from stale.model.text import FileEmbeddings
 from stale.run_folder import BASELINES, RunFolder, log_into, start_logging
 from stale.video.extract import Sampling, VideoFeatures, check_rate, encode_videos
 from stale.video.image_encoder import ImageEncoder
 
+# Settings of the data that stay a run's own on another data set.
+_OF_THE_MODEL = ("setting", "split", "fold", "sampling", "num_snippets", "rate", "max_snippets")
+
 CHOSEN_ON = "mAP of held-out training videos, seen classes"
 CHOSEN_ON_UNSEEN = "LOSS ON THE UNSEEN TEST CLASSES (as the released code; not zero-shot)"
 
+Embeddings = str | Path | Mapping[str, Any] | EmbeddingTable
 Classes = Sequence[str] | Mapping[str, Sequence[str]] | Sequence[NamedClass]
 DetectionsOrErrors = Iterator[tuple[str, VideoDetections | StaleError]]
 
@@ -91,8 +98,9 @@ class Detector:
         self,
         features: np.ndarray | Tensor,
         fps: float,
-        classes: Classes,
+        classes: Classes = (),
         templates: Sequence[str] = (),
+        embeddings: Embeddings | None = None,
         name: str = "video",
     ) -> VideoDetections:
         """Detect ``classes`` in one video's features.
@@ -102,6 +110,8 @@ class Detector:
             classes: any names; ``"name | another phrase"`` or name → phrases describes a class by several phrases,
                 whose text features are averaged.
             templates: texts with ``{}`` for the phrase, averaged as well; default: the run's own prompt.
+            embeddings: of the classes, in place of the run's text encoder: a file (see :mod:`stale.data.embeddings`),
+                or name → vector or vectors. Without ``classes`` all of its classes are detected.
         """
         array = features.detach().cpu().numpy() if isinstance(features, Tensor) else np.asarray(features)
         array = check_features(array, f"features of '{name}'")
@@ -110,7 +120,7 @@ class Detector:
         video, data = Video(name, "", len(array) / fps, ()), self.config.data
         count = self.config.tested_snippets or native_length(len(array), video.duration, data.rate)
         snippets = rescale(torch.from_numpy(array), count)
-        return self._detect_one(video, snippets, self.class_features(classes, templates))
+        return self._detect_one(video, snippets, self.class_features(classes, templates, embeddings))
 
     def detect_video(self, path: str | Path, classes: Classes, **options: Any) -> VideoDetections:
         """Detect ``classes`` in a video file; ``options`` are those of :meth:`detect_videos`."""
@@ -124,34 +134,45 @@ class Detector:
         paths: Sequence[Path],
         classes: Classes,
         fps: float = 5.0,
-        templates: Sequence[str] = (),
         image_weights: str | Path | None = None,
+        **text: Any,
     ) -> DetectionsOrErrors:
-        """(id, detections) of each video file, decoded ahead in the background; of a broken one the error."""
+        """(id, detections) of each video file, decoded ahead in the background; of a broken one the error.
+
+        ``text`` is ``templates`` and ``embeddings`` of :meth:`detect`.
+        """
         encoder, sampling = self.load_encoder(image_weights), Sampling(fps)
-        self.class_features(classes, templates)  # a bad vocabulary stops before anything is decoded
+        self.class_features(classes, **text)  # a bad vocabulary stops before anything is decoded
         for path, result in encode_videos(paths, encoder, sampling, thumbnails=10):
             if isinstance(result, VideoFeatures):
-                found = self.detect(result.features, result.fps, classes, templates, name=path.stem)
+                found = self.detect(result.features, result.fps, classes, name=path.stem, **text)
                 yield path.stem, replace(found, thumbnails=result.thumbnails)
             else:
                 yield path.stem, result
 
     def detect_stored(
-        self, sources: Sequence[Path], classes: Classes, fps: float | None = None, templates: Sequence[str] = ()
+        self,
+        sources: Sequence[Path],
+        classes: Classes,
+        fps: float | None = None,
+        duration: float | None = None,
+        **text: Any,
     ) -> DetectionsOrErrors:
-        """(id, detections or the error) of each video's features; ``fps`` is the rate where none is recorded."""
-        self.class_features(classes, templates)
+        """(id, detections or the error) of each video's features.
+
+        ``fps`` is their rate, or ``duration`` that of the videos in seconds, in place of what is recorded.
+        """
+        self.class_features(classes, **text)
         stored = [(source, *entry) for source in sources for entry in _stored(source)]  # all exist, or none is begun
         for source, video_id, load_array in stored:
             try:
                 array, recorded = load_array()
                 where = f"features of '{video_id}' in {source}"
                 require_same_backbone(self.backbone, Backbone.of(recorded), f"the {where}")
-                rate = recorded_rate(recorded, where, fps)
+                rate = recorded_rate(recorded, where, len(array) / duration if duration else fps)
                 if rate is None:
-                    raise StaleError(f"features {source} record no rate: say how many a second with --fps")
-                yield video_id, self.detect(array, rate, classes, templates, name=video_id)
+                    raise StaleError(f"features {source} record no rate: say it with --fps, or --duration in seconds")
+                yield video_id, self.detect(array, rate, classes, name=video_id, **text)
             except StaleError as error:
                 yield video_id, error
 
@@ -169,9 +190,13 @@ class Detector:
         features = load_sampled([video], store, data, self.config.tested_snippets)
         return self._detect_one(video, features[0], classes)
 
-    def test_data(self, vocabulary: str) -> TestData:
-        """The run's test videos of a vocabulary; a StaleError if their features are not those of the training."""
-        test, features = load_test_data(self.config, vocabulary), f"features {_source(self.config)}"
+    def test_data(self, vocabulary: str, other: Config | None = None) -> TestData:
+        """The run's test videos of a vocabulary, or those of ``other``, another data set.
+
+        It is a StaleError if their features are not those of the training.
+        """
+        test = load_test_data(other or self.config, vocabulary, self.config.data if other else None)
+        features = f"features {_source(other or self.config)}"
         require_same_backbone(self.backbone, test.store.backbone(), features)
         require_same_width(self.feature_width, test.store.width, features, "use those")
         return test
@@ -183,7 +208,7 @@ class Detector:
         """
         source = image_weights or self.config.model.text.weights
         try:
-            encoder = ImageEncoder.load(source, self.model.background.device)
+            encoder = ImageEncoder.load(source, self.model.background.device, self.config.model.text.activation)
         except StaleError as error:
             hint = "" if image_weights else "; name the image encoder of the run's features with --image-weights"
             raise StaleError(f"{error}{hint}") from None
@@ -191,13 +216,17 @@ class Detector:
         require_same_width(self.feature_width, encoder.width, f"features by {source}")
         return encoder
 
-    def class_features(self, classes: Classes, templates: Sequence[str] = ()) -> ClassFeatures:
+    def class_features(
+        self, classes: Classes, templates: Sequence[str] = (), embeddings: Embeddings | None = None
+    ) -> ClassFeatures:
         """Labels and text features (K, C) of any class names; those of the last vocabulary are kept."""
-        named = parse_classes(classes)
-        key = (tuple(named), tuple(templates))
+        if isinstance(embeddings, Mapping):
+            embeddings = EmbeddingTable.of(embeddings)
+        key = (tuple(parse_classes(classes)) if classes or embeddings is None else (), tuple(templates), embeddings)
         if self._vocabulary is None or self._vocabulary[0] != key:
-            warn_of_same_text(named)
-            self._vocabulary = key, class_features(self.model, named, templates)
+            table = read_embeddings(embeddings) if isinstance(embeddings, (str, Path)) else embeddings
+            warn_of_same_text(key[0])
+            self._vocabulary = key, class_features(self.model, key[0], templates, table)
         return self._vocabulary[1]
 
     def _detect_one(self, video: Video, features: Tensor, classes: ClassFeatures) -> VideoDetections:
@@ -214,11 +243,15 @@ def infer(
     vocabulary: str = "unseen",
     device: str | None = None,
     oracle: Sequence[str] = (),
+    embeddings: str | Path | None = None,
+    test_config: Sequence[Path] = (),
 ) -> None:
     """Detect in a run's test videos, and write the results files of the model and of the training-free baselines.
 
     ``vocabulary`` is ``unseen``, ``seen`` or ``all`` classes. With ``oracle`` (as ``detection.oracle``) ground truth
-    takes a prediction's place; the file has a name of its own, and no baselines are written.
+    takes a prediction's place; the file has a name of its own, and no baselines are written. ``embeddings`` is a file
+    of those of the classes, as in :meth:`Detector.detect`. ``test_config`` are configuration files of another data set:
+    its classes that the run has not seen are detected there, into files that its name is part of.
     """
     kept = start_logging()
     detector = load(run.path, checkpoint, device)
@@ -227,27 +260,37 @@ def infer(
     config, model = detector.config, detector.model
     if oracle:
         config = load_config([run.config], [f"detection.oracle=[{', '.join(oracle)}]"])
-    test, data = detector.test_data(vocabulary), config.data
+    other: Config | None = None
+    if test_config:
+        given = load_config(test_config)
+        own = {name: getattr(config.data, name) for name in _OF_THE_MODEL}
+        config = other = config.model_copy(update={"data": given.data.model_copy(update=own)})
+        embeddings = embeddings or given.model.text.embeddings or None
+    if embeddings is not None:
+        model.text = FileEmbeddings.replacing(model.text, read_embeddings(embeddings))
+    test, data = detector.test_data(vocabulary, other), config.data
     _compare_with_training(run, test)
+    name = data.dataset if other else vocabulary
     protocol = {
         "dataset": data.dataset,
         "setting": data.setting,
         "split": data.number,
         "split_source": test.split.source,
-        "subset": data.tested_subset,
+        "subset": data.test_subset if other else data.tested_subset,
         "vocabulary": vocabulary,
         "classes": test.classes,
         "unseen_classes": list(test.split.unseen),
         "annotations": data.annotations,
         "features": _source(config),
+        "class_embeddings": str(embeddings or config.model.text.embeddings),
         "checkpoint": checkpoint,
         "checkpoint_chosen_on": detector.chosen_on,
         "oracle": describe_oracle(config),
         "skipped_videos": test.skipped,
     }
-    files = {"model": run.detections(vocabulary, oracle)}
+    files = {"model": run.detections(name, oracle)}
     if not oracle and test.store.width - localizer_width(test.store, data) == model.text.output_width:
-        files |= {name: run.baselines(name, vocabulary) for name in BASELINES}
+        files |= {row: run.baselines(row, name) for row in BASELINES}
     elif not oracle:
         _log.warning("training-free baselines left out: the features do not lie in the text encoder's space")
     write_test_detections(model, config, test, files=files, protocol=protocol)
@@ -273,7 +316,7 @@ def _source(config: Config) -> str:
 
 def _stored(source: Path) -> Iterator[tuple[str, Any]]:
     """(id, function that loads the array and its record) of each video in a source of features."""
-    if source.suffix == ".npy" and not source.is_dir():
+    if source.suffix in SUFFIXES and not source.is_dir():
         if not source.exists():
             raise StaleError(f"features not found: {source}")
         yield source.stem, lambda: (load_npy(source), read_sidecar(source))

@@ -77,6 +77,11 @@ class DataConfig(Section):
     cv_setting: Literal["50_50", "75_25"] = Field("50_50", description="setting whose seen classes seen_cv divides")
     folds: int = Field(3, ge=2, le=_MOST, description="folds of seen_cv")
     fold: int = Field(0, ge=0, le=_MOST, description="fold of seen_cv whose classes are pseudo-unseen")
+    id_pattern: str = Field("{id}", description="names of features around a video's id, such as {id}_clip")
+    stride: int = Field(1, ge=1, le=_MOST, description="frames between features that others extracted in windows")
+    window: int | None = Field(
+        None, ge=1, le=_MOST, description="frames of such a window, the first at the start; null: stride"
+    )
     localizer_features: str | None = Field(
         None, description="folder or file of further features, of any rate and width, for the point head alone"
     )
@@ -121,6 +126,13 @@ class TextConfig(Section):
     """Language embedding."""
 
     weights: str = Field("", description="file of CLIP weights, or the name of an OpenAI model such as ViT-B/16")
+    activation: Literal["auto", "quick_gelu", "gelu"] = Field(
+        "auto", description="of weights; auto: OpenAI's quick_gelu; open_clip's weights mostly need gelu"
+    )
+    embeddings: str = Field(
+        "", description="file of class embeddings of any model, in place of weights; prompt: template, encoder: frozen"
+    )
+    adapter: Literal["none", "linear"] = Field("none", description="learned residual of embeddings, 0 at the start")
     encoder: Literal["finetune", "frozen", "none"] = Field(
         "finetune", description="none: a learned embedding for each seen class, which cannot name others; finetune [P]"
     )
@@ -128,6 +140,13 @@ class TextConfig(Section):
     context_tokens: Size = Field(16, description="N learned tokens; not published, 16 is CoOp's")
     context_init: str | None = Field(None, description="words that initialize the context tokens, in place of N (CoOp)")
     template: str = Field("a video of action {}", description="text around the class name [C]")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_encoder(cls, values: Any) -> Any:
+        """Class embeddings from a file leave nothing to train, unless a setting asks for it."""
+        given = isinstance(values, dict) and values.get("embeddings")
+        return {"prompt": "template", "encoder": "frozen", **values} if given else values
 
 
 class TemporalConfig(Section):
@@ -362,6 +381,8 @@ class Config(Section):
         """Name all settings that exclude each other."""
         problems = []
         model = self.model
+        if self.data.id_pattern.count("{id}") != 1:
+            problems.append(f"data.id_pattern '{self.data.id_pattern}' must hold {{id}} once")
         if "{}" not in model.text.template:
             problems.append(f"model.text.template '{model.text.template}' has no {{}} for the class name")
         if model.localizer.kernel_size % 2 == 0:
@@ -386,8 +407,15 @@ class Config(Section):
             )
         if "proposals" in detection.oracle and {"masks", "localizer"} & {*detection.oracle}:
             problems.append("detection.oracle=proposals replaces what masks and localizer are for; leave one out")
-        if model.text.encoder == "none" and model.text.context_init:
-            problems.append("model.text.encoder=none has no prompt; leave out model.text.context_init")
+        if model.text.context_init and (model.text.encoder == "none" or model.text.embeddings):
+            problems.append("model.text.context_init is for a prompt, which there is not; set it null")
+        if model.text.embeddings and (model.text.prompt, model.text.encoder) != ("template", "frozen"):
+            problems.append(
+                "model.text.embeddings have no text encoder that could be fine-tuned or take learned prompts; set "
+                "model.text.prompt=template and model.text.encoder=frozen, and model.text.adapter=linear to learn"
+            )
+        if model.text.adapter != "none" and not model.text.embeddings:
+            problems.append("model.text.adapter is for model.text.embeddings; set it none")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -484,12 +512,15 @@ def differing_keys(first: Config, second: Config) -> list[str]:
 
 def missing_files(config: Config) -> list[tuple[str, str]]:
     """The setting and the path of every input that does not exist; the path is empty where nothing is set."""
-    data, weights = config.data, config.model.text.weights
+    data, text = config.data, config.model.text
     features = [data.features] if isinstance(data.features, str) else data.features or [""]
     needed = [("data.annotations", data.annotations), *(("data.features", path) for path in features)]
     optional = {"data.localizer_features": data.localizer_features, "data.splits": data.splits}
     needed += [(key, path) for key, path in optional.items() if path]
-    needed += [] if MODEL_NAME.match(weights) else [("model.text.weights", weights)]
+    if text.embeddings:
+        needed.append(("model.text.embeddings", text.embeddings))
+    elif not MODEL_NAME.match(text.weights):
+        needed.append(("model.text.weights", text.weights))
     return [(key, path) for key, path in needed if not path or not Path(path).exists()]
 
 

@@ -1,6 +1,6 @@
 """Snippet features from disk, in forms that all give the same: (snippets, D) of a video, float16 or float32.
 
-* a folder of ``<video>.npy``, with an optional record ``<video>.json`` beside each;
+* a folder of ``<video>.npy`` (or ``.npz``, ``.pt``) at any depth, with an optional record ``<video>.json`` beside each;
 * an HDF5 file with one dataset a video, and the record in its attributes;
 * a packed folder: ``features.npy``, the snippets of all videos one after the other, and ``index.json``
   (:mod:`stale.data.pack` writes it).
@@ -10,10 +10,12 @@ Several sources of the same videos can stand side by side, concatenated along D.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ import numpy as np
 
 from stale.data.annotations import MAX_SECONDS, Video, match_video_id
 from stale.errors import StaleError, name_some
-from stale.io import HARMLESS, MAX_RATIO, clean_name, read_json
+from stale.io import HARMLESS, MAX_RATIO, clean_name, read_json, refuse_zip_bomb
+
+_note = cache(logging.getLogger(__name__).warning)
 
 # The record of a video's features: snippets a second, seconds, and how the snippets were made.
 ATTRIBUTES = ("fps", "duration", "backbone", "weights_sha256", "sampling")
@@ -38,6 +42,8 @@ WIDTHS = (384, 400, 500, 512, 640, 768, 1024, 1280, 1536, 2048, 4096)  # of usua
 
 # A header can claim any size: more bytes than an hour of frames, 4096 wide, are refused for one video.
 MAX_BYTES = 4 << 30
+
+SUFFIXES = (".npy", ".npz", ".pt")  # of a file with the features of one video
 
 _EXPONENT = {2: (np.uint16, 0x7C00), 4: (np.uint32, 0x7F800000)}  # item size → the bits that NaN and infinity have set
 
@@ -71,10 +77,11 @@ def require_same_width(trained: int, given: int, where: str, fix: str = "use the
 
 def require_same_backbone(trained: Backbone, given: Backbone, where: str) -> None:
     """Raise a StaleError if features (``where``) are known to come from another image encoder than a run's."""
-    for name, value in trained.as_dict().items():
-        if given.as_dict().get(name, value) != value:
-            reason = f"{where} come from {given}, but the run was trained on features of {trained}"
-            raise StaleError(f"{reason}: use the same image encoder")
+    one, other = trained.as_dict(), given.as_dict()
+    known = next((name for name in ("weights_sha256", "backbone") if name in one and name in other), None)
+    if known and one[known] != other[known]:
+        reason = f"{where} come from {given}, but the run was trained on features of {trained}"
+        raise StaleError(f"{reason}: use the same image encoder")
 
 
 class FeatureStore:
@@ -91,6 +98,7 @@ class FeatureStore:
         self.names = {clean_name(name): name for name in ids} | {name: name for name in ids}
         self.annotated: Mapping[str, Video] = {}
         self.path, self.ids, self.width, self.simulated = path, ids, shape[1], bool(simulated)
+        self.overlap = 0.0  # snippets by which windows reach over each end of the first and last snippet
         self.rescaled = False  # whether every video has the same number of snippets, so that they have no rate
         self.sources: Sequence[FeatureStore] = (self,)  # the stores that stand side by side in this one
         self.shared: Mapping[str, Any] = {}  # what is recorded of all videos
@@ -121,8 +129,8 @@ class FeatureStore:
             raise StaleError(f"features of video '{video_id}' are missing in {self.path}")
         where = f"features of video '{video_id}' in {self.path}"
         with _one_line(f"{where} cannot be read"):
-            array = _load(self.open(stored_id), where)
-        return check_features(array, where, self.width)
+            array = load_array(self.open(stored_id), where)
+        return spread_windows(check_features(array, where, self.width), self.overlap)
 
     def read_parts(self, video_id: str) -> list[np.ndarray]:
         """The same, one array a source: the sources may differ in their rate.
@@ -166,22 +174,28 @@ class FeatureStore:
 
 
 class NpyFolder(FeatureStore):
-    """A folder of ``<video>.npy`` with ``<video>.json``."""
+    """A folder of ``<video>.npy`` (or ``.npz``, ``.pt``) with ``<video>.json``; if it holds none, in folders inside."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, id_pattern: str = "{id}") -> None:
         # Names with a dot in front are the system's (macOS leaves ._video.npy beside video.npy), not videos'.
-        self.files = {file.stem: file for file in path.glob("*.npy") if not file.name.startswith(".")}
-        if not self.files:
-            inner = sorted({file.parent.name for file in path.glob("*/*.npy")})
-            hint = f", but its folders {name_some(inner)} do: name one, or put all files together" if inner else ""
-            raise StaleError(f"features folder {path} holds no .npy file{hint}")
-        super().__init__(path, self.files, _map_npy(self.files[min(self.files)]).shape)
+        found: list[Path] = []
+        for pattern in ("*", "**/*"):  # copies and other files may lie in folders beside the videos'
+            for suffix in SUFFIXES:  # of one kind alone: a file of weights or class embeddings may lie beside .npy
+                found = found or sorted(file for file in path.glob(pattern + suffix) if not _hidden(file, path))
+        if not found:
+            raise StaleError(f"features folder {path} holds no .npy, .npz or .pt file")
+        self.files = _by_id({str(file): file.stem for file in found}, id_pattern, path)
+        super().__init__(path, self.files, self.open(min(self.files)).shape)
 
     def open(self, stored_id: str) -> Any:
-        return _map_npy(self.files[stored_id])
+        return _squeeze(_map_npy(Path(self.files[stored_id])))
 
     def record(self, stored_id: str) -> Mapping[str, Any]:
-        return read_sidecar(self.files[stored_id])
+        return read_sidecar(Path(self.files[stored_id]))
+
+
+def _hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 class PackedFolder(FeatureStore):
@@ -213,18 +227,21 @@ class PackedFolder(FeatureStore):
 class Hdf5File(FeatureStore):
     """An HDF5 file with one dataset a video."""
 
-    def __init__(self, path: Path, file: h5py.File) -> None:
-        ids = {name for name, item in file.items() if isinstance(item, h5py.Dataset)}
+    def __init__(self, path: Path, file: h5py.File, id_pattern: str = "{id}") -> None:
+        ids = {name: name for name, item in file.items() if isinstance(item, h5py.Dataset)}
         if not ids:
             raise StaleError(f"features {path}: no dataset a video")
-        super().__init__(path, ids, file[min(ids)].shape, file.attrs.get(SIMULATED))
-        self.file, self.shared = file, dict(file.attrs)
+        self.path, self.file, self.datasets = path, file, _by_id(ids, id_pattern, path)
+        super().__init__(path, self.datasets, self.open(min(self.datasets)).shape, file.attrs.get(SIMULATED))
+        self.shared = dict(file.attrs)
 
     def open(self, stored_id: str) -> Any:
-        return self.file[stored_id]
+        data = self.file[self.datasets[stored_id]]
+        where = f"features of video '{stored_id}' in {self.path}"
+        return data if data.ndim <= 2 else _squeeze(load_array(data, where))
 
     def record(self, stored_id: str) -> Mapping[str, Any]:
-        return {**self.shared, **self.file[stored_id].attrs}
+        return {**self.shared, **self.file[self.datasets[stored_id]].attrs}
 
 
 class SideBySide(FeatureStore):
@@ -243,27 +260,37 @@ class SideBySide(FeatureStore):
         return np.concatenate(self.read_parts(stored_id), axis=1)  # refused where they differ in their rate
 
 
-def open_features(path: str | Path | Sequence[str]) -> FeatureStore:
-    """Open features in any of the forms above, several paths side by side; a StaleError if there are none."""
+def open_features(path: str | Path | Sequence[str], id_pattern: str = "{id}") -> FeatureStore:
+    """Open features in any of the forms above, several paths side by side; a StaleError if there are none.
+
+    ``id_pattern`` tells what stands around the ids in the names of files and datasets.
+    """
     if not isinstance(path, (str, Path)):
-        stores = [open_features(one) for one in path]
+        stores = [open_features(one, id_pattern) for one in path]
         return stores[0] if len(stores) == 1 else SideBySide(stores)
     path = Path(path)
     if path.is_dir():
-        return _not_transposed(PackedFolder(path) if (path / PACKED_ROWS).exists() else NpyFolder(path))
+        packed = (path / PACKED_ROWS).exists()
+        return _not_transposed(PackedFolder(path) if packed else NpyFolder(path, id_pattern))
     if not path.exists():
         raise StaleError(f"features not found: {path}; set data.features to a folder of .npy or an HDF5 file")
     with _one_line(f"features {path}: not an HDF5 file or damaged"):
-        try:
-            file = h5py.File(path, "r")
-        except BlockingIOError:
-            raise StaleError(f"features {path}: another program is writing there; wait until it ends") from None
-        outside = [name for name in file if isinstance(file.get(name, getlink=True), h5py.ExternalLink)]
-        if outside:
-            raise StaleError(f"features {path}: {name_some(outside)} lie in other files: refused")
+        file = open_hdf5(path, "features")
         if "ids" in file and "features" in file:
             raise StaleError(f"features {path}: packed by version 0.1.0; pack the features again")
-        return _not_transposed(Hdf5File(path, file))
+        return _not_transposed(Hdf5File(path, file, id_pattern))
+
+
+def open_hdf5(path: Path, what: str) -> h5py.File:
+    """Open an HDF5 file; a StaleError, which calls it ``what``, if it is locked or refers to other files."""
+    try:
+        file = h5py.File(path, "r")
+    except BlockingIOError:
+        raise StaleError(f"{what} {path}: another program is writing there; wait until it ends") from None
+    outside = [name for name in file if isinstance(file.get(name, getlink=True), h5py.ExternalLink)]
+    if outside:
+        raise StaleError(f"{what} {path}: {name_some(outside)} lie in other files: refused")
+    return file
 
 
 def _not_transposed(store: FeatureStore) -> FeatureStore:
@@ -276,6 +303,22 @@ def _not_transposed(store: FeatureStore) -> FeatureStore:
     if len(shapes) > 1 and usual and (len({*shapes}) > 1 or shapes[0][1] < shapes[0][0]):
         raise StaleError(f"features {store.path}: {shapes[0]} seems to be width × snippets: transpose the features")
     return store
+
+
+def spread_windows(features: np.ndarray, overlap: float) -> np.ndarray:
+    """Features of overlapping windows at the centres of snippets that cover the video, the first and last repeated.
+
+    N windows begin every stride from the start: they cover N + 2 · ``overlap`` strides, and the centre of the first
+    lies ``overlap`` strides later than that of a snippet of one stride.
+    """
+    if not overlap:
+        return features
+    count = round(len(features) + 2 * overlap)
+    at = (np.arange(count) + 0.5) * (len(features) + 2 * overlap) / count - 0.5 - overlap
+    at = at.clip(0, len(features) - 1)
+    first, share = np.floor(at).astype(int), (at % 1)[:, None]
+    second = np.minimum(first + 1, len(features) - 1)
+    return (features[first] * (1 - share) + features[second] * share).astype(features.dtype)
 
 
 def duration_mismatch(store: FeatureStore, video: Video, fps: float | None = None) -> str:
@@ -337,34 +380,68 @@ def recorded_rate(recorded: Mapping[str, Any], where: str, given: float | None =
     rate, given = (recorded_number(source, "fps", where) for source in (recorded, {"fps": given}))
     if rate and given and abs(given - rate) > TOLERATED_SHARE * rate:
         fault = f"{where} record {rate:g} snippets a second, not {given:g}"
-        raise StaleError(f"{fault}: leave out --fps, or correct the record")
+        raise StaleError(f"{fault}: leave out --fps and --duration, or correct the record")
     return rate or given
 
 
 def load_npy(path: Path) -> np.ndarray:
     """Load the array in a ``.npy`` file; a StaleError if it is missing, damaged, a pickle or too large."""
-    return _load(_map_npy(path), f"features file {path}")
+    return load_array(_squeeze(_map_npy(path)), f"features file {path}")
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
     """The record in ``video.json`` beside ``video.npy``; {} where there is none."""
-    sidecar = path.with_name(f"{path.name.removesuffix('.npy')}.json")
+    sidecar = path.with_suffix(".json") if path.suffix in SUFFIXES else path.with_name(f"{path.name}.json")
     content = read_json(sidecar, "record of features") if sidecar.is_file() else {}
     if not isinstance(content, dict):
         raise StaleError(f"record of features {sidecar}: an object is expected")
     return content
 
 
+def _by_id(names: Mapping[str, str], id_pattern: str, path: Path) -> dict[str, str]:
+    """Id → key of ``names`` whose name fits the pattern; a StaleError if none does, or if an id is there twice."""
+    before, after = id_pattern.split("{id}")
+    found: dict[str, str] = {}
+    for key, name in names.items():
+        if name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after):
+            video_id = name[len(before) : len(name) - len(after)]
+            if video_id in found:
+                raise StaleError(f"features of video '{video_id}' are twice in {path}: {found[video_id]} and {key}")
+            found[video_id] = key
+    if not found:
+        first = min(names.values())
+        raise StaleError(f"features {path}: no name fits data.id_pattern={id_pattern}; the first is {first}")
+    return found
+
+
+def _squeeze(array: np.ndarray) -> np.ndarray:
+    """Arrays (1, T, C) and (T, C, 1, 1) as (T, C)."""
+    shape = array.shape
+    while array.ndim > 2 and 1 in (array.shape[0], array.shape[-1]):
+        array = array[0] if array.shape[0] == 1 else array[..., 0]
+    if array.shape != shape:
+        _note("features with %d dimensions are taken as (snippets, width)", len(shape))
+    return array
+
+
 def _map_npy(path: Path) -> np.ndarray:
-    """The array of a ``.npy`` file as a memory map."""
+    """The array of a ``.npy`` file as a memory map, or the only one of a ``.npz`` or ``.pt`` file."""
     with _one_line(f"features file {path} cannot be read"), np.errstate(over="ignore"):  # shapes that no number holds
+        if path.suffix in (".npz", ".pt"):
+            refuse_zip_bomb(path, "features file")
+        if path.suffix == ".pt":
+            import torch
+
+            return torch.load(path, map_location="cpu", weights_only=True).float().numpy()
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # compares the header with the file's size
         if not isinstance(mapped, np.ndarray):
-            raise ValueError("not an array, but an archive of arrays")
+            if path.suffix != ".npz" or len(mapped.files) != 1:
+                raise ValueError("not an array, but an archive of several or none")
+            return mapped[mapped.files[0]]
         return mapped
 
 
-def _load(data: Any, where: str) -> np.ndarray:
+def load_array(data: Any, where: str) -> np.ndarray:
     """An array, a memory map or an HDF5 dataset, unless it lies in another file or claims far more than is stored."""
     size = math.prod(data.shape) * data.dtype.itemsize
     kept = size

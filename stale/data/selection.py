@@ -21,6 +21,7 @@ from stale.config import Config, DataConfig, missing_files
 from stale.data.annotations import Video, all_labels, in_subset, read_annotations, repair, unit_fault, with_any_of
 from stale.data.classes import phrase, warn_of_same_text
 from stale.data.dataset import NativeDataset, VideoDataset, relabel
+from stale.data.embeddings import read_embeddings, require_text_width
 from stale.data.features import Backbone, FeatureStore, duration_mismatch, open_features
 from stale.data.splits import ClassSplit, cut_seen, load_split
 from stale.errors import StaleError, name_some
@@ -57,11 +58,17 @@ class TestData:
     digests: dict[str, str]  # see data_digests
 
 
-def load_annotations(data: DataConfig) -> tuple[dict[str, Video], ClassSplit]:
-    """Load all videos by id, and which of their classes are seen."""
-    videos, second_level = read_annotations(data.annotations), data.setting == "seen_cv"
+def _read_videos(data: DataConfig) -> dict[str, Video]:
+    """All videos by id; a StaleError if their segments seem not to be in seconds."""
+    videos = read_annotations(data.annotations)
     if fault := unit_fault(videos.values()):
         raise StaleError(f"annotation file {data.annotations}, {fault}")
+    return videos
+
+
+def load_annotations(data: DataConfig) -> tuple[dict[str, Video], ClassSplit]:
+    """Load all videos by id, and which of their classes are seen."""
+    videos, second_level = _read_videos(data), data.setting == "seen_cv"
     setting = data.cv_setting if second_level else data.setting
     labels = all_labels(videos.values())
     warn_of_same_text(labels)
@@ -85,6 +92,8 @@ def load_training_data(config: Config) -> TrainingData:
     """Load the training data of the seen classes; a StaleError if something is missing or too few videos are left."""
     data = config.data
     videos, split, store = open_inputs(config)
+    if config.model.visual_projection:
+        _log.warning("model.visual_projection: features and text lose their alignment, on which unseen classes depend")
     digests = data_digests(data, videos.values(), split, store)
     chosen = with_features(training_videos(data, videos.values(), split), store, data.missing, data.duration_mismatch)
     warn_if_coarse(config, chosen, store)
@@ -141,17 +150,28 @@ def open_inputs(config: Config) -> tuple[dict[str, Video], ClassSplit, FeatureSt
             wanted = with_any_of(attempt(in_subset, videos.values(), subset) or (), classes)
             if wanted and store and data.missing == "stop":
                 attempt(partial(with_features, missing="stop", mismatch="keep"), wanted, store)
+    if config.model.text.embeddings and "model.text.embeddings" not in absent and annotated:
+        attempt(_check_embeddings, config, annotated[1], store)
     if problems or not annotated or not store:
         raise StaleError("; ".join(dict.fromkeys(problems)))
     return *annotated, store
 
 
+def _check_embeddings(config: Config, split: ClassSplit, store: FeatureStore | None) -> None:
+    """Raise a StaleError unless the file of class embeddings has all classes and the width of the features."""
+    table = read_embeddings(config.model.text.embeddings)
+    table.find(classes_of(split, "all"))
+    if store and not config.model.visual_projection:
+        require_text_width(store.width - localizer_width(store, config.data), table.vectors.shape[1])
+
+
 def open_all_features(data: DataConfig) -> FeatureStore:
     """Open ``data.features``, with ``data.localizer_features`` behind them along the width."""
-    if not data.localizer_features:
-        return open_features(data.features)
     sources = [data.features] if isinstance(data.features, str) else data.features
-    return open_features([*sources, data.localizer_features])
+    store = open_features([*sources, *filter(None, [data.localizer_features])], data.id_pattern)
+    for source in store.sources[: len(sources)]:
+        source.overlap = ((data.window or data.stride) / data.stride - 1) / 2
+    return store
 
 
 def localizer_width(store: FeatureStore, data: DataConfig) -> int:
@@ -165,20 +185,25 @@ def _dataset(videos: Sequence[Video], store: FeatureStore, classes: Sequence[str
     return VideoDataset(videos, store, classes, data.num_snippets)
 
 
-def load_test_data(config: Config, vocabulary: str) -> TestData:
-    """Load the test videos of a vocabulary: ``unseen``, ``seen`` or ``all`` classes."""
+def load_test_data(config: Config, vocabulary: str, trained: DataConfig | None = None) -> TestData:
+    """Load the test videos of a vocabulary: ``unseen``, ``seen`` or ``all`` classes.
+
+    With ``trained``, the data that a run was trained on, those of ``config`` are another data set, and its unseen
+    classes are all that the run has not seen.
+    """
     data = config.data
-    videos, split = load_annotations(data)
+    videos, split = load_annotations(data) if trained is None else cross_split(trained, data)
     classes = classes_of(split, vocabulary)
-    if data.setting == "seen_cv" and vocabulary != "unseen":
+    if trained is None and data.setting == "seen_cv" and vocabulary != "unseen":
         raise StaleError(
             f"data.setting=seen_cv tests pseudo-unseen classes alone, not {vocabulary}: the run was trained on the rest"
         )
-    wanted = with_any_of(in_subset(videos.values(), data.tested_subset), classes)
+    subset = data.tested_subset if trained is None else data.test_subset
+    wanted = with_any_of(in_subset(videos.values(), subset), classes)
     store = open_all_features(data).annotate(videos)
     chosen = with_features(wanted, store, data.missing, data.duration_mismatch)
     warn_if_coarse(config, chosen, store)
-    digests = data_digests(data, videos.values(), split, store)
+    digests = data_digests(data, videos.values(), split, store) if trained is None else {}
     return TestData(chosen, classes, split, store, skipped=len(wanted) - len(chosen), digests=digests)
 
 
@@ -211,6 +236,22 @@ def warn_if_coarse(config: Config, videos: Sequence[Video], store: FeatureStore)
             wanted = f"data.num_snippets={config.tested_snippets}" if config.tested_snippets else "data.sampling=native"
             message = "%s holds %d snippets of every video, fewer than %s takes: use features at their own rate"
             _log.warning(message, source.path, max(counts), wanted)
+
+
+def cross_split(trained: DataConfig, data: DataConfig) -> tuple[dict[str, Video], ClassSplit]:
+    """The videos of another data set than a run was ``trained`` on, and the run's seen classes with its unseen ones."""
+    seen, videos = load_annotations(trained)[1].seen, _read_videos(data)
+
+    def spelled(label: str) -> str:  # Shotput and Shot put
+        return phrase(label).lower().replace(" ", "")
+
+    labels, known = all_labels(in_subset(videos.values(), data.test_subset)), set(map(spelled, seen))
+    unseen = tuple(label for label in labels if spelled(label) not in known)
+    shared = name_some(label for label in labels if label not in unseen)
+    if shared:
+        _log.warning("classes of %s that were seen in training are left out: %s", data.dataset, shared)
+    source = f"trained on {trained.dataset}; {len(labels) - len(unseen)} of {len(labels)} classes were seen: {shared}"
+    return videos, ClassSplit(seen, unseen, source)
 
 
 def classes_of(split: ClassSplit, vocabulary: str) -> list[str]:

@@ -74,7 +74,7 @@ def diagnose(config: Config, model: Stale, tests: Mapping[str, TestData]) -> dic
 def _diagnose_vocabulary(config: Config, model: Stale, test: TestData, half_width: int) -> dict[str, Any]:
     device = model.background.device
     classes = class_features(model, test.classes)
-    original = training_free_text(config.model, phrases(test.classes)).to(device)
+    original = training_free_text(model, phrases(test.classes)).to(device)
     texts = {"CLIP's original text": original, "learned text": classes.text}
 
     def load(part: slice) -> Tensor:

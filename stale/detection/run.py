@@ -24,6 +24,7 @@ from stale.config import Config, DetectionConfig
 from stale.data.annotations import Video
 from stale.data.classes import NamedClass, fill_template, phrase
 from stale.data.dataset import Features, load_sampled, move, read_ahead
+from stale.data.embeddings import EmbeddingTable
 from stale.data.selection import TestData, phrases
 from stale.detection.baselines import OPTIONS as BASELINE_OPTIONS
 from stale.detection.baselines import baseline_proposals
@@ -35,6 +36,7 @@ from stale.detection.writers import results_file, table
 from stale.device import out_of_memory_hint
 from stale.io import remove_leftovers
 from stale.model.stale import Outputs, Stale, training_free_text
+from stale.model.text import FileEmbeddings
 from stale.progress import progress_bar
 from stale.segments import snippets_to_seconds
 
@@ -84,17 +86,25 @@ class VideoDetections(Sequence):
 
 
 @torch.inference_mode()
-def class_features(model: Stale, classes: Sequence[str | NamedClass], templates: Sequence[str] = ()) -> ClassFeatures:
+def class_features(
+    model: Stale,
+    classes: Sequence[str | NamedClass],
+    templates: Sequence[str] = (),
+    table: EmbeddingTable | None = None,
+) -> ClassFeatures:
     """Encode a vocabulary once: a class is the mean of its phrases, each of unit length, in every template.
 
     Args:
         classes: labels of a data set, or classes with phrases of their own.
         templates: texts with ``{}`` for the phrase; default: the model's own prompt.
+        table: embeddings in place of the model's text encoder or of its own table; without ``classes``, all of them.
     """
     model.eval()
+    encoder = model.text if table is None else FileEmbeddings.replacing(model.text, table)
+    classes = classes or (() if table is None else table.names)
     named = [NamedClass(item, (phrase(item),)) if isinstance(item, str) else item for item in classes]
     texts = [fill_template(item.phrases, templates) if templates else item.phrases for item in named]
-    return ClassFeatures([item.label for item in named], model.text.describe(texts, "{}" if templates else None))
+    return ClassFeatures([item.label for item in named], encoder.describe(texts, "{}" if templates else None))
 
 
 def detect(
@@ -234,7 +244,7 @@ def write_test_detections(
     options, device = config.detection, model.background.device
     classes = class_features(model, test.classes)
     if len(files) > 1:
-        text = training_free_text(config.model, phrases(test.classes)).to(device)
+        text = training_free_text(model, phrases(test.classes)).to(device)
     lengths: dict[str, int | None] = dict.fromkeys(files, config.data.num_snippets)  # None: the videos' own rate
     lengths["model"] = config.tested_snippets
 

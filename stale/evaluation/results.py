@@ -4,10 +4,11 @@ Detections are ActivityNet's results JSON, plain or gzipped: ``{"results": {vide
 "label": "Ballet", "score": 0.9}]}}``; the inner object alone will do. Pickles are refused: opening one runs whatever
 code its author put there.
 
-External video-level scores (opt-in) are ``{"class": [K names], "results": {video: [K scores]}}``, as the classifiers'
-files that ActivityNet methods share; each video's best class counts. Such a classifier is usually trained on all
-classes, the unseen ones included: a result with it is no zero-shot result, is named *external scores*, and tells how
-many classes beyond the vocabulary the file has (they are left out).
+External video-level scores (opt-in) are ``{"class": [K names], "results": {video: [K scores]}}`` (or ``classes``), as
+the classifiers' files that ActivityNet methods share. ``kind`` in the file says whose they are, and is printed beside
+the number: ``supervised`` (the default) is a classifier that was trained on the classes, usually all, the unseen ones
+included: a result with it is no zero-shot result, and tells how many classes beyond the vocabulary the file has (they
+are left out). ``zero_shot`` is a model without training on the classes, which ``source`` names; ``oracle`` knows them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from stale.io import clean_ids, clean_name, read_json
 from stale.records import Protocol, check_record
 
 COLUMNS = ("video-id", "t-start", "t-end", "label", "score")  # of ActionFormer's detections
+KINDS = ("supervised", "zero_shot", "oracle")  # of external video-level scores
 ALLOW_UNSEEN = "--allow-unseen-supervision"
 
 
@@ -199,44 +201,57 @@ def evaluate_results(
 
 @dataclass(frozen=True)
 class VideoScores:
-    """One class and score for each video under test: ``label`` (V; -1 where the file has none), ``score`` (V)."""
+    """The n best classes of each video under test: ``label`` (V, n; -1 where the file has none), ``score`` (V, n)."""
 
     label: np.ndarray
     score: np.ndarray
     source: str
 
     def apply(self, found: Detections) -> Detections:
-        """Overwrite labels by the video's class and multiply scores by its score; videos without one lose all."""
+        """Overwrite labels by the video's classes and multiply scores by theirs; videos without one lose all."""
         found = found.take(found.video >= 0)
-        label = self.label[found.video]
-        scores = found.scores * self.score[found.video]
-        return replace(found, label=label, scores=scores).take(label >= 0).of_segments
+        ranked = [
+            replace(found, label=label, scores=found.scores * score).take(label >= 0).of_segments
+            for label, score in zip(self.label[found.video].T, self.score[found.video].T, strict=True)
+        ]
+        return Detections(*(np.concatenate([getattr(one, name) for one in ranked]) for name in vars(found)))
 
     def whole_videos(self, truth: GroundTruth) -> Detections:
-        """The trivial row: the file's class on the whole of each video."""
-        video = np.flatnonzero(self.label >= 0)
-        return Detections(video, self.label[video], whole_videos(truth, video), self.score[video])
+        """The trivial row: the file's classes on the whole of each video."""
+        video, rank = np.nonzero(self.label >= 0)
+        return Detections(video, self.label[video, rank], whole_videos(truth, video), self.score[video, rank])
 
 
-def read_video_scores(path: str | Path, truth: GroundTruth, allow_unseen: bool = False) -> VideoScores:
+def read_video_scores(
+    path: str | Path, truth: GroundTruth, allow_unseen: bool = False, top: int = 1, decay: float = 1.0
+) -> VideoScores:
     """Load external video-level scores for the videos and classes under test.
 
-    A StaleError for another form, and for classes beyond those under test unless ``allow_unseen`` leaves them out.
+    The ``top`` best classes of a video count, the score of each times ``decay`` more often than of the one before.
+    A StaleError for another form, and for classes beyond those under test unless ``allow_unseen`` leaves them out; a
+    classifier that was not trained on them (``zero_shot``, ``oracle``) may hold them.
     """
     content = read_json(path, "video scores")
-    classes, table = (content.get(key) if isinstance(content, dict) else None for key in ("class", "results"))
+    content = content if isinstance(content, dict) else {}
+    classes, table, kind = content.get("class", content.get("classes")), content.get("results"), content.get("kind")
     if not isinstance(classes, list) or not classes or not isinstance(table, dict):
         raise StaleError(f"video scores {path}: expected are 'class' (K names) and 'results' (video → K scores)")
+    if kind not in (None, *KINDS):
+        raise StaleError(f"video scores {path}: kind {kind!r}; it is one of {', '.join(KINDS)}")
+    kind, origin = kind or KINDS[0], str(content.get("source") or "")
+    if kind == "zero_shot" and not origin:
+        raise StaleError(f"video scores {path}: kind zero_shot needs 'source', the name of the model")
     position = {name: index for index, name in enumerate(truth.classes)}
     names = [clean_name(str(name)) for name in classes]
     column = np.array([position.get(name, -1) for name in names])
     beyond = [name for name in names if name not in position]
-    if beyond and not allow_unseen:
+    if beyond and not allow_unseen and kind == KINDS[0]:
         raise StaleError(
             f"video scores {path}: {len(beyond)} classes beyond those under test ({name_some(beyond)}): their "
             f"classifier knows more than this test allows; {ALLOW_UNSEEN} accepts that, and is named in the table"
         )
-    label, score = np.full(len(truth.videos), -1), np.zeros(len(truth.videos))
+    count = min(top, len(classes))
+    label, score = np.full((len(truth.videos), count), -1), np.zeros((len(truth.videos), count))
     known = {video: index for index, video in enumerate(truth.videos)}
     ids = clean_ids(table, f"video scores {path}")
     matches = match_video_ids(ids, known)
@@ -244,11 +259,15 @@ def read_video_scores(path: str | Path, truth: GroundTruth, allow_unseen: bool =
         scores = _numbers(listed) if isinstance(listed, list) else np.empty(0)
         if len(scores) != len(classes) or not np.isfinite(scores).all():
             raise StaleError(f"video scores {path}: video '{name}': {len(classes)} numbers are expected")
-        video, best = matches.get(name), int(np.where(column >= 0, scores, -np.inf).argmax())
-        if video is not None and column[best] >= 0:
-            label[known[video]], score[known[video]] = column[best], scores[best]
-    missing = int((label < 0).sum())
+        video = matches.get(name)
+        if video is not None:
+            best = np.argsort(-np.where(column >= 0, scores, -np.inf), kind="stable")[:count]
+            label[known[video]] = column[best]
+            score[known[video]] = scores[best] * decay ** np.arange(count) * (column[best] >= 0)
+    missing = int((label[:, 0] < 0).sum())
     source = Path(path).name + (f" with {ALLOW_UNSEEN}" if allow_unseen else "")
+    source += {"zero_shot": f" (zero-shot, by {origin})", "oracle": " (ORACLE)"}.get(kind, "")
+    source += f", the {top} best labels of a video, decay {decay:g}" if top > 1 else ""
     source += f", nothing for {missing} of {len(label)} videos" if missing else ""
     return VideoScores(label, score, source)
 

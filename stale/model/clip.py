@@ -6,9 +6,14 @@ openai-clip's files are loaded by their location, because importing the package 
 from __future__ import annotations
 
 import importlib.util
-import warnings
-from collections.abc import Mapping
+import logging
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
+from hashlib import file_digest
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +23,23 @@ from torch import Tensor
 
 from stale.errors import StaleError, name_some
 from stale.io import refuse_zip_bomb
+
+_log = logging.getLogger(__name__)
+
+# OpenAI's models: name → SHA-256 of the file, which is a part of its address too.
+MODELS = {
+    "RN50": "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
+    "RN101": "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599",
+    "RN50x4": "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd",
+    "RN50x16": "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa",
+    "RN50x64": "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c",
+    "ViT-B/32": "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+    "ViT-B/16": "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+    "ViT-L/14": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+    "ViT-L/14@336px": "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+}
+ADDRESS = "https://openaipublic.azureedge.net/clip/models/{hash}/{file}"
+CACHE = Path("~/.cache/clip")  # openai-clip's own
 
 
 def encode(text: str) -> list[int]:
@@ -49,56 +71,187 @@ def load_clip_module(name: str) -> ModuleType:
     return module
 
 
-def load_text_weights(source: str | Path) -> dict[str, Tensor]:
-    """Load the text half of CLIP weights: as :func:`load_clip_weights`, but float32 except the token embedding."""
-    state = load_clip_weights(source, "text weights")
+@dataclass(frozen=True)
+class ClipWeights:
+    """CLIP's state dict under OpenAI's names, on the CPU, as stored."""
+
+    state: Mapping[str, Tensor]
+    name: str  # OpenAI's name of the model, known by the file's hash; "" for any other file
+    where: str  # names the file in messages
+
+    def activation(self, given: str) -> str:
+        """``quick_gelu`` or ``gelu``: as ``given``; ``auto`` is OpenAI's, which is said of any other file."""
+        if given == "auto" and not self.name:
+            _say_once(f"{self.where}: no file of OpenAI's; QuickGELU is assumed, open_clip's weights mostly need gelu")
+        return "gelu" if given == "gelu" else "quick_gelu"
+
+
+_say_once = cache(_log.warning)
+
+
+def load_text_weights(source: str | Path, activation: str = "auto") -> dict[str, Tensor]:
+    """Load the text half of CLIP weights: as :func:`load_clip_weights`, but float32 except the token embedding.
+
+    With the activation ``gelu`` in place of QuickGELU they hold a mark, ``exact_gelu``.
+    """
+    loaded = load_clip_weights(source, "text weights")
     keep = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
-    weights = {name: tensor for name, tensor in state.items() if name.startswith(keep)}
+    weights = {name: tensor for name, tensor in loaded.state.items() if name.startswith(keep)}
     for required in ("token_embedding.weight", "positional_embedding", "text_projection"):
         if required not in weights:
-            raise StaleError(f"text weights {source}: no '{required}'; OpenAI's CLIP state-dict names are expected")
+            raise StaleError(
+                f"{loaded.where}: no '{required}', as CLIP's text encoder has; embed the classes of another model by "
+                "scripts/embed_classes.py and give model.text.embeddings"
+            )
     faulty = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
     if faulty:
-        raise StaleError(f"text weights {source}: NaN or infinite values in {name_some(faulty)}; download them again")
+        raise StaleError(f"{loaded.where}: NaN or infinite values in {name_some(faulty)}; download them again")
     tokens, known = len(weights["token_embedding.weight"]), len(_tokenizer().encoder)
     if tokens < known:
-        raise StaleError(f"text weights {source} know {tokens} tokens, CLIP's tokenizer has {known}: use CLIP's own")
-    return {name: t if name == "token_embedding.weight" else t.float() for name, t in weights.items()}
+        raise StaleError(f"{loaded.where} know {tokens} tokens, CLIP's tokenizer has {known}: use CLIP's own")
+    weights = {name: t if name == "token_embedding.weight" else t.float() for name, t in weights.items()}
+    return weights | ({"exact_gelu": torch.ones(())} if loaded.activation(activation) == "gelu" else {})
 
 
-def load_clip_weights(source: str | Path, what: str) -> Mapping[str, Tensor]:
-    """Load the state dict of CLIP weights, on the CPU, as stored; ``what`` names them in errors.
+def load_clip_weights(source: str | Path, what: str) -> ClipWeights:
+    """Load CLIP weights; ``what`` names them in errors. Nothing that a file holds is executed.
 
-    ``source`` is a file (OpenAI's TorchScript archive or a state dict), or a name such as ``ViT-B/16``, which
-    openai-clip downloads with its checksum; that needs torchvision.
+    ``source`` is a name such as ``ViT-B/16``, which is downloaded and verified, or a file: OpenAI's TorchScript
+    archive, or a state dict (torch or safetensors) under OpenAI's, open_clip's or Hugging Face's names.
     """
-    path = Path(source)
+    path, where = Path(source), f"{what} {source}"
     if not path.is_file():
-        return _download(str(source), what)
+        path = _download(str(source), what)
     refuse_zip_bomb(path, what)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns about TorchScript archives, which it will stop to support
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:  # torch has no exception of its own for "this is TorchScript"
-            try:
-                state = torch.jit.load(path, map_location="cpu").state_dict()
-            except Exception as error:
-                raise StaleError(f"{what} {path} are neither a state dict nor OpenAI's archive") from error
+    try:
+        with path.open("rb") as file:
+            known = {digest: name for name, digest in MODELS.items()}.get(file_digest(file, "sha256").hexdigest(), "")
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = _read_torchscript(path) or torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails in whichever layer meets the damage first
+        raise StaleError(f"{where} are no state dict and no archive of OpenAI's, or damaged") from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):  # a checkpoint of open_clip
+        state = {str(name).removeprefix("module."): tensor for name, tensor in state["state_dict"].items()}
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise StaleError(f"{what} {path}: a state dict of tensors is expected")
-    return state
+        raise StaleError(f"{where}: a state dict of tensors is expected")
+    if any(str(name).startswith(("text_model.", "vision_model.")) for name in state):
+        state = _rename_hugging_face(state)
+    return ClipWeights(state, known, where)
 
 
-def _download(name: str, what: str) -> Mapping[str, Tensor]:
+def _download(name: str, what: str) -> Path:
+    if name not in MODELS:
+        raise StaleError(f"{what} '{name}': no such file or CLIP model ({', '.join(MODELS)})")
+    import pooch  # imports requests
+
+    file = f"{re.sub('[/@]', '-', name)}.pt"
+    url = ADDRESS.format(hash=MODELS[name], file=file)
     try:
-        clip = importlib.import_module("clip")  # only here, because it imports torchvision
-    except Exception as error:
-        reason = f"are not a file, and openai-clip cannot be imported to download them: {error}"
-        raise StaleError(f"{what} '{name}' {reason}") from None
-    if name not in clip.available_models():
-        raise StaleError(f"{what} '{name}': no such file or CLIP model ({', '.join(clip.available_models())})")
-    try:
-        return clip.load(name, device="cpu", jit=False)[0].state_dict()
-    except (OSError, RuntimeError) as error:  # no network; a checksum that does not match
-        raise StaleError(f"{what} '{name}' could not be downloaded: {error}") from None
+        return Path(pooch.retrieve(url, f"sha256:{MODELS[name]}", file, CACHE.expanduser(), progressbar=True))
+    except (OSError, ValueError) as error:  # no network; a checksum that does not match
+        reason = " ".join(str(error).split())[:200]
+        raise StaleError(f"{what} '{name}' could not be downloaded: {reason}; fetch {url} by hand") from None
+
+
+# OpenAI's TorchScript archives, whose code is not run
+
+
+class _Module:
+    """A module of the archive, of any class: its attributes alone."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Unpickles modules and tensors of an archive; every other class and function is refused."""
+
+    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
+        super().__init__(archive.open(f"{root}data.pkl"))
+        self.archive, self.root = archive, root
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] == "__torch__":
+            return _Module
+        if module == "torch.jit._pickle" and name.startswith("build_"):
+            return list
+        return _ALLOWED[f"{module}.{name}"]
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        content = bytearray(self.archive.read(f"{self.root}data/{pid[2]}"))
+        return torch.frombuffer(content, dtype=pid[1]) if content else torch.empty(0, dtype=pid[1])
+
+
+def _rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    tensor = storage.as_strided(size, stride, offset)
+    if tensor.nbytes > storage.nbytes:  # an expanded view claims any size for a few bytes
+        raise ValueError("a tensor larger than its storage")
+    return tensor
+
+
+_ALLOWED: dict[str, Any] = {
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "collections.OrderedDict": dict,
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+}
+
+
+def _read_torchscript(path: Path) -> dict[str, Tensor] | None:
+    """The parameters and buffers of a TorchScript archive; None for another file."""
+
+    visited: set[int] = set()  # a module inside itself, or many times inside others, would take for ever
+
+    def tensors(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                yield prefix + name, value
+            elif isinstance(value, _Module) and id(value) not in visited:
+                visited.add(id(value))
+                yield from tensors(value, f"{prefix}{name}.")
+
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        roots = [name.removesuffix("constants.pkl") for name in archive.namelist() if name.endswith("/constants.pkl")]
+        return dict(tensors(_Unpickler(archive, roots[0]).load(), "")) if roots else None
+
+
+# Parts of Hugging Face's names and those of OpenAI, replaced in this order.
+_HUGGING_FACE = {
+    "text_model.": "",
+    "vision_model.": "visual.",
+    "encoder.layers": "transformer.resblocks",
+    "position_embedding.weight": "positional_embedding",
+    "embeddings.": "",
+    "patch_embedding": "conv1",
+    "pre_layrnorm": "ln_pre",  # their spelling
+    "post_layernorm": "ln_post",
+    "final_layer_norm": "ln_final",
+    "layer_norm": "ln_",
+    "self_attn.q_proj.": "attn.in_proj_",
+    "self_attn": "attn",
+    "fc1": "c_fc",
+    "fc2": "c_proj",
+    "text_projection.weight": "text_projection",
+    "visual_projection.weight": "visual.proj",
+}
+
+
+def _rename_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give a Hugging Face CLIP's tensors OpenAI's names; queries, keys and values become one matrix."""
+    renamed = {}
+    for name, tensor in state.items():
+        if re.search(r"self_attn\.[kv]_proj|position_ids", name):
+            continue
+        if "self_attn.q_proj" in name:
+            tensor = torch.cat([state[name.replace("q_proj", f"{part}_proj")] for part in "qkv"])
+        elif name.endswith("_projection.weight"):
+            tensor = tensor.T
+        for old, new in _HUGGING_FACE.items():
+            name = name.replace(old, new)
+        renamed[name] = tensor
+    return renamed

@@ -5,6 +5,7 @@ B videos, T snippets, D feature width, C joint width, K classes in the current v
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from stale import distributed
 from stale.config import Config, ModelConfig
+from stale.data.embeddings import EmbeddingTable, read_embeddings, require_text_width
 from stale.errors import StaleError
 from stale.model.adaptation import CrossAdaptation
 from stale.model.clip import load_text_weights
@@ -22,7 +24,7 @@ from stale.model.localizer import MaskLocalizer
 from stale.model.masking import apply_threshold, build_masking
 from stale.model.points import PointHead, Points
 from stale.model.temporal import TemporalModel, build_temporal_model
-from stale.model.text import ClassEmbeddings, ClassEncoder, TextEncoder, TextTransformer
+from stale.model.text import ClassEmbeddings, ClassEncoder, FileEmbeddings, TextEncoder, TextTransformer
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,8 @@ class Stale(nn.Module):
         """
         super().__init__()
         width, feature_width = text.output_width, feature_width - localizer_width
-        if feature_width != width and not config.visual_projection:
-            raise StaleError(
-                f"the features are {feature_width} wide but the text encoder's embedding is {width}: use features and "
-                "text weights of the same CLIP model, or learn a projection by model.visual_projection=true"
-            )
+        if not config.visual_projection:
+            require_text_width(feature_width, width)
         for name in ("temporal", "masking", "adaptation"):
             heads = getattr(config, name).heads
             if width % heads:
@@ -244,16 +243,18 @@ def classify_pooled(pooled: Tensor, language: Tensor, temperature: float | Tenso
 # Building
 
 
-def load_text_transformer(config: ModelConfig) -> TextTransformer:
-    """Load CLIP's text transformer with its original weights."""
-    return TextTransformer.from_weights(load_text_weights(config.text.weights))
+def load_text(config: ModelConfig) -> TextTransformer | FileEmbeddings:
+    """Load what the language embedding starts from: CLIP's text transformer, or class embeddings."""
+    if config.text.embeddings:
+        return FileEmbeddings(read_embeddings(config.text.embeddings), config.text.adapter)
+    return TextTransformer.from_weights(load_text_weights(config.text.weights, config.text.activation))
 
 
 def build_model(
     config: ModelConfig,
     num_snippets: int,
     feature_width: int | tuple[int, int],
-    text_transformer: TextTransformer,
+    source: TextTransformer | FileEmbeddings,
     seen: Sequence[str] = (),
 ) -> Stale:
     """Build STALE with the configured components, for training on classes with the phrases ``seen``.
@@ -262,10 +263,12 @@ def build_model(
     """
     width, localizer_width = (feature_width, 0) if isinstance(feature_width, int) else feature_width
     text: ClassEncoder
-    if config.text.encoder == "none":
-        text = ClassEmbeddings(ClassEmbeddings.names_of(seen), text_transformer.output_width)
+    if isinstance(source, FileEmbeddings):
+        text = source
+    elif config.text.encoder == "none":
+        text = ClassEmbeddings(ClassEmbeddings.names_of(seen), source.output_width)
     else:
-        text = TextEncoder(text_transformer, config.text)
+        text = TextEncoder(source, config.text)
     model = Stale(text, width, num_snippets, config, localizer_width=localizer_width)
     if config.background_init == "mean_text" and seen:
         # [ours]: at τ = 0.01 a random one, at a right angle to all features, loses against every class at first.
@@ -277,7 +280,7 @@ def build_model(
 def initial_model(config: Config, feature_width: int | tuple[int, int], seen: Sequence[str]) -> Stale:
     """Build STALE with the weights that training starts from, by ``train.seed``; ``seen`` are the classes' phrases."""
     torch.manual_seed(config.train.seed)
-    text = distributed.main_process_first(lambda: load_text_transformer(config.model))
+    text = distributed.main_process_first(lambda: load_text(config.model))
     model = build_model(config.model, config.data.longest, feature_width, text, seen=seen)
     model.multi_label = config.loss.classification_form == "sigmoid"
     return model
@@ -289,7 +292,11 @@ def restore_model(config: Config, checkpoint: Mapping[str, Any], path: object = 
     try:
         state = checkpoint["model"]
         text: ClassEncoder
-        if config.model.text.encoder == "none":
+        if config.model.text.embeddings:
+            vectors, names = state["text.vectors"], json.loads(bytes(state["text.names"].tolist()))
+            table = EmbeddingTable(names, vectors.numpy(), f"class embeddings in {path}")
+            text = FileEmbeddings(table, config.model.text.adapter)
+        elif config.model.text.encoder == "none":
             text = ClassEmbeddings(torch.empty_like(state["text.names"]), state["text.embedding"].shape[1])
         else:
             inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
@@ -305,8 +312,11 @@ def restore_model(config: Config, checkpoint: Mapping[str, Any], path: object = 
 
 
 @torch.no_grad()
-def training_free_text(config: ModelConfig, phrases: Sequence[str]) -> Tensor:
-    """Text features (K, C) of ``phrases`` in the configured template, by CLIP's original text transformer."""
-    transformer = distributed.main_process_first(lambda: load_text_transformer(config))
-    encoder = TextEncoder(transformer, config.text.model_copy(update={"prompt": "template"}))
+def training_free_text(model: Stale, phrases: Sequence[str]) -> Tensor:
+    """Text features (K, C) of ``phrases`` before any training: CLIP's in the configured template, or the file's."""
+    if isinstance(model.text, FileEmbeddings):
+        return model.text.vectors[model.text.table().find(phrases)]
+    transformer = distributed.main_process_first(lambda: load_text(model.config))
+    assert isinstance(transformer, TextTransformer)
+    encoder = TextEncoder(transformer, model.config.text.model_copy(update={"prompt": "template"}))
     return encoder(encoder.tokenize(phrases))

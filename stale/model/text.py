@@ -6,6 +6,7 @@ the text transformer, C joint width.
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stale.config import TextConfig
+from stale.data.embeddings import EmbeddingTable
 from stale.errors import StaleError
 from stale.model import clip
 
@@ -121,7 +123,7 @@ def _merge_heads(x: Tensor) -> Tensor:
 
 
 class QuickGELU(nn.Module):
-    """CLIP's approximation of GELU."""
+    """The approximation of GELU in OpenAI's models."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
@@ -130,12 +132,12 @@ class QuickGELU(nn.Module):
 class ResidualBlock(nn.Module):
     """One pre-norm block of CLIP's text transformer."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, activation: nn.Module) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(width)
         self.attn = CausalAttention(width, heads)
         self.ln_2 = nn.LayerNorm(width)
-        layers = [("c_fc", nn.Linear(width, 4 * width)), ("gelu", QuickGELU()), ("c_proj", nn.Linear(4 * width, width))]
+        layers = [("c_fc", nn.Linear(width, 4 * width)), ("gelu", activation), ("c_proj", nn.Linear(4 * width, width))]
         self.mlp = nn.Sequential(OrderedDict(layers))
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
@@ -164,7 +166,10 @@ class TextTransformer(nn.Module):
         self.context_length = state["positional_embedding"].shape[0]
         self.register_buffer("token_embedding", torch.empty_like(state["token_embedding"]))
         self.positional_embedding = nn.Parameter(torch.zeros(self.context_length, width))
-        blocks = [ResidualBlock(width, heads=width // 64) for _ in range(layers)]
+        if "exact_gelu" in state:
+            self.register_buffer("exact_gelu", torch.ones(()))  # a mark, which a checkpoint keeps
+        activation = nn.GELU() if "exact_gelu" in state else QuickGELU()
+        blocks = [ResidualBlock(width, heads=width // 64, activation=activation) for _ in range(layers)]
         self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(blocks)})
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.zeros(width, self.output_width))
@@ -214,7 +219,7 @@ class ClassEncoder(nn.Module):
     def describe(self, groups: Sequence[Sequence[str]], template: str | None = None) -> Tensor:
         """Classes of several phrases each → (K, C): the mean of a class's phrases, each of unit length."""
         prompts = self.tokenize([phrase for group in groups for phrase in group], template)
-        features = F.normalize(self(prompts.to(next(self.parameters()).device)), dim=-1)
+        features = F.normalize(self(prompts.to(next(iter(self.state_dict().values())).device)), dim=-1)
         return torch.stack([part.mean(0) for part in features.split([len(group) for group in groups])])
 
 
@@ -294,3 +299,61 @@ class ClassEmbeddings(ClassEncoder):
         same = (asked.unsqueeze(1) == known).all(2).to(self.embedding.dtype)  # K × seen classes
         unknown = same.sum(1, keepdim=True) == 0  # K × 1
         return torch.where(unknown, torch.full_like(same, 1 / len(known)), same) @ self.embedding
+
+
+class FileEmbeddings(ClassEncoder):
+    """Class embeddings of any vision-language model, from a file in place of a text encoder [ours].
+
+    They are frozen; a linear ``adapter``, learned in place of prompts, adds a residual that starts at 0. The table is
+    part of a checkpoint: a run detects the file's classes without the file, and others with a file that has them.
+    """
+
+    vectors: Tensor
+    names: Tensor
+
+    def __init__(self, table: EmbeddingTable, adapter: str = "none") -> None:
+        super().__init__()
+        self.register_buffer("vectors", torch.from_numpy(table.vectors))  # K × C
+        self.register_buffer("names", torch.tensor([*json.dumps(table.names).encode()], dtype=torch.uint8))
+        self.source, self.output_width = table.source, table.vectors.shape[1]
+        self.adapter: nn.Linear | None = None
+        if adapter == "linear":
+            self.adapter = nn.Linear(self.output_width, self.output_width, bias=False)
+            nn.init.zeros_(self.adapter.weight)
+
+    @classmethod
+    def replacing(cls, encoder: ClassEncoder, table: EmbeddingTable) -> FileEmbeddings:
+        """``table`` in place of a trained ``encoder``, whose adapter stays; a StaleError if that cannot be done."""
+        if isinstance(encoder, FileEmbeddings):
+            adapter = encoder.adapter
+        elif encoder.fixed:
+            adapter = None
+        else:
+            raise StaleError(
+                f"{table.source}: the run has learned prompts or a trained text encoder, which embeddings of a file "
+                "would bypass; name the classes without the file, or train with model.text.embeddings"
+            )
+        if table.vectors.shape[1] != encoder.output_width:
+            width = f"{table.vectors.shape[1]} wide, but the run was trained with text {encoder.output_width} wide"
+            raise StaleError(f"{table.source} are {width}: embed the classes by the same model")
+        replaced = cls(table).to(next(iter(encoder.state_dict().values())).device)
+        replaced.adapter = adapter
+        return replaced
+
+    def table(self) -> EmbeddingTable:
+        """The named embeddings, as the buffers hold them; a ValueError if their names are damaged."""
+        names = json.loads(bytes(self.names.tolist()))
+        return EmbeddingTable(names, self.vectors.cpu().numpy(), self.source)
+
+    def tokenize(self, phrases: Sequence[str], template: str | None = None) -> Prompts:
+        """The rows of ``phrases`` in the table; without a text encoder, a ``template`` is a StaleError."""
+        if not phrases or template is not None:
+            fault = "the vocabulary is empty" if not phrases else "templates need a text encoder; leave them out"
+            raise StaleError(f"{self.source}: {fault}")
+        rows = torch.tensor(self.table().find(phrases))
+        return Prompts.of(rows.unsqueeze(1), torch.zeros_like(rows))
+
+    def forward(self, prompts: Prompts) -> Tensor:
+        """Embeddings (K, C)."""
+        vectors = self.vectors[prompts.tokens[:, 0]]
+        return vectors if self.adapter is None else vectors + self.adapter(vectors)

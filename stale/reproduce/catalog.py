@@ -31,6 +31,7 @@ class Row:
     oracle: tuple[str, ...] = ()  # values of detection.oracle at test time
     ground_truth: str = "all"  # the ground truth that is counted, as in eval.py --ground-truth
     vocabulary: str = "unseen"  # the classes under test, unseen or seen
+    tested_on: str = ""  # another data set, by configs/NAME.yaml
     external: bool = False  # apply external video-level scores, by reproduce.py --video-scores
     trivial: str = ""  # a trivial row of the metrics, in place of the detections
     i3d: bool = False  # features of reproduce.py --i3d-features, in place of the configuration's
@@ -101,9 +102,9 @@ _PROPAGATION = (
 )
 
 _released = partial(_row, method="released code")
-_ALL = ("official_code.yaml",)
-_ALL_50_50 = ("official_code_50_50.yaml",)
-_HELD_OUT = "train.choose_on=held_out"
+_ALL: dict[str, Any] = {"overlays": ("official_code.yaml",), "overlays_50_50": ("official_code_50_50.yaml",)}
+_PREDICTED: dict[str, Any] = {"ground_truth": "predicted-videos"}
+_NOT_COUNTED = "ground truth of videos without predictions is not counted"
 _OFFICIAL = (
     Row("stale", "STALE", "released code"),
     _released("template", "template prompt", "model.text.prompt=template"),
@@ -145,30 +146,9 @@ _OFFICIAL = (
     _released("min_length", "minimum length 2 % of the video", "detection.min_length=0.02"),
     _released("nms", "SoftNMS of the released code", "detection.nms=official"),
     _released("unseen_loss", "checkpoint chosen by the unseen loss", "train.choose_on=unseen_loss", note=_TEST_LABELS),
-    Row(
-        "predicted_videos",
-        "ground truth in predicted videos",
-        "released code",
-        ground_truth="predicted-videos",
-        note="ground truth of videos without predictions is not counted",
-    ),
-    Row(
-        "all_held_out",
-        "all, chosen on held-out seen",
-        "released code",
-        overlays=_ALL,
-        overlays_50_50=_ALL_50_50,
-        settings=(_HELD_OUT,),
-    ),
-    Row(
-        "all",
-        "all",
-        "released code",
-        overlays=_ALL,
-        overlays_50_50=_ALL_50_50,
-        ground_truth="predicted-videos",
-        note=_TEST_LABELS,
-    ),
+    _released("predicted_videos", "ground truth in predicted videos", **_PREDICTED, note=_NOT_COUNTED),
+    _released("all_held_out", "all, chosen on held-out seen", "train.choose_on=held_out", **_ALL),
+    _released("all", "all", **_ALL, **_PREDICTED, note=_TEST_LABELS),
 )
 
 _PLUS = ("stale_plus.yaml",)
@@ -231,52 +211,33 @@ _PROMPT = (
         for n in _LENGTHS
     ),
 )
+_TERMS = {"classification": "L_c", "localization": "L_m", "foreground": "L_comp", "consistency": "L_const"}
 _LOSS_TERMS = (
     Row("all", "all terms", variant="all terms"),
     *(
         _row(term, f"without {name}", f"loss.{term}=0", variant=f"without {name}", baseline="all")
-        for term, name in (
-            ("classification", "L_c"),
-            ("localization", "L_m"),
-            ("foreground", "L_comp"),
-            ("consistency", "L_const"),
-        )
+        for term, name in _TERMS.items()
     ),
 )
+_PROJECTED = "a learned projection takes the features into the space of CLIP's text encoder"
 _BACKBONE = (
     Row("clip", "CLIP features", variant="CLIP"),
-    _row(
-        "i3d",
-        "I3D features",
-        "model.visual_projection=true",
-        variant="I3D",
-        i3d=True,
-        note="a learned projection takes the features into the space of CLIP's text encoder",
-    ),
+    _row("i3d", "I3D features", "model.visual_projection=true", variant="I3D", i3d=True, note=_PROJECTED),
 )
-_RERUN = "released code rerun"
+_external = partial(Row, external=True)
 _EXTERNAL_SCORES = (
-    Row("stale", "STALE", variant=_RERUN, published="no_external_scores"),
-    _row(
-        "stale_external",
-        "STALE, EXTERNAL SCORES",
-        external=True,
-        published="zero_shot",
-        baseline="trivial",
-        note=_EXTERNAL,
-    ),
-    Row(
-        "trivial",
-        "label file on the whole video, EXTERNAL SCORES",
-        "label file + whole video",
-        "mean of 10 splits (all videos)",
-        external=True,
+    Row("stale", "STALE", variant="released code rerun", published="no_external_scores"),
+    _external("stale_external", "STALE, EXTERNAL SCORES", published="zero_shot", baseline="trivial", note=_EXTERNAL),
+    _external(
+        *("trivial", "label file on the whole video, EXTERNAL SCORES"),
+        *("label file + whole video", "mean of 10 splits (all videos)"),
         trivial=EXTERNAL_LABEL,
         published="trivial_with_external",
         note=f"no model at all. {_EXTERNAL}",
     ),
 )
 # Without M there is nothing for the consistency loss to compare, and L gives the proposals.
+_REGIONS = "proposals are regions of L; no consistency loss either"
 _NO_LOCALIZER = ("loss.localization=0", "loss.consistency=0", "detection.proposals=foreground")
 _PARTS = (
     Row("stale", "STALE"),
@@ -286,12 +247,20 @@ _PARTS = (
     _direction("prompt", "no learned prompt", "model.text.prompt=template"),
     _direction("finetune", "text encoder frozen", "model.text.encoder=frozen"),
     _direction("temporal", "no temporal model", "model.temporal.kind=none"),
-    _direction(
-        "localizer",
-        "no mask localizer M",
-        *_NO_LOCALIZER,
-        note="proposals are regions of L; no consistency loss either",
-    ),
+    _direction("localizer", "no mask localizer M", *_NO_LOCALIZER, note=_REGIONS),
+)
+
+_CROSS_DATASET = tuple(
+    Row(
+        f"{method.lower()}_on_{name}",
+        f"{method}, tested on {name}",
+        method,
+        overlays=overlays,
+        tested_on=name,
+        note="classes that were seen in training are left out",
+    )
+    for name in ("thumos14", "activitynet")
+    for method, overlays in (("STALE", ()), ("B-II", _B2.overlays))
 )
 
 _BOTH, _MAIN = ("75_25", "50_50"), ("75_25",)
@@ -306,6 +275,7 @@ TABLES = {
         Table("prompt", "Prompt and context length", _PROMPT, _MAIN, published="prompt"),
         Table("loss_terms", "Loss terms", _LOSS_TERMS, _MAIN, published="loss_terms"),
         Table("backbone", "CLIP features against I3D features", _BACKBONE, ("75_25", "closed"), published="backbone"),
+        Table("cross_dataset", "Trained on one data set, tested on another", _CROSS_DATASET, ("closed",)),
         Table("parts", "STALE without each of its parts", _PARTS, (*_BOTH, "seen_cv")),
         Table("external_scores", "External video-level scores", _EXTERNAL_SCORES, _BOTH),
         Table(

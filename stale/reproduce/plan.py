@@ -57,6 +57,7 @@ class Test:
     ground_truth: str = "all"
     vocabulary: str = "unseen"
     video_scores: str | None = None  # the file of external ones to apply
+    tested_on: str = ""
 
     __test__ = False  # tells pytest that this is not a test case
 
@@ -66,7 +67,8 @@ class Test:
         vocabulary = "" if self.vocabulary == "unseen" else f"_{self.vocabulary}"
         counted = "" if self.ground_truth == "all" else f"_{self.ground_truth.replace('-', '_')}"
         external = "" if self.video_scores is None else f"_external_{Path(self.video_scores).stem}"
-        return f"metrics{vocabulary}{oracle_suffix(self.oracle)}{counted}{external}.json"
+        on = f"_on_{self.tested_on}" if self.tested_on else ""
+        return f"metrics{on}{vocabulary}{oracle_suffix(self.oracle)}{counted}{external}.json"
 
 
 @dataclass
@@ -115,17 +117,20 @@ class Job:
         names = ("train.py", "inference.py", "eval.py")
         run, train, inference, evaluation = map(path, (self.folder, *(root / name for name in names)))
         lines = [[train, "--config", *map(path, self.files), "--set", *self.settings, "--output", run, "--resume"]]
-        for vocabulary, oracle in dict.fromkeys((test.vocabulary, test.oracle) for test in tests):
+        for vocabulary, oracle, on in dict.fromkeys((test.vocabulary, test.oracle, test.tested_on) for test in tests):
             options = ["--oracle", *oracle] if oracle else []
-            lines.append([inference, "--run", run, "--vocabulary", vocabulary, *options])
+            where = ["--test-config", path(root / f"configs/{on}.yaml")] if on else ["--vocabulary", vocabulary]
+            lines.append([inference, "--run", run, *where, *options])
         for test in tests:
             line = [evaluation, "--run", run, "--vocabulary", test.vocabulary]
-            if test.oracle:
-                detections = path(RunFolder(self.folder).detections(test.vocabulary, test.oracle))
-                line = [evaluation, "--predictions", detections, "--annotations", self.config.data.annotations]
+            if test.oracle or test.tested_on:
+                other = load_config([root / f"configs/{test.tested_on}.yaml"]) if test.tested_on else self.config
+                data, name = other.data, other.data.dataset if test.tested_on else test.vocabulary
+                detections = path(RunFolder(self.folder).detections(name, test.oracle))
+                line = [evaluation, "--predictions", detections, "--annotations", data.annotations]
             if test.video_scores:
                 line += ["--video-scores", path(test.video_scores), ALLOW_UNSEEN]
-            if test.oracle or test.ground_truth != "all" or test.video_scores:  # else eval.py --run writes the file
+            if test.metrics != RunFolder(self.folder).metrics(test.vocabulary).name:  # which --run writes
                 line += ["--ground-truth", test.ground_truth, "--json", path(self.folder / test.metrics)]
             lines.append(line)
         return lines
@@ -147,9 +152,11 @@ def make_plan(
     """Plan the cells of a table; rows with the same training share their jobs."""
     jobs: dict[Path, Job] = {}
     cells = []
-    folds = load_config(sources.configs, sources.assignments).data.folds
-    for setting, row in product(settings, rows):
-        test = Test(row.oracle, row.ground_truth, row.vocabulary, sources.video_scores if row.external else None)
+    own = load_config(sources.configs, sources.assignments).data
+    folds = own.folds
+    for setting, row in product(settings, [row for row in rows if row.tested_on != own.dataset]):
+        scores = sources.video_scores if row.external else None
+        test = Test(row.oracle, row.ground_truth, row.vocabulary, scores, tested_on=row.tested_on)
         overlays = (*row.overlays, *(row.overlays_50_50 if setting == "50_50" else ()))
         files = (*sources.configs, *(sources.root / "configs" / name for name in overlays))
         method = "stale" if row.trivial or row.method == "released code" else row.method.lower()

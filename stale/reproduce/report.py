@@ -112,8 +112,8 @@ def backbone_of(config: Config) -> str:
         store = open_features(paths)
         if store.simulated or store.backbone().backbone:
             return "simulated" if store.simulated else store.backbone().backbone
-    weights = config.model.text.weights
-    return weights if MODEL_NAME.match(weights) and not config.model.visual_projection else ""
+    weights, other = config.model.text.weights, config.model.text.embeddings or config.model.visual_projection
+    return weights if MODEL_NAME.match(weights) and not other else ""
 
 
 def read_published(path: Path) -> list[dict[str, str]]:
@@ -125,8 +125,8 @@ def read_published(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def to_markdown(table: Table, lines: Sequence[Line], dataset: str, removed: Mapping[str, Any] | None = None) -> str:
-    """Format the table in per cent: published, ours as mean ± std over splits, the difference, and ``removed`` rows."""
+def to_markdown(table: Table, lines: Sequence[Line], dataset: str) -> str:
+    """Format the table in per cent: published, ours as mean ± std over splits, and the difference."""
     columns = columns_of(dataset)
     parts = [f"## {table.title}: {dataset}"]
     for setting in dict.fromkeys(line.setting for line in lines):
@@ -135,9 +135,6 @@ def to_markdown(table: Table, lines: Sequence[Line], dataset: str, removed: Mapp
         rows += [row for line in of_setting for row in _markdown_rows(line, columns)]
         grid = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         parts.append(f"### {SETTING_TITLES[setting]}\n\n{grid}\n\n{_notes(of_setting)}")
-    if removed:
-        gone = [f"* {row['name']}: {_percent(row['average_mAP'], row['std'])}" for row in removed["rows"].values()]
-        parts.append(f"### Removed settings, last in commit {removed['code']}\n\n" + "\n".join(gone))
     return "\n\n".join(parts) + "\n"
 
 
@@ -200,7 +197,7 @@ def record(lines: Sequence[Line], known: Mapping[str, Any], path: Path, about: M
 
 
 def read_expected(path: Path) -> dict[str, Any]:
-    """Load a file of expected results: ``rows``, and ``removed`` for rows of settings that the code no longer has."""
+    """Load a file of expected results."""
     if not path.is_file():
         raise StaleError(f"nothing to check against: {path} does not exist; --record writes it from finished runs")
     content = read_json(path, "expected results")

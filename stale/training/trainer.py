@@ -112,6 +112,7 @@ def build_optimizer(model: Stale, config: TrainConfig) -> torch.optim.Optimizer:
     rates = {
         "text.embedding": None,  # learned from scratch, in place of a text encoder
         "text.context": config.prompt_learning_rate,
+        "text.adapter": config.prompt_learning_rate,  # in place of prompts
         "text.": config.text_learning_rate,
         "temporal.": config.temporal_learning_rate,
         "localizer.": config.localizer_learning_rate,

@@ -20,7 +20,7 @@ from stale.errors import StaleError
 from stale.io import atomic_path, remove_leftovers, write_json
 from stale.progress import progress_bar
 from stale.video.frames import VideoInfo, frames_at, probe
-from stale.video.image_encoder import ImageEncoder, crop
+from stale.video.image_encoder import ImageEncoder
 
 
 def check_rate(fps: float, where: str) -> None:
@@ -98,6 +98,7 @@ def extract_features(
             f"{folder}: features are written into a folder, which scripts/pack_features.py packs; name one"
         )
     settings = {**encoder.backbone.as_dict(), "sampling": str(sampling)}
+    made = settings | {"vectors": "after the projection into the joint space, not normalised"}
     report, todo = ExtractionReport(), []
     store = open_features(folder) if any(folder.glob("[!.]*.npy")) else None
     if not isinstance(store, NpyFolder | None):
@@ -109,7 +110,8 @@ def extract_features(
             todo.append(path)
             continue
         recorded = store.record(path.stem)
-        for name in ("backbone", "weights_sha256", "sampling"):
+        same_weights = "weights_sha256" in settings and recorded.get("weights_sha256") == settings["weights_sha256"]
+        for name in ("sampling",) if same_weights else ("backbone", "weights_sha256", "sampling"):
             if recorded.get(name) != settings.get(name):
                 raise StaleError(
                     f"{folder} holds features of '{path.stem}' with another {name} ({recorded.get(name)}, now "
@@ -124,7 +126,7 @@ def extract_features(
             if isinstance(result, StaleError):
                 report.broken[str(path)] = str(result)
             else:
-                record = {"fps": result.fps, "duration": result.duration, **settings}
+                record = {"fps": result.fps, "duration": result.duration, **made}
                 write_json(folder / f"{path.stem}.json", record)  # first: the .npy, once there, counts as finished
                 with atomic_path(folder / f"{path.stem}.npy") as temporary:
                     np.save(temporary, result.features)
@@ -153,7 +155,7 @@ def encode_videos(
     try:
         while True:
             for path in islice(rest, workers - len(started)):
-                frames = _decode(path, encoder.resolution, sampling, batch_size)
+                frames = _decode(path, encoder, sampling, batch_size)
                 started.append((path, read_ahead(lambda batch: batch, frames, depth=2)))
             if not started:
                 return
@@ -180,13 +182,13 @@ class _Frames:
     images: np.ndarray
 
 
-def _decode(path: Path, resolution: int, sampling: Sampling, batch_size: int) -> Generator[_Frames, None, None]:
+def _decode(path: Path, encoder: ImageEncoder, sampling: Sampling, batch_size: int) -> Generator[_Frames, None, None]:
     """Batches of cropped frames; runs in a thread."""
     info = probe(path)
     times = sampling.times(info)
     order = np.argsort(times, axis=None, kind="stable")
     frames = frames_at(path, times.flat[order], info)
-    while batch := [(order[at].tolist(), crop(frame, resolution)) for at, frame in islice(frames, batch_size)]:
+    while batch := [(order[at].tolist(), encoder.crop(frame)) for at, frame in islice(frames, batch_size)]:
         yield _Frames(times, info.duration, [at for at, _ in batch], np.stack([image for _, image in batch]))
 
 

@@ -9,8 +9,10 @@ B images, R the encoder's resolution, C the width of its embedding.
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +28,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 TOLERANCE = 1e-6
 
 _PREFIX = "visual."
-_NAMES = {  # width, patch and resolution → OpenAI's name
-    (768, 32, 224): "ViT-B/32",
-    (768, 16, 224): "ViT-B/16",
-    (1024, 14, 224): "ViT-L/14",
-    (1024, 14, 336): "ViT-L/14@336px",
-}
+_HEADS = {1280: 16, 1408: 16, 1664: 16}  # of open_clip's wider encoders; up to 1024, a head is 64 wide
 
 
 class ImageEncoder:
@@ -40,8 +37,19 @@ class ImageEncoder:
     ``backbone`` is the name and hash of the weights, ``resolution`` R and ``width`` C.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], device: torch.device, where: object = "weights") -> None:
-        """Build the encoder from the ``visual.*`` tensors of a CLIP state dict; ``where`` names it in errors."""
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        device: torch.device,
+        where: object = "weights",
+        *,
+        name: str = "",
+        activation: str = "quick_gelu",
+    ) -> None:
+        """Build the encoder from the ``visual.*`` tensors of a CLIP state dict.
+
+        ``where`` names them in errors, ``name`` is that of the model, where it is known.
+        """
         state = {name.removeprefix(_PREFIX): t.detach() for name, t in weights.items() if name.startswith(_PREFIX)}
         if not state:
             raise StaleError(f"{where} hold no image encoder ('visual.' tensors): give CLIP's own, by file or name")
@@ -49,23 +57,44 @@ class ImageEncoder:
             raise StaleError(f"the image encoder of {where} is no vision transformer; use a ViT, such as ViT-B/16")
         self.device = device
         self._half = device.type == "cuda"
-        model, self.resolution = _build(state, where)
+        model, self.resolution = _build(state, where, activation)
         self.width: int = state["proj"].shape[1]
-        self.backbone = _identify(state, self.resolution)
-        self._model = model.to(device).eval()
+        self.backbone = Backbone(name or "ViT width {}, patch {}, {} px".format(*_shape(state)), digest(state))
+        self._model: Any = model.to(device).eval()
         if self._half:
             load_clip_module("model").convert_weights(self._model)  # layer norms stay in float32, as OpenAI's
 
     @classmethod
-    def load(cls, source: str | Path, device: torch.device) -> ImageEncoder:
+    def load(cls, source: str | Path, device: torch.device, activation: str = "auto") -> ImageEncoder:
         """Load the image encoder of CLIP weights, a file or a name such as ``ViT-B/16``; it must be a ViT."""
-        return cls(load_clip_weights(source, "image weights"), device, f"image weights {source}")
+        loaded = load_clip_weights(source, "image weights")
+        return cls(loaded.state, device, loaded.where, name=loaded.name, activation=loaded.activation(activation))
+
+    def crop(self, image: np.ndarray) -> np.ndarray:
+        """The part of an RGB image (H, W, 3) uint8 that is encoded: (R, R, 3) uint8."""
+        return crop(image, self.resolution)
 
     @torch.inference_mode()
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Encode images (B, R, R, 3) uint8, already cropped, as features (B, C) float32, not normalised."""
         pixels = normalize_pixels(torch.from_numpy(images).to(self.device, non_blocking=True))
         return self._model(pixels.half() if self._half else pixels).float().cpu().numpy()
+
+
+def load_open_clip(model: str, pretrained: str) -> tuple[Any, Any]:
+    """A model of open_clip on the CPU in float32, and its preprocessing; a StaleError if it cannot be had."""
+    try:
+        open_clip = importlib.import_module("open_clip")
+    except Exception as error:  # it imports torchvision, which fails in several ways beside another build of torch
+        raise StaleError(f"open_clip cannot be imported ({error}): pip install open_clip_torch torchvision") from None
+    if not pretrained and not model.startswith(("hf-hub:", "local-dir:")):
+        raise StaleError(f"{model} without weights is a random model: name them, as open_clip lists them")
+    try:
+        network, _, preprocess = open_clip.create_model_and_transforms(model, pretrained=pretrained or None)
+    except Exception as error:  # unknown names, no network, damaged files: open_clip has no error of its own
+        reason = " ".join(str(error).split())[:300]
+        raise StaleError(f"open_clip cannot load {model} with the weights '{pretrained}': {reason}") from None
+    return network, preprocess
 
 
 def crop(image: np.ndarray, size: int) -> np.ndarray:
@@ -87,31 +116,35 @@ def normalize_pixels(images: Tensor) -> Tensor:
     return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
-def _build(state: Mapping[str, Tensor], where: object) -> tuple[nn.Module, int]:
+def _shape(state: Mapping[str, Tensor]) -> tuple[int, int, int]:
+    """Width, patch and resolution R of a vision transformer."""
+    width, patch = state["conv1.weight"].shape[0], state["conv1.weight"].shape[-1]
+    return width, patch, patch * round((len(state["positional_embedding"]) - 1) ** 0.5)
+
+
+def _build(state: Mapping[str, Tensor], where: object, activation: str) -> tuple[nn.Module, int]:
     """Build openai-clip's vision transformer from the shapes of its weights; also return its resolution R."""
     try:
-        width, patch = state["conv1.weight"].shape[0], state["conv1.weight"].shape[-1]
-        grid = round((len(state["positional_embedding"]) - 1) ** 0.5)
+        width, patch, resolution = _shape(state)
+        heads = _HEADS.get(width, width // 64 if width % 64 == 0 and width <= 1024 else 0)
+        if not heads:
+            raise ValueError(f"the number of heads of width {width} is not known; use extract_features.py --library")
         layers = len({name.split(".")[2] for name in state if name.startswith("transformer.resblocks.")})
-        model = load_clip_module("model").VisionTransformer(
-            grid * patch, patch, width, layers, max(width // 64, 1), state["proj"].shape[1]
-        )
+        transformer = load_clip_module("model").VisionTransformer
+        model = transformer(resolution, patch, width, layers, heads, state["proj"].shape[1])
         model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+        for block in model.transformer.resblocks if activation == "gelu" else ():
+            block.mlp.gelu = nn.GELU()
     except (RuntimeError, KeyError, IndexError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise StaleError(f"{where} do not form CLIP's vision transformer: {reason}") from None
-    return model, grid * patch
+    return model, resolution
 
 
-def _identify(state: Mapping[str, Tensor], resolution: int) -> Backbone:
-    """OpenAI's name for the encoder, and the SHA-256 of its tensors in half precision.
-
-    The hash is equal for OpenAI's archive and for a state dict made from it.
-    """
-    width, patch = state["conv1.weight"].shape[0], state["conv1.weight"].shape[-1]
-    name = _NAMES.get((width, patch, resolution), f"ViT width {width}, patch {patch}, {resolution} px")
-    digest = hashlib.sha256()
+def digest(state: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of the tensors in half precision, equal for OpenAI's archive and for a state dict made from it."""
+    found = hashlib.sha256()
     for key in sorted(state):
-        digest.update(f"{key} {tuple(state[key].shape)}".encode())
-        digest.update(state[key].half().contiguous().cpu().numpy().tobytes())
-    return Backbone(name, digest.hexdigest())
+        found.update(f"{key} {tuple(state[key].shape)}".encode())
+        found.update(state[key].half().contiguous().cpu().numpy().tobytes())
+    return found.hexdigest()

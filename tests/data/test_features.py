@@ -12,9 +12,17 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from stale.data.annotations import Video
-from stale.data.features import FeatureStore, check_features, duration_mismatch, open_features, recorded_rate
+from stale.data.features import (
+    FeatureStore,
+    check_features,
+    duration_mismatch,
+    open_features,
+    recorded_rate,
+    spread_windows,
+)
 from stale.data.pack import pack, write_packed
 from stale.errors import StaleError
 from tests.helpers import write_folder
@@ -199,15 +207,12 @@ def test_a_first_video_of_another_shape_is_named(tmp_path: Path, form: str) -> N
 
 def test_files_that_are_no_features_are_not_videos(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing here")
-    with pytest.raises(StaleError, match=f"^features folder {tmp_path} holds no .npy file$"):
+    with pytest.raises(StaleError, match=f"^features folder {tmp_path} holds no .npy, .npz or .pt file$"):
         open_features(tmp_path)
     path = write_features(tmp_path, "npy", some_features(count=1))
-    with pytest.raises(StaleError, match="holds no .npy file, but its folders npy do: name one"):
-        open_features(tmp_path)
-    np.save(tmp_path / "a.npy", np.zeros((512, 90)))
-    np.save(tmp_path / "b.npy", np.zeros((512, 137)))
+    transposed = write_folder(tmp_path / "transposed", {"a": np.zeros((512, 90)), "b": np.zeros((512, 137))})
     with pytest.raises(StaleError, match=r"\(512, 90\) seems to be width × snippets: transpose the features"):
-        open_features(tmp_path)
+        open_features(transposed)
     (path / "._clip_0.npy").write_bytes(b"\x00\x05\x16\x07")  # left by macOS
     assert set(open_features(path).ids) == {"clip_0"}
 
@@ -307,3 +312,46 @@ def test_damaged_hdf5_data_is_named_with_its_video(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(StaleError, match=f"^features of video 'clip_1' in {path} cannot be read"):
         open_features(path).read("clip_1")
+
+
+# Features of others
+
+
+@pytest.mark.parametrize("form", [".npy", ".npz", ".pt", "hdf5"])
+def test_names_shapes_and_folders_of_others(tmp_path: Path, form: str) -> None:
+    arrays = {"a": np.ones((1, 5, 8), np.float32), "b": np.full((4, 8, 1, 1), 2, np.float32)}
+    for number, (name, array) in enumerate(arrays.items()):
+        path = tmp_path / f"part_{number}" / f"v1-{name}_clip{form}"
+        path.parent.mkdir()
+        if form == "hdf5":
+            with h5py.File(tmp_path / "a.h5", "a") as file:
+                file[f"v1-{name}_clip"] = array
+        elif form == ".pt":
+            torch.save(torch.from_numpy(array), path)
+        else:
+            (np.save if form == ".npy" else np.savez)(path, array)
+    store = open_features(tmp_path / "a.h5" if form == "hdf5" else tmp_path, "v1-{id}_clip")
+    assert set(store.ids) == {"a", "b"}
+    np.testing.assert_array_equal(store.read("a"), arrays["a"][0])
+    np.testing.assert_array_equal(store.read("b"), arrays["b"][..., 0, 0])
+    with pytest.raises(StaleError, match="no name fits data.id_pattern={id}_x; the first is v1-a_clip"):
+        open_features(store.path, "{id}_x")
+
+
+def test_a_video_in_two_folders_is_an_error(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "a.npy", np.ones((2, 8), np.float32))
+    with pytest.raises(StaleError, match="video 'a' are twice in .*one/a.npy and .*two/a.npy"):
+        open_features(tmp_path)
+
+
+def test_windows_lie_where_their_centres_are() -> None:
+    """Windows of 16 frames every 4, of a ramp over the frames: a snippet's value is the time of its centre."""
+    stride, window, count = 4, 16, 40
+    ramp = (window / 2 + stride * np.arange(count, dtype=np.float32))[:, None]
+    frames = window + (count - 1) * stride
+    found = spread_windows(ramp, (window / stride - 1) / 2)[:, 0]
+    expected = (np.arange(len(found)) + 0.5) * frames / len(found)
+    np.testing.assert_allclose(found, expected.clip(ramp[0, 0], ramp[-1, 0]), atol=1e-4)
+    assert spread_windows(ramp, 0.0) is ramp

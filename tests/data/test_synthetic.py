@@ -13,10 +13,11 @@ import torch
 from scripts import simulate_features as command
 from stale.data.annotations import Video, all_labels, in_subset, read_annotations, repair
 from stale.data.classes import phrase
+from stale.data.embeddings import read_embeddings
 from stale.data.features import duration_mismatch, open_features
-from stale.data.synthetic import CLASSES, embed, random_videos, write_synthetic
 from stale.errors import StaleError
 from stale.io import read_json
+from synthetic_data import CLASSES, embed, random_videos, write_synthetic
 
 SMALL = {"training_videos": 2, "validation_videos": 1}
 
@@ -156,3 +157,18 @@ def test_simulated_features_say_so_and_last_as_long_as_their_videos(
     with pytest.raises(StaleError, match="must contain 'simulated'"):
         command.main([*inputs, "--output", str(tmp_path / "features")])
     assert not (tmp_path / "features").exists()
+
+
+def test_features_are_simulated_around_class_embeddings(inputs: list[str], tmp_path: Path, videos: list[Video]) -> None:
+    vectors = np.random.default_rng(0).standard_normal((len(CLASSES), 48))
+    np.savez(tmp_path / "table.npz", embeddings=vectors, classes=np.array(CLASSES))
+    command.main([*inputs[:2], "--text-embeddings", str(tmp_path / "table.npz"), "--rate", "2"])
+    store, table = open_features(tmp_path / "features_simulated"), read_embeddings(tmp_path / "table.npz")
+    gains = []
+    for video in videos:
+        first = video.instances[0]
+        cosine = store.read(video.id).astype(float) @ table.vectors[table.find([first.label])[0]]
+        inside = slice(int(2 * first.start) + 1, int(2 * first.end))
+        gains.append(cosine[inside].mean() - cosine.mean())
+    assert store.width == 48
+    assert np.mean(gains) > 0.1

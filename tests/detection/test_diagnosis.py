@@ -66,7 +66,7 @@ def test_every_value_is_that_of_a_plain_loop(run: RunFolder, written: dict) -> N
     test, model, found = detector.test_data("seen"), detector.model, written["vocabularies"]["seen"]
     features = load_features([video.id for video in test.videos], test.store, T).float()
     text = class_features(model, test.classes).text
-    original = training_free_text(detector.config.model, phrases(test.classes))
+    original = training_free_text(detector.model, phrases(test.classes))
     outputs = model(features, text)
     L, M, w = outputs.foreground_logits.sigmoid(), outputs.mask_logits.sigmoid(), written["constant_mask"]
     rows: dict[tuple[str, str], list[float]] = defaultdict(list)

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from stale.data.annotations import all_labels, in_subset, read_annotations, with_any_of
+from stale.data.datasets import facts
+from stale.data.splits import load_split
 from stale.errors import StaleError
 from stale.evaluation import Detections, evaluate, ground_truth
 from stale.evaluation.measures import (
@@ -20,6 +23,7 @@ from stale.evaluation.measures import (
     with_true_segments,
 )
 from stale.evaluation.results import read_video_scores
+from tests.helpers import SHARED, needs_shared
 from tests.reference.evaluation import cases, found_in, tiou, video
 
 TRUTH = ground_truth([video("a", (0, 10, "x"), (50, 60, "y")), video("b", (20, 30, "y"))])
@@ -114,12 +118,55 @@ def test_classes_beyond_the_vocabulary_are_refused_or_left_out_and_named(tmp_pat
     with pytest.raises(StaleError, match="1 classes beyond those under test .z.: .*--allow-unseen-supervision"):
         read_video_scores(path, TRUTH)
     scores = read_video_scores(path, TRUTH, allow_unseen=True)
-    assert scores.label.tolist() == [1, -1] and scores.score.tolist() == [0.1, 0.0]
+    assert scores.label.tolist() == [[1], [-1]] and scores.score.tolist() == [[0.1], [0.0]]
     assert scores.source == "s.json with --allow-unseen-supervision, nothing for 1 of 2 videos"
 
 
 @pytest.mark.parametrize(
-    "content", [[], {}, {"class": ["x"]}, *({"class": ["x"], "results": {"a": row}} for row in ([1, 2], 3, [None]))]
+    ("fields", "named"),
+    [({"kind": "zero_shot", "source": "a CLIP"}, "s.json (zero-shot, by a CLIP)"), ({"kind": "oracle"}, "(ORACLE)")],
+)
+def test_a_classifier_without_training_on_the_classes_may_know_more_of_them(tmp_path, fields, named):
+    content = {"classes": ["y", "z"], "results": {"a": [0.1, 0.9]}, **fields}
+    (tmp_path / "s.json").write_text(json.dumps(content))
+    scores = read_video_scores(tmp_path / "s.json", TRUTH)
+    assert scores.label.tolist() == [[1], [-1]] and named in scores.source
+
+
+def test_several_labels_of_a_video(tmp_path):
+    path = scores_file(tmp_path, ["y", "x"], a=[0.5, 0.4])
+    scores = read_video_scores(path, TRUTH, top=2, decay=0.5)
+    found = scores.apply(found_in(TRUTH, a=[(0, 10, "x", 0.8), (0, 10, "y", 0.4), (50, 60, "x", 0.5)]))
+    rows = zip(found.label.tolist(), found.segments[:, 0].tolist(), found.scores.tolist(), strict=True)
+    expected = {(1, 0): 0.8 * 0.5, (1, 50): 0.5 * 0.5, (0, 0): 0.8 * 0.2, (0, 50): 0.5 * 0.2}
+    assert {(label, start): score for label, start, score in rows} == pytest.approx(expected)
+    assert len(scores.whole_videos(TRUTH)) == 2
+
+
+@needs_shared
+@pytest.mark.parametrize(("setting", "published"), [("75_25", 91.3), ("50_50", 83.5)])
+def test_true_segments_with_real_zero_shot_labels(tmp_path, setting, published):
+    """The values are others'; the ten official splits of THUMOS14."""
+    content = json.loads((SHARED / "data/clip/thumos14_test_clip_vitb16_video_scores.json").read_text())
+    (tmp_path / "s.json").write_text(json.dumps({**content, "kind": "zero_shot", "source": "CLIP ViT-B/16"}))
+    videos, values = read_annotations(SHARED / "data/annotations/thumos14.json"), []
+    for split in range(10):
+        lists = {"folder": SHARED / "data/splits", "dataset": "thumos14"}
+        unseen = load_split(all_labels(videos.values()), setting, split, **lists).unseen
+        truth = ground_truth(with_any_of(in_subset(videos.values(), "test"), unseen), unseen)
+        perfect = Detections(truth.video, truth.label, truth.segments, np.ones(len(truth)))
+        found = read_video_scores(tmp_path / "s.json", truth).apply(perfect)
+        values.append(100 * evaluate(truth, found, facts("thumos14").tious).average)
+    assert np.mean(values) == pytest.approx(published, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *([], {}, {"class": ["x"]}, {"class": ["x"], "results": {}, "kind": "other"}),
+        {"class": ["x"], "results": {}, "kind": "zero_shot"},
+        *({"class": ["x"], "results": {"a": row}} for row in ([1, 2], 3, [None])),
+    ],
 )
 def test_wrong_video_scores_are_named(tmp_path, content):
     (tmp_path / "s.json").write_text(json.dumps(content))

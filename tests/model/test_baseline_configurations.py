@@ -16,7 +16,7 @@ from stale.data.selection import load_test_data, phrases
 from stale.detection.decode import classify_proposals, decode
 from stale.evaluation import read_results
 from stale.io import read_json
-from stale.model.stale import Outputs, Stale, build_model, load_text_transformer, restore_model
+from stale.model.stale import Outputs, Stale, build_model, load_text, restore_model
 from stale.run_folder import RunFolder
 from stale.training.losses import Criterion
 from stale.training.targets import build_targets
@@ -74,7 +74,7 @@ def test_a_baseline_is_trained_and_tested_like_the_model(runs: dict[str, RunFold
     assert results["protocol"]["oracle"] == "none"
     infer(runs[name], "last", "all")
     config, trained = runs[name].load_config(), load_checkpoint(runs[name].checkpoint("last"))["model"]
-    for key, tensor in load_text_transformer(config.model).state_dict().items():
+    for key, tensor in load_text(config.model).state_dict().items():
         assert torch.equal(trained[f"text.transformer.{key}"], tensor), "the text transformer stays CLIP's"
 
 

@@ -6,12 +6,16 @@ import math
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from functools import partial
+from hashlib import sha256
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
-from urllib.error import URLError
+from threading import Thread
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stale.config import TextConfig
@@ -193,10 +197,7 @@ def test_a_plain_state_dict_loads(tmp_path: Path, small_clip: nn.Module, half: b
 
 @pytest.mark.filterwarnings("error::DeprecationWarning")
 def test_openais_torchscript_archive_loads(tmp_path: Path, small_clip: nn.Module) -> None:
-    example = (torch.zeros(1, 3, 32, 32), padded_tokens(["diving"]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch deprecates making such archives
-        torch.jit.trace(small_clip, example, check_trace=False).save(tmp_path / "clip.pt")
+    archive(tmp_path / "clip.pt", small_clip)
     check_loaded(tmp_path / "clip.pt", small_clip)
 
 
@@ -255,25 +256,148 @@ def test_tensors_that_form_no_text_transformer_are_an_error(change: dict[str, Te
 # Weights by name
 
 
-def fake_clip(load: object) -> SimpleNamespace:
-    return SimpleNamespace(available_models=lambda: ["ViT-B/16"], load=load)
+def archive(path: Path, model: nn.Module) -> Path:
+    """A TorchScript archive, as OpenAI publishes its models."""
+    example = (torch.zeros(1, 3, 32, 32), padded_tokens(["diving"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates making such archives
+        torch.jit.trace(model, example, check_trace=False).save(path)
+    return path
 
 
-def test_a_known_name_is_downloaded(monkeypatch: pytest.MonkeyPatch, small_clip: nn.Module) -> None:
-    monkeypatch.setitem(sys.modules, "clip", fake_clip(lambda name, device, jit: (small_clip, None)))
+@pytest.fixture
+def published(tmp_path: Path, small_clip: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An archive on a server, and an empty cache."""
+    path = archive(tmp_path / "ViT-B-16.pt", small_clip)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path))
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    monkeypatch.setattr(clip, "ADDRESS", f"http://127.0.0.1:{server.server_port}/{{file}}")
+    monkeypatch.setattr(clip, "CACHE", tmp_path / "cache")
+    monkeypatch.setitem(clip.MODELS, "ViT-B/16", sha256(path.read_bytes()).hexdigest())
+    yield path
+    server.shutdown()
+
+
+def test_a_known_name_is_downloaded_once_and_verified(published: Path, small_clip: nn.Module) -> None:
     assert set(load_text_weights("ViT-B/16")) == set(text_half(small_clip))
+    content = bytearray(published.read_bytes())
+    published.write_bytes(content[:-1])
+    assert clip.load_clip_weights("ViT-B/16", "weights").name == "ViT-B/16", "it is in the cache"
+    (clip.CACHE / "ViT-B-16.pt").unlink()
+    with pytest.raises(StaleError, match="'ViT-B/16' could not be downloaded: .*; fetch http.*ViT-B-16.pt by hand"):
+        load_text_weights("ViT-B/16")
     with pytest.raises(StaleError, match="absent.pt.*ViT-B/16"):
         load_text_weights("absent.pt")
 
 
-@pytest.mark.parametrize("error", [URLError("no network"), RuntimeError("the SHA256 checksum does not match")])
-def test_a_failed_download_is_an_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def load(*_: object, **__: object) -> None:
-        raise error
+# Other weights in the same layout
 
-    monkeypatch.setitem(sys.modules, "clip", fake_clip(load))
-    with pytest.raises(StaleError, match="ViT-B/16.*download"):
-        load_text_weights("ViT-B/16")
+
+def test_only_known_files_get_a_name_and_others_say_what_is_assumed(
+    published: Path, small_clip: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    load_text_weights(published)
+    assert not caplog.messages
+    torch.save(small_clip.state_dict(), tmp_path / "other.pt")
+    for _ in range(2):
+        load_text_weights(tmp_path / "other.pt")
+    assert [message.split(": ")[1] for message in caplog.messages] == [
+        "no file of OpenAI's; QuickGELU is assumed, open_clip's weights mostly need gelu"
+    ]
+    assert clip.load_clip_weights(tmp_path / "other.pt", "weights").name == ""
+
+
+@torch.no_grad()
+def test_exact_gelu_is_kept_by_a_checkpoint(small_clip: nn.Module, tmp_path: Path) -> None:
+    torch.save(small_clip.state_dict(), tmp_path / "clip.pt")
+    config = TextConfig(prompt="template")
+    quick, exact = (
+        TextEncoder(TextTransformer.from_weights(load_text_weights(tmp_path / "clip.pt", name)), config)
+        for name in ("quick_gelu", "gelu")
+    )
+    for block in small_clip.transformer.resblocks:
+        block.mlp.gelu = nn.GELU()
+    expected = small_clip.encode_text(padded_tokens([config.template.format(phrase) for phrase in PHRASES]))
+    for block in small_clip.transformer.resblocks:
+        block.mlp.gelu = type(load_clip_module("model").QuickGELU())()
+    again = TextEncoder(TextTransformer(exact.transformer.state_dict()), config)
+    again.load_state_dict(exact.state_dict())
+    prompts = exact.tokenize(PHRASES)
+    for encoder in (exact, again):
+        torch.testing.assert_close(encoder(prompts), expected, atol=1e-5, rtol=1e-5)
+    assert (quick(prompts) - expected).abs().max() > 1e-3
+
+
+def hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict under the names of transformers' CLIPModel."""
+    names = {
+        "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+        "positional_embedding": "text_model.embeddings.position_embedding.weight",
+        "ln_final.weight": "text_model.final_layer_norm.weight",
+        "ln_final.bias": "text_model.final_layer_norm.bias",
+        "visual.class_embedding": "vision_model.embeddings.class_embedding",
+        "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+        "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    }
+    found = {names.get(name, name): tensor for name, tensor in state.items()}
+    found["text_projection.weight"], found["visual_projection.weight"] = (
+        found.pop(name).T for name in ("text_projection", "visual.proj")
+    )
+    for name in list(found):
+        new = name.replace("visual.transformer.resblocks", "vision_model.encoder.layers")
+        new = new.replace("transformer.resblocks", "text_model.encoder.layers").replace(".ln_1", ".layer_norm1")
+        new = new.replace(".ln_2", ".layer_norm2").replace("c_fc", "fc1").replace("c_proj", "fc2")
+        new = new.replace("visual.ln_pre", "vision_model.pre_layrnorm").replace("attn.out", "self_attn.out")
+        new = new.replace("visual.ln_post", "vision_model.post_layernorm")
+        tensor = found.pop(name)
+        if ".attn.in_proj_" in new:
+            for part, rows in zip("qkv", tensor.chunk(3), strict=True):
+                found[new.replace(".attn.in_proj_", f".self_attn.{part}_proj.")] = rows
+        else:
+            found[new] = tensor
+    return found
+
+
+@pytest.mark.parametrize("form", ["hugging face", "safetensors", "open_clip checkpoint"])
+def test_other_state_dicts_hold_the_same_tensors(tmp_path: Path, small_clip: nn.Module, form: str) -> None:
+    state, path = small_clip.state_dict(), tmp_path / "w.pt"
+    if form == "safetensors":
+        path = tmp_path / "w.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in hugging_face(state).items()}, path)
+    elif form == "hugging face":
+        torch.save(hugging_face(state), path)
+    else:
+        torch.save({"epoch": 3, "state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, path)
+    loaded = clip.load_clip_weights(path, "weights").state
+    assert set(loaded) == set(state)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+def test_an_archive_is_read_without_running_it(tmp_path: Path) -> None:
+    class Endless(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.text_projection = nn.Parameter(torch.eye(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+        @torch.jit.export
+        def __getstate__(self) -> int:
+            return 0
+
+        @torch.jit.export
+        def __setstate__(self, state: int) -> None:
+            while True:
+                state += 1
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(Endless()).save(tmp_path / "endless.pt")
+    with pytest.raises(StaleError, match="endless.pt"):
+        load_text_weights(tmp_path / "endless.pt")
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def test_preprocessing_equals_openai_clips_own() -> None:
     assert len(expected.files) == 7
     for name in expected.files:
         image = np.asarray(Image.open(folder / f"{name}.jpg").convert("RGB"))
-        np.testing.assert_allclose(ours(image, 224), expected[name], atol=TOLERANCE, rtol=0)
+        np.testing.assert_array_equal(ours(image, 224), expected[name])
 
 
 def test_an_image_in_memory_with_negative_strides_is_cropped_as_it_looks() -> None:
@@ -103,6 +103,24 @@ def test_weights_that_form_no_image_encoder_are_an_error(change, message: str) -
         ImageEncoder(change(random_image_encoder_weights()), CPU, "weights w.pt")
     assert "w.pt" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(192, 3), (1280, 16)])
+def test_heads_are_derived_from_the_width(width: int, heads: int) -> None:
+    weights = random_image_encoder_weights(width=width)  # its own module was built with width / 64 heads
+    encoder = ImageEncoder(weights, CPU, activation="gelu")
+    blocks = encoder._model.transformer.resblocks
+    assert {block.attn.num_heads for block in blocks} == {heads}
+    assert {type(block.mlp.gelu) for block in blocks} == {torch.nn.GELU}
+    with pytest.raises(StaleError, match="number of heads of width 1152 is not known"):
+        ImageEncoder(wide(1152), CPU)
+
+
+def wide(width: int) -> dict[str, torch.Tensor]:
+    shapes = {"class_embedding": (width,), "proj": (width, 8), "conv1.weight": (width, 3, 8, 8)}
+    return {f"visual.{key}": torch.zeros(shape) for key, shape in shapes.items()} | {
+        "visual.positional_embedding": torch.zeros(17, width)
+    }
 
 
 def test_backbones_that_are_known_must_be_the_same() -> None:

@@ -96,7 +96,7 @@ def test_features_in_all_their_forms(clip_run: Path, tmp_path: Path, capsys: pyt
     assert max(item["segment"][1] for item in found[0]["clip"]) <= 4.0
     capsys.readouterr()
     assert run(clip_run, "--features", "folder", "--classes", "diving") == 1
-    assert "say how many a second with --fps" in capsys.readouterr().err
+    assert "record no rate: say it with --fps" in capsys.readouterr().err
 
 
 def test_extracted_features_give_what_the_video_gives(clip_run: Path, tmp_path: Path) -> None:

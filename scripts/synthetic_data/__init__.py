@@ -28,6 +28,7 @@ from torch import Tensor
 from stale.config import TextConfig
 from stale.data.annotations import Instance, Video, all_labels, read_annotations
 from stale.data.classes import phrase
+from stale.data.embeddings import EmbeddingTable, read_embeddings
 from stale.data.features import SIMULATED
 from stale.data.pack import Packed, write_packed
 from stale.errors import StaleError
@@ -56,12 +57,17 @@ _VOCABULARY, _CONTEXT = 49408, 77  # CLIP's byte-pair encoding
 
 
 class Synthesizer:
-    """Makes features of videos of the classes ``labels``, in the joint space of the text encoder with ``weights``."""
+    """Makes features of videos of the classes ``labels``, in the joint space of text weights or of class embeddings."""
 
-    def __init__(self, weights: dict[str, Tensor], labels: Sequence[str], seed: int) -> None:
+    def __init__(self, text: dict[str, Tensor] | EmbeddingTable, labels: Sequence[str], seed: int) -> None:
         self.seed, self.index = seed, {label: row for row, label in enumerate(labels)}
-        self.classes = embed(weights, [phrase(label) for label in labels])  # K × C
-        self.between, self.scenes = embed(weights, BETWEEN), embed(weights, SCENES)
+        if isinstance(text, EmbeddingTable):  # pauses and scenes are random mixtures of its classes
+            self.classes = _unit(text.vectors[text.find(labels)].astype(np.float64))
+            shares = np.random.default_rng([seed, 2]).dirichlet(np.full(len(text.vectors), 0.1), len(BETWEEN + SCENES))
+            self.between, self.scenes = np.split(_unit(shares @ text.vectors), [len(BETWEEN)])
+        else:
+            self.classes = embed(text, [phrase(label) for label in labels])  # K × C
+            self.between, self.scenes = embed(text, BETWEEN), embed(text, SCENES)
         shared = _unit(self.classes.mean(axis=0))
         common, activity = np.random.default_rng(seed).standard_normal((2, shared.size))
         self.common, self.activity = _unit(common - (common @ shared) * shared), _unit(activity)
@@ -100,8 +106,8 @@ class FlatSynthesizer(Synthesizer):
     and of each instance.
     """
 
-    def __init__(self, weights: dict[str, Tensor], labels: Sequence[str], seed: int) -> None:
-        super().__init__(weights, labels, seed)
+    def __init__(self, text: dict[str, Tensor] | EmbeddingTable, labels: Sequence[str], seed: int) -> None:
+        super().__init__(text, labels, seed)
         width, inverse = self.common.size, np.linalg.pinv(self.classes)  # C × K
         level = 0.22 * inverse.sum(axis=1)  # has this inner product with every class name
         gap = _unit(self.common - inverse @ (self.classes @ self.common))
@@ -146,15 +152,17 @@ def embed(weights: dict[str, Tensor], phrases: Sequence[str]) -> np.ndarray:
 
 def simulate(
     annotations: Path | str,
-    text_weights: str,
+    text: str,
     output: Path | str,
     *,
+    embeddings: bool = False,
     num_snippets: int | None = None,
     rate: float = 1.0,
 ) -> None:
     """Write features of all videos with instances to the packed folder ``output``, which says that they are simulated.
 
-    Each video has ``num_snippets`` or, if that is None, ``rate`` snippets a second.
+    ``text`` are CLIP weights or, with ``embeddings``, a file of class embeddings. Each video has ``num_snippets`` or,
+    if that is None, ``rate`` snippets a second.
     """
     if SIMULATED not in Path(output).name:
         raise StaleError(f"--output {output}: the name must contain '{SIMULATED}', so that nobody takes it for real")
@@ -162,7 +170,8 @@ def simulate(
     labels = all_labels(chosen)
     if not labels:
         raise StaleError(f"annotation file {annotations}: no video has an instance")
-    synthesize = Synthesizer(load_text_weights(text_weights), labels, seed=0)
+    source = read_embeddings(text) if embeddings else load_text_weights(text)
+    synthesize = Synthesizer(source, labels, seed=0)
 
     def videos() -> Iterator[Packed]:
         for video in progress_bar(chosen, "simulated features", unit="video", leave=False, disable=len(chosen) < 50):

@@ -1,0 +1,128 @@
+"""Embed class names by the text encoder of a vision-language model, for model.text.embeddings and inference.py.
+
+    python scripts/embed_classes.py --annotations data/thumos14/thumos14.json --model ViT-B/16 --output classes.npz
+    python scripts/embed_classes.py --classes "high jump" "golf swing | a golfer hits the ball" --model ViT-B/16 ...
+    python scripts/embed_classes.py --classes-file names.txt --library open_clip --model ViT-B-16-SigLIP2 \
+        --pretrained webli --template "a video of {}" "a photo of {}" --output classes.npz
+
+A class is a name, or "name | another phrase | ..."; every phrase is put into every template, and the embeddings of a
+class are averaged, each of unit length. The file holds embeddings (classes x width), the classes, and what they were
+made by: library, model, SHA-256 of the text encoder's weights, templates and phrases. The features must be those of the
+same model, by scripts/extract_features.py with the same --library and model. open_clip (pip install open_clip_torch)
+has SigLIP, CoCa, EVA, MobileCLIP and others.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from stale.errors import run_command
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = parser.add_mutually_exclusive_group(required=True)
+    names.add_argument("--classes", nargs="+", metavar="NAME")
+    names.add_argument("--classes-file", type=Path, metavar="FILE", help="one a line, or JSON, as for inference.py")
+    names.add_argument("--annotations", type=Path, metavar="FILE", help="all labels that occur")
+    parser.add_argument("--library", choices=("clip", "open_clip"), default="clip", help="that has the model")
+    parser.add_argument("--model", required=True, metavar="NAME|FILE", help="of clip also a file of weights")
+    parser.add_argument("--pretrained", default="", metavar="TAG|FILE", help="weights of open_clip's model")
+    parser.add_argument(
+        "--activation",
+        choices=("auto", "quick_gelu", "gelu"),
+        default="auto",
+        help="of clip; default that of OpenAI's models",
+    )
+    parser.add_argument("--template", nargs="+", default=["a video of action {}"], metavar="TEXT")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE.npz")
+    options = parser.parse_args(arguments)
+    if options.pretrained and options.library == "clip":
+        parser.error("--pretrained goes with --library open_clip")
+    if options.output.suffix != ".npz":
+        parser.error("--output ends in .npz")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    options = parse_arguments(arguments)
+
+    import numpy as np  # after parsing: --help answers at once
+
+    from stale.data.annotations import all_labels, read_annotations
+    from stale.data.classes import fill_template, parse_classes, read_classes
+    from stale.io import atomic_path
+
+    if options.annotations:
+        classes = parse_classes(all_labels(read_annotations(options.annotations).values()))
+    else:
+        classes = read_classes(options.classes_file) if options.classes_file else parse_classes(options.classes)
+    texts = [fill_template(item.phrases, options.template) for item in classes]
+    encode, digest = (open_clip_encoder if options.library == "open_clip" else clip_encoder)(options)
+    embeddings = np.stack([unit(encode(group)).mean(0) for group in texts]).astype(np.float32)
+    with atomic_path(options.output) as temporary:
+        np.savez(
+            temporary,
+            embeddings=embeddings,
+            classes=np.array([item.label for item in classes]),
+            library=options.library,
+            model=" ".join([options.model, options.pretrained]).strip(),
+            weights_sha256=digest,
+            templates=np.array(options.template),
+            phrases=np.array([" | ".join(item.phrases) for item in classes]),
+        )
+    print(f"{options.output}: {len(classes)} classes, {embeddings.shape[1]} wide, {options.library} {options.model}")
+
+
+def unit(x: Any) -> Any:
+    """Rows (n, C) as float64 of unit length."""
+    import numpy as np
+
+    x = np.asarray(x, dtype=np.float64)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def clip_encoder(options: argparse.Namespace) -> tuple[Callable[[list[str]], Any], str]:
+    """A function from texts to embeddings (n, C) by CLIP, and the hash of its weights."""
+    import torch
+
+    from stale.config import TextConfig
+    from stale.model.clip import load_text_weights
+    from stale.model.text import TextEncoder, TextTransformer
+    from stale.video.image_encoder import digest
+
+    transformer = TextTransformer.from_weights(load_text_weights(options.model, options.activation))
+    encoder = TextEncoder(transformer, TextConfig(prompt="template", template="{}")).eval()
+
+    @torch.no_grad()
+    def encode(texts: list[str]) -> Any:
+        return encoder(encoder.tokenize(texts)).numpy()
+
+    return encode, digest(transformer.state_dict())
+
+
+def open_clip_encoder(options: argparse.Namespace) -> tuple[Callable[[list[str]], Any], str]:
+    """The same by open_clip, with the model's own tokenizer."""
+    import torch
+
+    from stale.video.image_encoder import digest, load_open_clip
+
+    model, _ = load_open_clip(options.model, options.pretrained)
+    import open_clip
+
+    tokenize, model = open_clip.get_tokenizer(options.model), model.eval()
+
+    @torch.no_grad()
+    def encode(texts: list[str]) -> Any:
+        return model.encode_text(tokenize(texts)).float().numpy()
+
+    return encode, digest({name: t for name, t in model.state_dict().items() if not name.startswith("visual.")})
+
+
+if __name__ == "__main__":
+    run_command(main)
