@@ -49,7 +49,8 @@ def decode(outputs: Outputs, options: DetectionConfig) -> Proposals:
         segments, quality = agnostic_proposals(outputs, options, source)
         if options.classify_by == "calibrated":
             assert outputs.quality_scales is not None
-            quality = quality * outputs.quality_scales[SOURCES.index(source)]
+            scales = outputs.quality_scales / outputs.quality_scales.max()  # no score is above 1
+            quality = quality * scales[SOURCES.index(source)]
         parts.append(classify_proposals(outputs, segments, quality, options))
     segments, scores, labels = (torch.cat([getattr(part, name) for part in parts], 1) for name in _TENSORS)
     return Proposals(segments, scores, labels, outputs.num_snippets)
