@@ -34,7 +34,7 @@ from stale.data.pack import Packed, write_packed
 from stale.errors import StaleError
 from stale.io import atomic_path
 from stale.model.clip import load_text_weights
-from stale.model.text import TextEncoder, TextTransformer
+from stale.model.text import Prompts, TextEncoder, TextTransformer
 from stale.preparation.converters import Annotations, write_as
 from stale.progress import progress_bar
 
@@ -285,7 +285,7 @@ def random_text_weights(seed: int, width: int = 64, layers: int = 2) -> dict[str
         prompts = encoder.tokenize(["word word"] * 256)
         word = encoder.tokenize(["word"]).tokens[0, -2]
         random = torch.randint(512, _VOCABULARY - 2, prompts.tokens.shape, generator=generator)
-        prompts.tokens[:] = torch.where(prompts.tokens == word, random, prompts.tokens)
+        prompts = Prompts.of(torch.where(prompts.tokens == word, random, prompts.tokens), prompts.end)
         common = torch.nn.functional.normalize(encoder(prompts).mean(0), dim=0)
     apart = torch.eye(width) - 0.85 * torch.outer(common, common)
     weights["text_projection"] = apart @ normal(width, width, scale=width**-0.5)

@@ -61,6 +61,9 @@ def test_the_demo_features_and_text_weights_have_the_usual_form(folder: Path, vi
     weights = torch.load(folder / "text_encoder.pt", weights_only=True)
     assert (weights["token_embedding.weight"].shape, weights["positional_embedding"].shape) == ((49408, 64), (77, 64))
     assert all(tensor.dtype == torch.float16 for tensor in weights.values())
+    text = embed(weights, CLASSES)
+    alike = ((text @ text.T).sum() - len(text)) / (len(text) * (len(text) - 1))  # the mean cosine of two classes
+    assert alike < 0.6, "what prompts of random words have in common is not removed"
     store = open_features(folder / "features.h5")
     for video in videos:
         features = store.read(video.id)
