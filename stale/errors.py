@@ -35,7 +35,8 @@ def run_command(main: Callable[[], None]) -> None:
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "--debug"]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names may have characters that the terminal's encoding lacks
-            stream.reconfigure(errors="backslashreplace")
+            # A line is one write, also by python -u as of torchrun, whose processes share a stream.
+            stream.reconfigure(errors="backslashreplace", line_buffering=True, write_through=False)
     os.environ["MPLBACKEND"] = "agg"  # a notebook's would be inherited, and refused
     try:
         with _raise_terminated():

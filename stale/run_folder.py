@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from itertools import combinations
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from stale.config import Config, load_config
 from stale.errors import StaleError, launched_together
 from stale.io import read_json
 from stale.records import SplitFile, check_record
-
-if TYPE_CHECKING:  # pydantic takes most of the time in which eval.py starts
-    from stale.config import Config
 
 VOCABULARIES = ("unseen", "seen", "all")
 ORACLES = ("masks", "localizer", "labels", "proposals")  # values of detection.oracle
@@ -83,13 +81,15 @@ class RunFolder:
         if not former.own_files():
             return False
         is_new = former.config.is_file()  # else it was interrupted while files were moved, and all are the former run's
-        if is_new and self.config.is_file() and self.checkpoint("last").is_file():
+        replaced = is_new and self.config.is_file() and self.checkpoint("last").is_file()
+        if replaced:
             former.clear()
-            return False
-        if is_new and self.config.is_file():
-            self.clear()
-        former._move(former.own_files()[::-1], self)
-        return True
+        else:
+            if is_new and self.config.is_file():
+                self.clear()
+            former._move(former.own_files()[::-1], self)
+        self._remove_empty_folders()
+        return not replaced
 
     def _move(self, files: Sequence[Path], to: RunFolder) -> None:
         for file in files:
@@ -105,8 +105,6 @@ class RunFolder:
 
     def load_config(self) -> Config:
         """The run's configuration; a StaleError if there is no run here."""
-        from stale.config import load_config
-
         if not self.config.is_file():
             raise StaleError(f"no run in {self.path}: config.yaml is missing; train one with train.py --output")
         return load_config([self.config])

@@ -91,6 +91,7 @@ def test_a_run_or_the_one_that_replaces_it_survives_a_kill_at_any_step(
         steps += 1
     assert steps > 10
     assert (files(run) == files(new)) is finishes
+    assert not run.replaced.exists()
 
 
 @pytest.mark.slow
