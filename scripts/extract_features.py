@@ -90,7 +90,7 @@ class OpenClipEncoder:
     """An image encoder of open_clip with its own preprocessing, as :class:`stale.video.image_encoder.ImageEncoder`."""
 
     def __init__(self, model: str, pretrained: str, device: Any) -> None:
-        """Load ``model`` with the weights ``pretrained``, a tag of open_clip or a file; "" leaves them random."""
+        """Load ``model`` with the weights ``pretrained``, a tag of open_clip or a file."""
         import numpy as np
 
         from stale.data.features import Backbone

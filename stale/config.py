@@ -29,6 +29,9 @@ Layers = Annotated[int, Field(ge=1, le=100)]
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
+# Settings that have no effect on results.
+WITHOUT_EFFECT = {"train.device", "train.compile", "train.log_interval", "detection.batch_size"}
+
 # Common abbreviations, and the setting that each stands for.
 ABBREVIATIONS = {
     "lr": "train.learning_rate",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stale.config import read_settings
+from stale.config import WITHOUT_EFFECT, read_settings
 from stale.errors import StaleError, name_some
 from stale.evaluation.tables import ROW_NAMES, format_tious, percent, protocol_lines, shown_thresholds, text_table
 from stale.io import read_json
@@ -29,8 +29,7 @@ USUAL = {"oracle": "none", "ground_truth": "all"}  # not mentioned
 # Settings that may differ between the runs of one system; features and the source of the splits are in the protocol.
 FREE = {
     *("data.split", "data.fold", "data.annotations", "data.features", "data.localizer_features"),
-    "data.splits",
-    *("train.seed", "train.device", "train.compile", "train.log_interval", "detection.batch_size"),
+    *("data.splits", "train.seed", *WITHOUT_EFFECT),
 }
 
 # Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom.

@@ -26,7 +26,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from stale import distributed
 from stale.checkpoint import git_revision, load_checkpoint, save_checkpoint
-from stale.config import Config, TrainConfig, differing_keys, load_config, save_config
+from stale.config import WITHOUT_EFFECT, Config, TrainConfig, differing_keys, load_config, save_config
 from stale.data.dataset import Batch, VideoDataset
 from stale.data.datasets import facts
 from stale.data.features import Backbone, require_same_backbone, require_same_width
@@ -46,7 +46,7 @@ from stale.training.monitor import Monitor, part_statistics
 from stale.training.targets import Targets, build_targets, count_unowned
 
 # Settings that a resumed run may change.
-_FREE = {"train.epochs", "train.device", "train.compile", "train.log_interval", "detection.batch_size"}
+_FREE = {"train.epochs", *WITHOUT_EFFECT}
 _NOT_FINITE = "earlier checkpoints are kept; lower train.learning_rate or use train.precision=float32"
 
 _log = logging.getLogger(__name__)
