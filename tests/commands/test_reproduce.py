@@ -329,11 +329,12 @@ def test_external_scores_stand_beside_the_trivial_row(
     (tmp_path / "labels.json").write_text(json.dumps({"class": labels, "results": scores}))
     run("external_scores", "--settings", "75_25", "--video-scores", str(tmp_path / "labels.json"))
     text = capsys.readouterr().out
-    assert text.count("ours (1 run)") == 3 and text.count("| paired with label file on the whole video") == 1
+    assert text.count("ours (1 run)") == 5 and text.count("| paired with label file on the whole video") == 2
     assert "WITH EXTERNAL SCORES" in text and "external scores labels.json with --allow-unseen-supervision" in text
     sources = Sources(REPOSITORY, (data,), SMALL, video_scores=str(tmp_path / "labels.json"))
     table = TABLES["external_scores"]
-    cells = make_plan(table, table.rows, ["75_25"], splits=[0], output=output, sources=sources)
+    rows = choose_rows(table, ["stale", "stale_external", "trivial"])
+    cells = make_plan(table, rows, ["75_25"], splits=[0], output=output, sources=sources)
     own, external, trivial = make_lines(table, cells, "activitynet", read_published(PUBLISHED))
     (job,) = jobs_of(cells)
     metrics = json.loads((job.folder / "metrics_external_labels.json").read_text())
