@@ -21,6 +21,7 @@ from stale.io import clean_ids, clean_name, read_json
 from stale.segments import clip_segment
 
 MAX_SECONDS = 1e9  # of a video
+MAX_RATE = 1e3  # of frames or snippets, a second
 MOST_OUTSIDE = 0.1  # of the segments, outside their video; THUMOS14 has 0.005
 
 
@@ -35,12 +36,13 @@ class Instance:
 
 @dataclass(frozen=True)
 class Video:
-    """One annotated video: ``duration`` in seconds, ``subset`` in lower case."""
+    """One annotated video: ``duration`` in seconds, ``subset`` in lower case, ``fps`` frames a second, if known."""
 
     id: str
     subset: str
     duration: float
     instances: tuple[Instance, ...]
+    fps: float | None = None
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,9 @@ def parse_video(name: str, entry: Any, where: str, need_duration: bool = True) -
         expect(label, f"each annotation needs a 'label', not {item!r}")
         expect(segment[0] <= segment[1], f"segment {segment} ends before it starts")
         instances.append(Instance(float(segment[0]), float(segment[1]), label))
-    return Video(name, clean_name(subset).lower(), float(duration), tuple(instances))
+    fps = entry.get("fps") or None
+    expect(fps is None or (_is_number(fps) and 1e-5 <= fps <= MAX_RATE), f"'fps' is no frame rate: {fps!r}")
+    return Video(name, clean_name(subset).lower(), float(duration), tuple(instances), fps and float(fps))
 
 
 def _is_number(value: Any) -> bool:

@@ -162,6 +162,7 @@ def _check_embeddings(config: Config, split: ClassSplit, store: FeatureStore | N
     table = read_embeddings(config.model.text.embeddings)
     table.find(classes_of(split, "all"))
     if store and not config.model.visual_projection:
+        table.require_model_of(store.backbone())
         require_text_width(store.width - localizer_width(store, config.data), table.vectors.shape[1])
 
 
@@ -171,6 +172,7 @@ def open_all_features(data: DataConfig) -> FeatureStore:
     store = open_features([*sources, *filter(None, [data.localizer_features])], data.id_pattern)
     for source in store.sources[: len(sources)]:
         source.overlap = ((data.window or data.stride) / data.stride - 1) / 2
+        source.stride, source.frame_rate = data.stride, data.fps
     return store
 
 

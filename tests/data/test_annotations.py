@@ -89,7 +89,7 @@ def test_thumos14_is_read_completely(thumos14: dict[str, Video]) -> None:
 def test_a_file_is_read_as_written(tmp_path: Path) -> None:
     extra = {"segment": [9, 12], "label": "Tai chi", "segment(frames)": [270, 360], "label_id": 3}
     path = one(tmp_path, fps=30, subset="Validation", annotations=[*GOOD["annotations"], extra])
-    expected = Video("clip", "validation", 10.0, (Instance(1.0, 2.5, "Diving"), Instance(9.0, 12.0, "Tai chi")))
+    expected = Video("clip", "validation", 10.0, (Instance(1.0, 2.5, "Diving"), Instance(9.0, 12.0, "Tai chi")), 30)
     assert read_annotations(path) == {"clip": expected}
 
 

@@ -67,6 +67,8 @@ def test_a_sound_root_is_ready(tmp_path: Path) -> None:
     assert report.features["width"] == WIDTH and report.features["precision"] == {"float16": 40}
     assert report.features["snippets_a_second"] == {"training": {"10": 20}, "validation": {"5": 20}}
     assert "pond: READY" in as_text(report)
+    assert report_on(tmp_path, id_pattern="v_{id}").verdict == "ready"
+    assert "no name fits data.id_pattern={id}_clip" in report_on(tmp_path, id_pattern="{id}_clip").faults[0]
     assert [report_on(tmp_path, sample=sample).features["loaded"] for sample in (3, 100)] == [6, 40]
 
 
