@@ -182,7 +182,7 @@ def download(url: str, folder: Path, sha256: str | None = None) -> Path:
     name = url.rpartition("/")[2]
     downloads = pooch.create(folder, base_url="", registry={name: sha256}, urls={name: url}, retry_if_failed=3)
     try:
-        return Path(downloads.fetch(name, downloader=pooch.HTTPDownloader(progressbar=False, timeout=30)))
+        return Path(downloads.fetch(name, downloader=pooch.HTTPDownloader(progressbar=True, timeout=30)))
     except (OSError, ValueError) as error:  # requests' errors are OSErrors
         reason = " ".join(str(error).split())[:200]
         raise StaleError(

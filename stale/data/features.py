@@ -85,7 +85,7 @@ def require_same_backbone(
     one, other = trained.as_dict(), given.as_dict()
     known = [name for name in ("weights_sha256", "backbone") if name in one and name in other][:1]
     if any(one[name] != other[name] for name in [*known, "activation"] if name in one and name in other):
-        raise StaleError(f"{where} come from {given}, but {than} {trained}: use the same model for both")
+        raise StaleError(f"{where} come from {given}, but {than} {trained}: use the same image encoder for both")
 
 
 class FeatureStore:
@@ -152,7 +152,7 @@ class FeatureStore:
     def fit(self, video_id: str, features: np.ndarray) -> np.ndarray:
         """``features`` (snippets, D) as long as the annotated video, as far as they tell."""
         video = self.annotated.get(video_id)
-        seconds = self.extents(video_id, len(features))[-1:]
+        seconds = self.extents(video_id, len(features))[-1:] if video else []
         if video is None or not seconds or not _lasts(seconds[0], video):
             return features
         count = max(round(len(features) * video.duration / seconds[0]), 1)
@@ -413,10 +413,10 @@ def read_sidecar(path: Path) -> dict[str, Any]:
 
 def _by_id(names: Mapping[str, str], id_pattern: str, path: Path) -> dict[str, str]:
     """Id → key of ``names`` whose name fits the pattern; a StaleError if none does, or if an id is there twice."""
-    before, _, after = id_pattern.partition("{id}")
+    before, mark, after = id_pattern.partition("{id}")
     found: dict[str, str] = {}
     for key, name in names.items():
-        if name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after):
+        if mark and name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after):
             video_id = name[len(before) : len(name) - len(after)]
             if video_id in found:
                 raise StaleError(f"features of video '{video_id}' are twice in {path}: {found[video_id]} and {key}")

@@ -82,9 +82,9 @@ def training_videos(data: DataConfig, videos: Iterable[Video], split: ClassSplit
     if data.setting == "seen_cv":  # all videos with a pseudo-unseen class are kept for testing
         tested = {video.id for video in with_any_of(chosen, split.unseen)}
         chosen = [video for video in chosen if video.id not in tested]
-    chosen, repairs = repair(chosen)
-    if any(vars(repairs).values()):
-        _log.info("training segments: %s", repairs)
+    chosen, changes = repair(chosen)
+    if changes:
+        _log.info("training segments: %s", ", ".join(f"{count} {change}" for change, count in changes.items()))
     return with_any_of(chosen, split.seen)
 
 

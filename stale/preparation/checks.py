@@ -7,7 +7,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stale.data.annotations import Video, all_labels, by_subset, read_annotations, repair, unit_fault
+from stale.data.annotations import (
+    CLIPPED,
+    EMPTY,
+    OUTSIDE,
+    Video,
+    all_labels,
+    by_subset,
+    read_annotations,
+    repair,
+    unit_fault,
+)
 from stale.data.classes import same_text
 from stale.data.features import FeatureStore, duration_mismatch, open_features
 from stale.data.splits import NUM_SPLITS, SPLIT_FOLDERS, load_split
@@ -75,12 +85,12 @@ def check(
     except StaleError as error:
         report.faults.append(str(error))
         return report
-    _check_features(report, videos, store, features, sample)
+    _check_features(report, videos, store, path=features, sample=sample)
     return report
 
 
 def _check_annotations(report: Report, videos: dict[str, Video], path: Path, source: Source | None) -> None:
-    repairs = repair(videos.values())[1]
+    changes = repair(videos.values())[1]
     labels = all_labels(videos.values())
     report.annotations = {
         "path": str(path),
@@ -88,9 +98,9 @@ def _check_annotations(report: Report, videos: dict[str, Video], path: Path, sou
         "segments": sum(len(video.instances) for video in videos.values()),
         "classes": len(labels),
         "subsets": {},
-        "segments_beyond_the_video": repairs.clipped,
-        "segments_outside_the_video": len(repairs.outside),
-        "segments_empty": len(repairs.empty),
+        "segments_beyond_the_video": changes[CLIPPED],
+        "segments_outside_the_video": changes[OUTSIDE],
+        "segments_empty": changes[EMPTY],
     }
     for subset, chosen in by_subset(videos.values()).items():
         present = set(all_labels(chosen))
@@ -110,8 +120,9 @@ def _check_annotations(report: Report, videos: dict[str, Video], path: Path, sou
         report.faults += [f"annotations: {fault}" for fault in count_faults(source, videos)]
     if fault := unit_fault(videos.values()):
         report.faults.append(f"annotations: {fault}")
-    elif any(vars(repairs).values()):
-        report.remarks.append(f"segments in training: {repairs}; evaluation counts them as the file has them")
+    elif changes:
+        counts = ", ".join(f"{count} {change}" for change, count in changes.items())
+        report.remarks.append(f"segments in training: {counts}; evaluation counts them as the file has them")
 
 
 def _check_splits(report: Report, labels: list[str], folder: Path | None, source: Source | None) -> None:

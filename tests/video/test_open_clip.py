@@ -109,5 +109,5 @@ def test_open_clip_features_of_a_video(library: tuple[Any, Any, Path], tmp_path:
 
 def test_a_model_that_cannot_be_had_is_one_line() -> None:
     with pytest.raises(StaleError, match="open_clip cannot (be imported|load no-such-model)") as error:
-        load_open_clip("no-such-model", "")
+        load_open_clip("no-such-model", "openai")
     assert "\n" not in str(error.value)
