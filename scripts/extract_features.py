@@ -41,6 +41,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         default="auto",
         help="of --library clip; default that of OpenAI's models",
     )
+    parser.add_argument("--heads", type=int, help="of the image encoder of --library clip; default by its width")
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER")
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("--fps", type=float, default=5.0, help="snippets a second, one frame each; default 5")
@@ -74,15 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.library == "open_clip":
         encoder: Any = OpenClipEncoder(options.weights, options.pretrained, device)
     else:
-        encoder = ImageEncoder.load(options.weights, device, options.activation)
-    report = extract_features(
+        encoder = ImageEncoder.load(options.weights, device, options.activation, options.heads)
+    todo, broken = extract_features(
         videos, options.output, encoder, sampling, batch_size=options.batch_size, workers=options.workers
     )
-    print(f"{len(report.done)} videos done, {len(report.skipped)} finished earlier, {len(report.broken)} broken")
+    done = len(todo) - len(broken)
+    print(f"{done} videos done, {len(videos) - len(todo)} finished earlier, {len(broken)} broken")
     print(f"{options.output}: {encoder.backbone}, {encoder.width} wide, {sampling}")
-    for reason in report.broken.values():
+    for reason in broken.values():
         print(f"broken: {reason}", file=sys.stderr)
-    if report.broken:
+    if broken:
         raise SystemExit(1)
 
 
@@ -93,17 +95,14 @@ class OpenClipEncoder:
         """Load ``model`` with the weights ``pretrained``, a tag of open_clip or a file."""
         import numpy as np
 
-        from stale.data.features import Backbone
-        from stale.video.image_encoder import digest, load_open_clip
+        from stale.video.image_encoder import load_open_clip
 
-        network, preprocess = load_open_clip(model, pretrained)
+        network, preprocess, self.backbone = load_open_clip(model, pretrained)
         # Its last steps are ToTensor and Normalize: those before them give an image.
         self._steps, self._normalize = preprocess.transforms[:-2], preprocess.transforms[-1]
         self.device, self._model = device, network.to(device).eval()
         self.resolution = self.crop(np.zeros((8, 8, 3), np.uint8)).shape[0]
         self.width = self.encode(np.zeros((1, self.resolution, self.resolution, 3), np.uint8)).shape[1]
-        name = f"open_clip {model}" + (f" {Path(pretrained).name}" if pretrained else "")
-        self.backbone = Backbone(name, digest(network.visual.state_dict()))
 
     def crop(self, image: Any) -> Any:
         """The part of an RGB image (H, W, 3) uint8 that is encoded: (R, R, 3) uint8."""

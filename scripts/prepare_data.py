@@ -32,6 +32,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         command.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder of the data")
         command.add_argument("--check", action="store_true", required=name == "custom", help="only report")
         command.add_argument("--json", type=Path, metavar="OUT", help="with --check: write the report as JSON")
+        command.add_argument("--id-pattern", metavar="TEXT", help="with --check: as data.id_pattern")
         command.add_argument("--sample", type=int, metavar="N", help="with --check: load features of N videos a subset")
         for what in ("annotations", "features", "splits"):
             command.add_argument(f"--{what}", type=Path, metavar="PATH", help="with --check: not the default path")
@@ -46,16 +47,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     convert.add_argument("--fps", type=float, help="frames a second of videos whose file does not say")
     options = parser.parse_args(arguments)
     if options.command == "convert":
-        if options.fps is not None and not 1e-3 <= options.fps <= 1e6:
-            parser.error("--fps must lie between 0.001 and 1,000,000")
         return options
     if options.check and getattr(options, "copy", None):
         parser.error("--from does not go with --check")
     if options.sample is not None and options.sample < 1:
         parser.error("--sample must be at least 1")
-    for name in ("json", "sample", "annotations", "features", "splits"):
+    for name in ("json", "sample", "annotations", "features", "splits", "id_pattern"):
         if not options.check and getattr(options, name) is not None:
-            parser.error(f"--{name} goes with --check")
+            parser.error(f"--{name.replace('_', '-')} goes with --check")
     return options
 
 
@@ -92,6 +91,7 @@ def check(options: argparse.Namespace) -> None:
         splits=options.splits or (SPLITS if source and not own_splits.exists() else own_splits),
         source=source,
         sample=options.sample,
+        id_pattern=options.id_pattern or "{id}",
     )
     print(checks.as_text(report))
     if options.json:
@@ -102,12 +102,14 @@ def check(options: argparse.Namespace) -> None:
 
 def convert(options: argparse.Namespace) -> None:
     """Load annotations of any layout and write another."""
+    from stale.data.features import recorded_number
     from stale.preparation.converters import load_any_layout, write_as
 
+    recorded_number(vars(options), "fps", "--fps")
     found = load_any_layout(options.input)
-    rates = dict.fromkeys(found.videos, options.fps) | found.fps if options.fps else found.fps
-    write_as(options.to, replace(found, fps=rates), options.output)
-    print(f"{options.output}: {len(found.videos):,} videos")
+    videos = {name: replace(video, fps=video.fps or options.fps) for name, video in found.videos.items()}
+    write_as(options.to, replace(found, videos=videos), options.output)
+    print(f"{options.output}: {len(videos):,} videos")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,18 @@ from pydantic.fields import FieldInfo
 from stale.errors import StaleError
 from stale.io import read_text, write_text
 
-MODEL_NAME = re.compile(r"(RN|ViT-)\w+(/\w+)?(@\w+)?$")  # of CLIP, whose weights are downloaded
+# OpenAI's models: name → SHA-256 of the file, which is a part of its address too.
+MODELS = {
+    "RN50": "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
+    "RN101": "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599",
+    "RN50x4": "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd",
+    "RN50x16": "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa",
+    "RN50x64": "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c",
+    "ViT-B/32": "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+    "ViT-B/16": "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+    "ViT-L/14": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+    "ViT-L/14@336px": "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+}
 _MOST = 1_000_000  # limit of sizes that have no other: a typing error must not allocate all memory
 Size = Annotated[int, Field(ge=1, le=_MOST)]
 Layers = Annotated[int, Field(ge=1, le=100)]
@@ -82,6 +93,9 @@ class DataConfig(Section):
     fold: int = Field(0, ge=0, le=_MOST, description="fold of seen_cv whose classes are pseudo-unseen")
     id_pattern: str = Field("{id}", description="names of features around a video's id, such as {id}_clip")
     stride: int = Field(1, ge=1, le=_MOST, description="frames between features that others extracted in windows")
+    fps: float | None = Field(
+        None, gt=0, le=1000, description="frames a second of the videos, for stride; null: as the annotations say"
+    )
     window: int | None = Field(
         None, ge=1, le=_MOST, description="frames of such a window, the first at the start; null: stride"
     )
@@ -136,6 +150,7 @@ class TextConfig(Section):
         "", description="file of class embeddings of any model, in place of weights; prompt: template, encoder: frozen"
     )
     adapter: Literal["none", "linear"] = Field("none", description="learned residual of embeddings, 0 at the start")
+    heads: Size | None = Field(None, description="attention heads of weights; null: width / 64, as in all of OpenAI's")
     encoder: Literal["finetune", "frozen", "none"] = Field(
         "finetune", description="none: a learned embedding for each seen class, which cannot name others; finetune [P]"
     )
@@ -522,7 +537,7 @@ def missing_files(config: Config) -> list[tuple[str, str]]:
     needed += [(key, path) for key, path in optional.items() if path]
     if text.embeddings:
         needed.append(("model.text.embeddings", text.embeddings))
-    elif not MODEL_NAME.match(text.weights):
+    elif text.weights not in MODELS:
         needed.append(("model.text.weights", text.weights))
     return [(key, path) for key, path in needed if not path or not Path(path).exists()]
 

@@ -172,6 +172,24 @@ def read_json(path: str | Path, what: str) -> Any:
             gc.enable()
 
 
+def download(url: str, folder: Path, sha256: str | None = None) -> Path:
+    """Download ``url`` into ``folder``, with three retries; a file that is there already is kept.
+
+    It is a StaleError that says what to do by hand if the network fails or the file has another hash.
+    """
+    import pooch  # here, because it imports requests, which takes long
+
+    name = url.rpartition("/")[2]
+    downloads = pooch.create(folder, base_url="", registry={name: sha256}, urls={name: url}, retry_if_failed=3)
+    try:
+        return Path(downloads.fetch(name, downloader=pooch.HTTPDownloader(progressbar=True, timeout=30)))
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors
+        reason = " ".join(str(error).split())[:200]
+        raise StaleError(
+            f"{url} could not be downloaded ({reason}); download it yourself to {folder / name} and run again"
+        ) from None
+
+
 def refuse_zip_bomb(path: str | Path, what: str, ratio: int = MAX_RATIO) -> None:
     """Refuse a zip archive, as torch's files are, that unpacks to more than ``ratio`` times its size."""
     try:

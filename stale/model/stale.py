@@ -247,7 +247,8 @@ def load_text(config: ModelConfig) -> TextTransformer | FileEmbeddings:
     """Load what the language embedding starts from: CLIP's text transformer, or class embeddings."""
     if config.text.embeddings:
         return FileEmbeddings(read_embeddings(config.text.embeddings), config.text.adapter)
-    return TextTransformer.from_weights(load_text_weights(config.text.weights, config.text.activation))
+    weights = load_text_weights(config.text.weights, config.text.activation)
+    return TextTransformer.from_weights(weights, config.text.heads)
 
 
 def build_model(
@@ -300,7 +301,7 @@ def restore_model(config: Config, checkpoint: Mapping[str, Any], path: object = 
             text = ClassEmbeddings(torch.empty_like(state["text.names"]), state["text.embedding"].shape[1])
         else:
             inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-            text = TextEncoder(TextTransformer(inner), config.model.text)
+            text = TextEncoder(TextTransformer(inner, config.model.text.heads), config.model.text)
         widths = {"feature_width": checkpoint["feature_width"], "localizer_width": checkpoint.get("localizer_width", 0)}
         model = Stale(text, num_snippets=config.data.longest, config=config.model, **widths)
         model.load_state_dict(state)

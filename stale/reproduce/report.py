@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stale.config import MODEL_NAME, Config
+from stale.config import MODELS, Config
 from stale.data.features import open_features
 from stale.errors import StaleError
 from stale.evaluation.aggregate import AVERAGE, OTHER, SYSTEM, aggregate, protocol_line, read_runs
@@ -113,7 +113,7 @@ def backbone_of(config: Config) -> str:
         if store.simulated or store.backbone().backbone:
             return "simulated" if store.simulated else store.backbone().backbone
     weights, other = config.model.text.weights, config.model.text.embeddings or config.model.visual_projection
-    return weights if MODEL_NAME.match(weights) and not other else ""
+    return weights if weights in MODELS and not other else ""
 
 
 def read_published(path: Path) -> list[dict[str, str]]:

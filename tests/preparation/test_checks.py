@@ -67,6 +67,9 @@ def test_a_sound_root_is_ready(tmp_path: Path) -> None:
     assert report.features["width"] == WIDTH and report.features["precision"] == {"float16": 40}
     assert report.features["snippets_a_second"] == {"training": {"10": 20}, "validation": {"5": 20}}
     assert "pond: READY" in as_text(report)
+    assert report_on(tmp_path, id_pattern="v_{id}").verdict == "ready"
+    for pattern in ("{id}_clip", "v_"):
+        assert f"no name fits data.id_pattern={pattern}" in report_on(tmp_path, id_pattern=pattern).faults[0]
     assert [report_on(tmp_path, sample=sample).features["loaded"] for sample in (3, 100)] == [6, 40]
 
 

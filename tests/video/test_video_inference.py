@@ -151,7 +151,7 @@ def test_options_that_do_not_go_together_are_refused(options: list[str], capsys:
     ("options", "message"),
     [
         (["--video", "clip.mkv", "--classes", "a", "--picture", "p.bmp"], "p.bmp"),
-        (["--video", "clip.mkv", "--classes", "a", "--fps", "-1"], "from 0.0001"),
+        (["--video", "clip.mkv", "--classes", "a", "--fps", "-1"], "from 0.00001"),
         (["--video", "clip.mkv", "--classes-file", "none.txt"], "none.txt"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
