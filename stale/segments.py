@@ -1,7 +1,6 @@
-"""Geometry of segments: temporal IoU (tIoU), and conversion between seconds and snippets. Pure functions.
+"""Geometry of segments: temporal IoU (tIoU), and conversion between seconds and snippets.
 
-In a video of ``duration`` seconds that is rescaled to T snippets, snippet ``t`` covers ``[t, t + 1)`` in snippet
-units, which is ``[t, t + 1) * duration / T`` in seconds.
+In a video of ``duration`` seconds that is rescaled to T snippets, snippet t covers [t, t + 1) · duration / T seconds.
 """
 
 from __future__ import annotations

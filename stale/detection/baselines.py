@@ -25,11 +25,8 @@ _TEMPERATURE = 0.01  # CLIP's
 def baseline_proposals(name: str, features: Tensor, text: Tensor) -> Proposals:
     """Proposals of a baseline in a batch.
 
-    ``whole_video``: the video's best class on the whole video, scored by its probability: the softmax of the classes'
-    similarities to the mean-pooled features.
-    ``snippets``: the similarity of each snippet to that class, min-max normalized and thresholded; a segment's score
-    is its highest value times the probability of the class.
-    ``whole_video_all_classes``, ``snippets_all_classes``: the same for every class, for videos with several classes.
+    ``whole_video``: the video's best class on the whole video, scored by its probability. ``snippets``: the similarity
+    of each snippet to that class, min-max normalized and thresholded. ``*_all_classes``: the same for every class.
 
     Args:
         features: (B, T, C).

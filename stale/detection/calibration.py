@@ -30,12 +30,8 @@ def calibrate(model: Stale, data: VideoDataset, classes: ClassFeatures, options:
     """Fit ``model.class_weights`` and ``model.quality_scales`` to the instances in ``data``.
 
     The weights (2,) of :func:`stale.detection.decode.similarities` maximize the likelihood of the instances' classes,
-    at their true segments, under a softmax over the classes; each video counts the same. No weight is negative.
-    The scale of a source is the least-squares factor from the quality of its best proposals to whether they are
-    instances.
-
-    Args:
-        data: training videos, with the labels of ``classes``.
+    at their true segments; each video counts the same. The scale of a source is the least-squares factor from the
+    quality of its best proposals to whether they are instances. ``data`` are training videos.
     """
     model.eval()
     found, labels, shares = [], [], []

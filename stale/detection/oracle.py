@@ -1,6 +1,4 @@
-"""Ground truth in place of a prediction: what a stage would be worth if the one before it were perfect.
-
-An upper bound and never a result: wherever it is used, the protocol of the detections says so.
+"""Ground truth in place of a prediction: an upper bound and never a result, which the protocol names.
 
 B videos, N instances of the video that has most, T snippets, K classes under test.
 """
@@ -60,9 +58,8 @@ def true_targets(
 def substitute(outputs: Outputs, truth: Targets, oracle: Sequence[str]) -> Outputs:
     """Put ground truth in place of M (``localizer``) and of the classes of each video (``labels``).
 
-    With ``labels`` a class that does not occur in a video has probability 0 there; in a softmax the other classes and
-    the background share its probability. The oracle ``masks`` is an argument of the model, because L also decides what
-    is classified.
+    With ``labels`` a class that does not occur in a video has probability 0 there. The oracle ``masks`` is an argument
+    of the model, because L also decides what is classified.
     """
     if "localizer" in oracle:
         assert truth.masks is not None

@@ -14,8 +14,7 @@ from stale.config import MaskingConfig
 class SnippetDecoder(nn.Module):
     """Residual 1-D convolutions on features of reduced width: local context for the foreground [ours].
 
-    It depends neither on the number of snippets nor on their position. The dropout on the features themselves prevents
-    it from memorizing the seen classes.
+    The dropout on the features themselves prevents it from memorizing the seen classes.
     """
 
     def __init__(self, width: int, config: MaskingConfig) -> None:
@@ -45,8 +44,7 @@ class SnippetDecoder(nn.Module):
 class MaskFormerMask(nn.Module):
     """Foreground logits by MaskFormer: Q queries with a mask each, weighed at every snippet [P].
 
-    As MaskFormer's pixel decoder does for pixels, a :class:`SnippetDecoder` gives the snippets their context
-    [ours]; with ``blocks=0`` the queries meet F_vis itself.
+    A :class:`SnippetDecoder` gives the snippets their context [ours]; with ``blocks=0`` it is F_vis itself.
     """
 
     def __init__(self, width: int, config: MaskingConfig) -> None:
@@ -111,11 +109,7 @@ def build_masking(width: int, config: MaskingConfig) -> nn.Module | None:
 
 
 def apply_threshold(foreground: Tensor, config: MaskingConfig) -> Tensor:
-    """L (B, T) → the factor on the features (B, T), L_bin = L > θ_bin [P, U].
-
-    ``config.gradient`` decides how gradient passes: ``hard`` stops it, ``straight_through`` passes it as if nothing
-    were thresholded, ``soft`` uses L itself in place of L_bin.
-    """
+    """L (B, T) → the factor on the features (B, T), L_bin = L > θ_bin [P, U]; L itself with ``gradient=soft``."""
     if config.gradient == "soft":
         return foreground
     binary = (foreground > config.threshold).to(foreground.dtype)

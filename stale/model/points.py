@@ -1,8 +1,4 @@
-"""Class-agnostic point head: where instances are, at several temporal scales (stale/README.md, "Parallel heads").
-
-The anchor-free recipe of ActionFormer (Zhang et al., ECCV 2022) with the plain max pooling of TemporalMaxer in place of
-attention [ours]. Every point of a pyramid predicts whether an instance is centered near it, the distances to its start
-and end, and how well these fit.
+"""Class-agnostic point head (stale/README.md, "Parallel heads"): ActionFormer's recipe with TemporalMaxer's pooling.
 
 B videos, T snippets, D feature width, P points of all levels together.
 """
@@ -21,15 +17,10 @@ from stale.config import PointsConfig
 
 @dataclass(frozen=True)
 class PointGrid:
-    """The points over T snippets. Each level has half as many as the one before.
+    """The points over T snippets. Each level has half as many as the one before."""
 
-    Attributes:
-        positions: (P,) in snippets; point i of a level of stride s lies at the center of snippet s · i.
-        strides: (P,) in snippets.
-    """
-
-    positions: Tensor
-    strides: Tensor
+    positions: Tensor  # (P,) in snippets; point i of a level of stride s lies at the center of snippet s · i
+    strides: Tensor  # (P,) in snippets
 
     @classmethod
     def of(cls, num_snippets: int, levels: int, device: torch.device | None = None) -> PointGrid:
@@ -76,11 +67,7 @@ class ConvBlock(nn.Module):
 
 
 class PointHead(nn.Module):
-    """Embedding by convolutions, a pyramid by max pooling, and heads that all levels share.
-
-    The features are taken less their mean over the training snippets: image features of CLIP have most of their length
-    in common, and dropout of that would drown what differs.
-    """
+    """Embedding by convolutions, a pyramid by max pooling, and heads that all levels share."""
 
     mean: Tensor
 
@@ -88,7 +75,8 @@ class PointHead(nn.Module):
         super().__init__()
         self.config, hidden = config, config.hidden
         widths = [width, *[hidden] * config.layers]
-        self.register_buffer("mean", torch.zeros(width))  # of the training features
+        # Of the training features: CLIP's have most of their length in common, whose dropout would drown what differs.
+        self.register_buffer("mean", torch.zeros(width))
         self.dropout = nn.Dropout(config.dropout)
         self.embed = nn.ModuleList(map(ConvBlock, widths[:-1], widths[1:]))
         self.pool = nn.MaxPool1d(3, stride=2, padding=1)

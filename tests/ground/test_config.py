@@ -83,9 +83,11 @@ def test_later_files_win_and_the_command_line_wins_over_all(tmp_path: Path) -> N
     assert (train.epochs, train.seed, train.batch_size) == (3, 2, 1), "a replaced value may even be wrong"
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "data:\ntrain:\n  # epochs: 3\n", "data: {}\n"])
+@pytest.mark.parametrize("text", ["", "# nothing\n", "data:\ntrain:\n  # epochs: 3\n", "train: {compile: false}\n"])
 def test_empty_files_and_sections_change_nothing(tmp_path: Path, text: str) -> None:
+    """So do settings of earlier versions at their defaults, as finished runs hold them."""
     assert load_config([config_file(tmp_path, text)]) == Config()
+    assert "unknown key 'train.compile'" in refused("train.compile=true")
 
 
 # The round trip
@@ -160,10 +162,7 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path, key: str, nearest: str
         ("data.setting=60_40", "data.setting is '60_40'; use one of 75_25, 50_50, closed"),
         ("train.learning_rate=1e300", "train.learning_rate is 1e300; the most is 10"),
         ("model.temporal.layers=100000", "model.temporal.layers is 100000; the most is 100"),
-        (
-            "model.temporal.kind=ms_tcn model.temporal.layers=9",
-            "layers=9 dilate beyond the 100 snippets of a video",
-        ),
+        ("model.temporal.kind=ms_tcn model.temporal.layers=9", "layers=9 dilate beyond the 100 snippets of a video"),
         ("data.rate=0", "data.rate is 0; it must be above 0"),
         ("model.localizer.kernel_size=4", "model.localizer.kernel_size is 4; it must be odd"),
         ("model.text.template=a video", "model.text.template 'a video' has no {} for the class name"),
@@ -172,8 +171,12 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path, key: str, nearest: str
         ("detection.thresholds=[0.5, high]", "detection.thresholds must be a number, not 'high'"),
         ("detection.thresholds=[0.5, 1.0]", "detection.thresholds is 1.0; it must be below 1"),
         (
-            "model.masking.kind=none detection.proposals=[masks,foreground]",
-            "detection.proposals=foreground needs the predicted foreground",
+            "model.masking.kind=none detection.proposals=foreground",
+            "proposals=foreground needs the predicted foreground",
+        ),
+        (
+            "model.masking.crop=localizer",
+            "crop=localizer takes the place of L on F_vis; set model.masking.applied=false",
         ),
         ("detection.oracle=[masks, M]", "detection.oracle is 'M'; use one of masks, localizer, labels, proposals"),
         ("detection.oracle=3.5", "detection.oracle is '3.5'; use one of masks"),

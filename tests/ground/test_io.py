@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stale.errors import StaleError, name_some
+from stale.errors import StaleError
 from stale.io import atomic_path, read_json, read_text, write_json, write_text
 
 
@@ -82,9 +82,3 @@ def test_missing_files_and_folders_in_their_place(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "pipe", tmp_path / "sparse", "/dev/zero", f"{tmp_path}/\0"):
         with pytest.raises(StaleError, match=f"^result file cannot be read: {path}"):
             read_json(path, "result file")
-
-
-def test_name_some_stays_one_line() -> None:
-    assert name_some(["a", "b"]) == "a, b"
-    assert name_some(range(12)) == "0, 1, 2, 3, 4 and 7 more"
-    assert name_some([]) == ""
