@@ -5,8 +5,6 @@ the source of the default: [P] the authors' poster, [C] the released code, [I] t
 recalled of the paper's text and not checked. Without a tag at its end the default is this project's own.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 import reprlib
@@ -378,7 +376,7 @@ class Config(Section):
         return None if self.data.sampling == "native" else self.data.num_snippets
 
     @model_validator(mode="after")
-    def _compatible(self) -> Config:
+    def _compatible(self) -> "Config":
         """Name all settings that exclude each other."""
         if problems := list(self._conflicts()):
             raise ValueError("; ".join(problems))

@@ -1,7 +1,5 @@
 """The device and precision to compute in, determinism, and running out of memory as an error in one line."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 A single process initializes nothing: every function here then returns its argument.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The error that users see, and how commands report it: one line and an exit code."""
 
-from __future__ import annotations
-
 import atexit
 import io
 import os

@@ -1,7 +1,5 @@
 """Atomic writing of files, and loading of text and JSON with errors in one line."""
 
-from __future__ import annotations
-
 import errno
 import gc
 import glob

@@ -1,7 +1,5 @@
 """What the files hold that the commands write and load again. Fields that are not named here pass unchecked."""
 
-from __future__ import annotations
-
 import reprlib
 from typing import Any
 

@@ -3,8 +3,6 @@
 In a video of ``duration`` seconds that is rescaled to T snippets, snippet t covers [t, t + 1) · duration / T seconds.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np

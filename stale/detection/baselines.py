@@ -5,8 +5,6 @@ They have settings of their own (:data:`OPTIONS`), whatever the model's.
 B videos, T snippets, K classes under test, C joint width.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

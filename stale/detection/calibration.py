@@ -3,8 +3,6 @@
 N instances, K seen classes, M proposals.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -3,8 +3,6 @@
 B videos, T snippets, K classes under test, N masks a video, M proposals a video, R connected regions, C joint width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

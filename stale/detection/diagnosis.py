@@ -5,8 +5,6 @@ Every value is a fraction; what a model does not have is left out. Ground truth 
 B videos, T snippets, K classes under test, C joint width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any

@@ -3,8 +3,6 @@
 B videos, N instances of the video that has most, T snippets, K classes under test.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -5,8 +5,6 @@ Several processes (``torchrun``) share the batches; rank 0 writes.
 B videos, T snippets, D feature width, K classes under test, C joint width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace

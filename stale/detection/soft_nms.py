@@ -3,8 +3,6 @@
 B videos, M proposals a video (padded with score 0), P picks.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

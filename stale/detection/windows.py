@@ -3,8 +3,6 @@
 B videos, T snippets, W snippets of a window, K classes under test.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

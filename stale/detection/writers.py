@@ -3,8 +3,6 @@
 A detection is ``{"segment": [start, end] seconds, "label", "score"}``.
 """
 
-from __future__ import annotations
-
 import csv
 import html
 import io

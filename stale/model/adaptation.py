@@ -3,8 +3,6 @@
 B videos, T snippets, K + 1 classes with the background, C joint width.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

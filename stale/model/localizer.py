@@ -3,8 +3,6 @@
 B videos, T snippets, C joint width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -3,8 +3,6 @@
 B videos, T snippets, C joint width, Q mask queries.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

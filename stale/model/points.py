@@ -3,8 +3,6 @@
 B videos, T snippets, D feature width, P points of all levels together.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -23,7 +21,7 @@ class PointGrid:
     strides: Tensor  # (P,) in snippets
 
     @classmethod
-    def of(cls, num_snippets: int, levels: int, device: torch.device | None = None) -> PointGrid:
+    def of(cls, num_snippets: int, levels: int, device: torch.device | None = None) -> "PointGrid":
         """The points of ``levels`` levels over ``num_snippets`` snippets."""
         indices = [torch.arange(0, num_snippets, 2**level, device=device) for level in range(levels)]
         strides = [torch.full_like(index, 2**level) for level, index in enumerate(indices)]

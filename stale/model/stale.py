@@ -3,8 +3,6 @@
 B videos, T snippets, D feature width, C joint width, K classes in the current vocabulary.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ B videos, T snippets, C joint width, K seen classes. Every loss takes (outputs, 
 option is a field of ``LossConfig`` and its use here.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +35,7 @@ class LossNormalizers:
     points: Tensor  # positive points
 
     @classmethod
-    def of(cls, targets: Targets) -> LossNormalizers:
+    def of(cls, targets: Targets) -> "LossNormalizers":
         """The counts of ``targets``."""
         valid = targets.valid
         videos = valid.new_full((), len(valid), dtype=torch.long)
@@ -50,7 +48,7 @@ class LossNormalizers:
         counts = {"inside": inside, "outside": outside, "instances": instances, "points": points}
         return cls(None, videos, valid.sum(), targets.foreground.sum(), **counts)
 
-    def over_processes(self, weight: float = 1.0) -> LossNormalizers:
+    def over_processes(self, weight: float = 1.0) -> "LossNormalizers":
         """The sum over all processes, in one exchange. This process counts ``weight`` times."""
         if distributed.world_size() == 1:
             return self

@@ -3,8 +3,6 @@
 B videos, T snippets, N instances of the video that has most, K classes of the vocabulary, in training the seen classes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +14,15 @@ from stale.data.dataset import IGNORED, inside_segments
 from stale.model.points import PointGrid
 
 _ROUNDS = 2  # of assigning snippets to instances without any
+
+
+@dataclass(frozen=True)
+class PointTargets:
+    """What the point head's outputs are compared with, for P points."""
+
+    positive: Tensor  # (B, P) bool, near the center of an instance whose length suits the point's level
+    valid: Tensor  # (B, P) bool, False inside instances of other classes and at padding
+    distances: Tensor  # (B, P, 2) to start and end of the instance in snippets, where positive
 
 
 @dataclass(frozen=True)
@@ -34,15 +41,6 @@ class Targets:
     valid: Tensor  # (B, T) bool
     unambiguous: Tensor  # (B, T) bool
     points: PointTargets | None = None
-
-
-@dataclass(frozen=True)
-class PointTargets:
-    """What the point head's outputs are compared with, for P points."""
-
-    positive: Tensor  # (B, P) bool, near the center of an instance whose length suits the point's level
-    valid: Tensor  # (B, P) bool, False inside instances of other classes and at padding
-    distances: Tensor  # (B, P, 2) to start and end of the instance in snippets, where positive
 
 
 def build_targets(

@@ -155,12 +155,7 @@ class Trainer:
         self.average = AveragedModel(model, multi_avg_fn=average) if config.train.ema else None
         # Loss
         self.criterion = Criterion(config.loss)
-        self.train_step: nn.Module = self._train_step(data.split.seen)
-        if distributed.world_size() > 1:
-            # Static: every step trains the same parameters, which with some settings are not all.
-            parallel = DistributedDataParallel(self.train_step, static_graph=True, gradient_as_bucket_view=True)
-            parallel.broadcast_buffers = False  # the only buffer, the token embedding, never changes
-            self.train_step = parallel
+        self.train_step = _distribute(self._train_step(data.split.seen))
         # Progress
         self.epoch = 0  # of the last checkpoint
         self.best: dict[str, Any] = {"epoch": 0, "mAP": -1.0}
@@ -410,6 +405,15 @@ class TrainStep(nn.Module):
         if self._fixed_text is None:
             self._fixed_text = self.model.text(self.prompts)
         return self._fixed_text
+
+
+def _distribute(train_step: TrainStep) -> nn.Module:
+    if distributed.world_size() == 1:
+        return train_step
+    # Static: every step trains the same parameters, which with some settings are not all.
+    parallel = DistributedDataParallel(train_step, static_graph=True, gradient_as_bucket_view=True)
+    parallel.broadcast_buffers = False  # the only buffer, the token embedding, never changes
+    return parallel
 
 
 def _means(losses: Sequence[Mapping[str, Tensor]], epoch: int) -> dict[str, float]:

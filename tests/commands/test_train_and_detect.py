@@ -1,7 +1,5 @@
 """Training and detection end to end on a tiny data set: vocabularies, detections of every video, the three commands."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

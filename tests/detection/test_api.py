@@ -1,7 +1,5 @@
 """The library: three lines from features to a picture, any class names, and image encoders that must match."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from dataclasses import replace

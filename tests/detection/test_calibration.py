@@ -1,7 +1,5 @@
 """Class weights fitted to the seen classes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Decoding against loops: masks, foreground and video-level scores to proposals."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The diagnosis of a run, against plain loops over the model's outputs and against the commands."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections import defaultdict

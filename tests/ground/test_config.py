@@ -1,7 +1,5 @@
 """Configuration: strict, without YAML's surprises, every problem in one message, and the same after a round trip."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Two processes on the CPU do what one does: the same losses, weights and detections; an error ends both."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """Files are whole or absent, and faults in them are one clear line."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os

@@ -1,7 +1,5 @@
 """Segment geometry against the plainest possible formulas."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

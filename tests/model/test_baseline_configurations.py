@@ -1,7 +1,5 @@
 """The baselines of the zero-shot table: overlays of the same model, trained and tested by the same code."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

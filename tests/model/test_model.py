@@ -1,7 +1,5 @@
 """STALE's components against slow, obvious versions of themselves, and the whole model put together."""
 
-from __future__ import annotations
-
 import math
 import re
 

@@ -1,7 +1,5 @@
 """Numbers stay finite in every precision on extreme features, and the same seed gives the same ones."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

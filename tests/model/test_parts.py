@@ -3,8 +3,6 @@
 B videos, T snippets, C joint width, K classes.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 

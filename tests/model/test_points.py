@@ -1,7 +1,5 @@
 """The point head: its points, its independence of padding and of how a long video is cut into windows."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

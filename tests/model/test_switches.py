@@ -1,7 +1,5 @@
 """Every switch of the model and the losses, the paper's and the released code's, changes what it claims to alone."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

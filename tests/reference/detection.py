@@ -1,7 +1,5 @@
 """Decoding and SoftNMS as loops over snippets, thresholds and proposals. K classes, T snippets, M proposals."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

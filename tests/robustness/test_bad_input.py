@@ -3,8 +3,6 @@
 What one loader alone can tell is tested beside it; here it is what a user types, and what then lies on the disk.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

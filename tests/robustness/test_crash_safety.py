@@ -1,7 +1,5 @@
 """Killed, interrupted, out of disk space: no file is half-written, and a resumed run ends like an undisturbed one."""
 
-from __future__ import annotations
-
 import random
 import re
 import shutil

@@ -3,8 +3,6 @@
 Nothing from them is run, leaves its folder, is interpreted by a page or a terminal, or takes memory beyond its size.
 """
 
-from __future__ import annotations
-
 import copy
 import gzip
 import io

@@ -1,7 +1,5 @@
 """Each loss against a slow version of itself, which modules it trains, and that ignored snippets count in none."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any

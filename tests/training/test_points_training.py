@@ -1,7 +1,5 @@
 """What the point head is trained for: targets and loss against loops, moving average, schedule, resumed runs."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The training step: no operation in it makes the host wait for a GPU, and fixed text is encoded once."""
+"""The training step: no operation in it makes the host wait for a GPU."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """Training targets against loops over snippets and instances, and each rule by an example."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

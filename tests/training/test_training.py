@@ -1,7 +1,5 @@
 """The training loop on a tiny data set: what a run records, resumed to the bit, blind to unseen names."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable
