@@ -29,7 +29,7 @@ from stale.errors import StaleError, run_command
 from stale.io import read_json, write_text
 from stale.run_folder import RunFolder
 from stale.training.trainer import train
-from tests.helpers import REPOSITORY, SEEN, UNSEEN, assert_same_runs, copy_data_set, history, tiny_config
+from tests.helpers import REPOSITORY, SEEN, UNSEEN, assert_same_runs, copy_data_set, tiny_config
 
 DAMAGE = Callable[[Path], object]  # damages a copy of the data set, or of a run
 
@@ -161,27 +161,6 @@ def test_training_refuses(row: str, data: Path, tmp_path: Path, command: Command
 
 
 # What is odd but no fault
-
-
-ODD = {
-    "one snippet": edit_features(lambda x: x[:1]),
-    "some snippets short": edit_features(lambda x: x[:-5], rate=2.0),
-    "segments of no length and beyond the end": first_entry(
-        annotations=[{"segment": [3, 3], "label": "Diving"}, {"segment": [3, 9999], "label": "Diving"}]
-    ),
-    "Windows lists": text(SEEN_LIST, "\r\n\r\n".join(SEEN) + "\r\n"),
-}
-
-
-@pytest.mark.parametrize("row", ODD)
-def test_training_and_detection_accept(row: str, data: Path, tmp_path: Path, command: Command) -> None:
-    folder, run = copy_data_set(data, tmp_path / "data"), tmp_path / "run"
-    ODD[row](folder)
-    line = ("--config", folder / "tiny.yaml", "--set", "train.epochs=1", "--output", run)
-    assert command("train.py", *line) == 0, command.capture.readouterr().err
-    assert command("inference.py", "--run", run) == 0
-    assert any(read_json(run / "detections.json", "detections")["results"].values())
-    assert all(np.isfinite(value) for record in history(RunFolder(run)) for value in record.values())
 
 
 # Options of train.py
