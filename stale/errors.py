@@ -24,10 +24,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command's ``main``; report bad input and signals as one line on stderr and an exit code.
-
-    ``--debug`` anywhere on the command line shows the traceback as well.
-    """
+    """Run a command's ``main``; report errors and signals as a line and an exit code, with ``--debug`` a traceback."""
     debug = "--debug" in sys.argv[1:]
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "--debug"]
     for stream in (sys.stdout, sys.stderr):

@@ -115,10 +115,7 @@ def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
 
 
 def read_text(path: str | Path, what: str) -> str:
-    """Load the UTF-8 text of ``path``, unpacked if it begins as gzip; errors call it ``what``.
-
-    What is no regular file (a device or a pipe can be endless) and more than :data:`MAX_TEXT` bytes are refused.
-    """
+    """Load the UTF-8 text of ``path``, a regular file that may be gzip; errors call it ``what``."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_TEXT:

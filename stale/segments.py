@@ -1,7 +1,4 @@
-"""Geometry of segments: temporal IoU (tIoU), and conversion between seconds and snippets.
-
-In a video of ``duration`` seconds that is rescaled to T snippets, snippet t covers [t, t + 1) · duration / T seconds.
-"""
+"""Geometry of segments: temporal IoU (tIoU), seconds, and snippets, of which t covers [t, t + 1) · duration / T."""
 
 from typing import TYPE_CHECKING, TypeVar
 

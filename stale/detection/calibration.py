@@ -1,7 +1,4 @@
-"""Calibration on the seen classes, for ``detection.classify_by=calibrated``: scores on one scale [ours].
-
-N instances, K seen classes, M proposals.
-"""
+"""Calibration, for ``detection.classify_by=calibrated`` [ours] (N instances, K seen classes, M proposals)."""
 
 from dataclasses import replace
 

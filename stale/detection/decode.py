@@ -61,11 +61,7 @@ def stack(videos: Sequence[Proposals]) -> Proposals:
 
 
 def agnostic_proposals(outputs: Outputs, options: DetectionConfig, source: str) -> tuple[Tensor, Tensor]:
-    """Class-agnostic proposals of one of :data:`SOURCES`: segments (B, M, 2) in snippets and their quality (B, M).
-
-    ``masks`` are those of the snippets with the highest L; ``foreground`` are regions of L itself, over its maximum;
-    ``points`` are the best segments of the point head.
-    """
+    """Class-agnostic proposals of one of :data:`SOURCES`: segments (B, M, 2) in snippets and their quality (B, M)."""
     L = outputs.foreground
     if source == "points":
         assert outputs.points is not None
@@ -104,11 +100,7 @@ def threshold_masks(P: Tensor, M: Tensor, options: DetectionConfig) -> Proposals
 
 
 def class_scores(outputs: Outputs, options: DetectionConfig) -> Tensor:
-    """P (B, K, T) of the classes under test, of :attr:`Outputs.probabilities` without the background.
-
-    ``foreground_weight`` multiplies L in, because the softmax gives masked-out snippets too a probability [ours].
-    ``one_label`` sets the scores of all classes but the video's most likely one to 0 [C].
-    """
+    """P (B, K, T) without the background, times L [ours]; with ``one_label`` of the likeliest class alone [C]."""
     scores = outputs.probabilities[:, :-1]
     if options.one_label:
         label = outputs.class_logits[:, :-1].float().mean(2).argmax(1)  # B
@@ -185,10 +177,7 @@ def _rows(segments: Tensor, index: Tensor) -> Tensor:
 
 
 def _find_regions(masks: Tensor, thresholds: Sequence[float], fill_holes: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, first snippet, and snippet after the last, (R,) each, of the regions of ``masks > threshold`` (rows, T).
-
-    With ``fill_holes`` a mask and threshold has one region, from the first snippet above it to the last [C].
-    """
+    """Row, first snippet, and snippet after the last, (R,) each, of the regions of ``masks > threshold`` (rows, T)."""
     length = masks.shape[1] + 2
     padded = F.pad(masks, (1, 1), value=-torch.inf).flatten()  # no region continues in the next row
     found = []

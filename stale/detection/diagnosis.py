@@ -1,6 +1,6 @@
 """What each part of a trained run contributes, and where its mAP is lost: ``scripts/diagnose.py``.
 
-Every value is a fraction; what a model does not have is left out. Ground truth is used throughout: nothing is a result.
+Every value is a fraction, and none is a result: ground truth is used throughout.
 
 B videos, T snippets, K classes under test, C joint width.
 """
@@ -99,10 +99,7 @@ def _diagnose_vocabulary(config: Config, model: Stale, test: TestData, half_widt
 def measure(
     model: Stale, features: Tensor, outputs: Outputs, truth: Targets, *, texts: Mapping[str, Tensor], half_width: int
 ) -> Sums:
-    """Sum up what the parts of the model do on one batch of features (B, T, D); ``outputs`` are without an oracle.
-
-    ``texts`` are text features (K, C) of the classes under test, by name; ``half_width`` is that of the constant mask.
-    """
+    """Sum up what the parts do on one batch (B, T, D); ``texts`` are text features (K, C) of the classes by name."""
     sums: Sums = {}
     foreground, background = truth.foreground, truth.valid & ~truth.foreground
 

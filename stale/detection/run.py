@@ -104,11 +104,7 @@ def detect(
 ) -> VideoResults:
     """Detect ``classes`` in every video, batch by batch. Several processes share the work; rank 0 has the results.
 
-    Args:
-        features: (videos, T, D), or (snippets, D) of each, on any device; batches move to the model's.
-
-    Returns:
-        Every video's detections, an empty list where nothing was found.
+    Features are (videos, T, D), or (snippets, D) of each, on any device.
     """
 
     def work(part: slice, block: Features) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -215,10 +211,7 @@ def to_results(
 def write_test_detections(
     model: Stale, config: Config, test: TestData, *, files: Mapping[str, Path], protocol: Mapping[str, Any]
 ) -> None:
-    """Write the results files of the model and of training-free baselines in a single pass over the features.
-
-    ``files`` are ``model``, and names of baselines → file; ``protocol`` tells how the model's detections were made.
-    """
+    """Write the results ``files`` of ``model`` and training-free baselines, by name, in one pass over the features."""
     options, device = config.detection, model.background.device
     classes = class_features(model, test.classes)
     if len(files) > 1:

@@ -16,8 +16,7 @@ _MOST_PAIRS = {"cpu": 1 << 18, "cuda": 1 << 26}
 def soft_nms(segments: Tensor, scores: Tensor, labels: Tensor, options: DetectionConfig) -> tuple[Tensor, Tensor]:
     """Pick proposals by falling score, each lowering the scores of its class by exp(-tIoU² / σ).
 
-    With ``options.nms=official`` the factor is exp(-10 · tIoU²) / 0.6 wherever two overlap [C], which is above 1 where
-    the overlap is slight.
+    With ``options.nms=official`` the factor is exp(-10 · tIoU²) / 0.6 wherever two overlap [C].
 
     Args:
         segments: (B, M, 2), any unit; proposals of different labels (B, M) do not affect each other.
@@ -55,8 +54,7 @@ def soft_nms(segments: Tensor, scores: Tensor, labels: Tensor, options: Detectio
 def vote(segments: Tensor, scores: Tensor, labels: Tensor, picked: Tensor, *, threshold: float) -> Tensor:
     """Segment voting: the segments (B, P, 2) of the picks, each the mean of its neighbours weighted by their scores.
 
-    Neighbours are the proposals of its class, itself among them, with a tIoU of at least ``threshold``. Arguments are
-    those of :func:`soft_nms`, and ``picked`` (B, P) its indices into M.
+    Neighbours are the proposals of its class with a tIoU of at least ``threshold``; ``picked`` (B, P) are indices.
     """
     voted = []
     for segment, score, label, index in zip(segments, scores, labels, picked, strict=True):  # P × M of one is small

@@ -1,7 +1,4 @@
-"""Videos longer than ``data.max_snippets`` at their own rate: the model's outputs from overlapping windows.
-
-B videos, T snippets, W snippets of a window, K classes under test.
-"""
+"""Videos longer than ``data.max_snippets`` at their own rate: the model's outputs from overlapping windows."""
 
 from dataclasses import replace
 

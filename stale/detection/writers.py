@@ -1,7 +1,4 @@
-"""Detections as files and tables: ActivityNet results JSON, CSV, WebVTT, SubRip.
-
-A detection is ``{"segment": [start, end] seconds, "label", "score"}``.
-"""
+"""Detections, ``{"segment": [start, end] seconds, "label", "score"}``, as files: results JSON, CSV, WebVTT, SubRip."""
 
 import csv
 import html

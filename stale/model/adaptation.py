@@ -1,7 +1,4 @@
-"""Vision-language cross-adaptation: the foreground of each video adapts the text features to it.
-
-B videos, T snippets, K + 1 classes with the background, C joint width.
-"""
+"""Vision-language cross-adaptation (B videos, T snippets, K + 1 classes with the background, C joint width)."""
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +27,7 @@ class CrossAdaptation(nn.Module):
                 nn.init.zeros_(layer.weight)
 
     def forward(self, language: Tensor, visual: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
-        """F_lan (K+1, C), F_vis (B, T, C) and the factor on its snippets (B, T) → F_lan' (B, K+1, C), in float32.
-
-        ``valid`` (B, T) is False for snippets that are padding.
-        """
+        """F_lan (K+1, C), F_vis (B, T, C), the factor on it and no padding (B, T) → F_lan' (B, K+1, C), in float32."""
         with torch.autocast(visual.device.type, enabled=False):  # 1 / τ would enlarge the rounding of bfloat16
             language, visual, mask = language.float(), visual.float(), mask.float()
             root = language.shape[-1] ** 0.5

@@ -1,7 +1,4 @@
-"""Parallel heads, the action mask localizer: for every snippet, a mask over the whole video.
-
-B videos, T snippets, C joint width.
-"""
+"""Parallel heads, the action mask localizer (B videos, T snippets, C joint width)."""
 
 from collections.abc import Callable
 
@@ -74,11 +71,7 @@ class MaskLocalizer(nn.Module):
 
 
 class PairScore(nn.Module):
-    """Whether two snippets belong to the same instance [ours].
-
-    By the cosine of their embeddings, less the mean over the video, L at both, its lowest and its mean value between
-    them, and their distance.
-    """
+    """Whether two snippets are of one instance [ours]: by their embeddings, L there and between, and distance."""
 
     def __init__(self, hidden: int = 16) -> None:
         super().__init__()
@@ -124,10 +117,7 @@ def _from_left(layer: nn.Linear, x: Tensor, addend: Tensor) -> Tensor:
 
 
 def in_parts(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """``function`` of ``inputs`` (B, ..., T), of few videos at a time where its T × T maps are large.
-
-    Gradients compute the parts again, so that the maps are not stored.
-    """
+    """``function`` of ``inputs`` (B, ..., T), where T × T is large of few videos at once, and again for gradients."""
     count = max(_MOST_PAIRS // inputs[0].shape[-1] ** 2, 1)
     if count >= len(inputs[0]):
         return function(*inputs)

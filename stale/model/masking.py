@@ -1,7 +1,4 @@
-"""Class-agnostic representation masking: which snippets are foreground.
-
-B videos, T snippets, C joint width, Q mask queries.
-"""
+"""Class-agnostic representation masking (B videos, T snippets, C joint width, Q mask queries)."""
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +7,7 @@ from stale.config import MaskingConfig
 
 
 class SnippetDecoder(nn.Module):
-    """Residual 1-D convolutions on features of reduced width: local context for the foreground [ours].
-
-    The dropout on the features themselves prevents it from memorizing the seen classes.
-    """
+    """Residual 1-D convolutions; dropout on the features keeps it from memorizing the seen classes [ours]."""
 
     def __init__(self, width: int, config: MaskingConfig) -> None:
         super().__init__()
@@ -40,10 +34,7 @@ class SnippetDecoder(nn.Module):
 
 
 class MaskFormerMask(nn.Module):
-    """Foreground logits by MaskFormer: Q queries with a mask each, weighed at every snippet [P].
-
-    A :class:`SnippetDecoder` gives the snippets their context [ours]; with ``blocks=0`` it is F_vis itself.
-    """
+    """Foreground logits by MaskFormer [P]: Q queries with a mask each, on a :class:`SnippetDecoder` or F_vis itself."""
 
     def __init__(self, width: int, config: MaskingConfig) -> None:
         super().__init__()

@@ -1,7 +1,4 @@
-"""Class-agnostic point head (stale/README.md, "Parallel heads"): ActionFormer's recipe with TemporalMaxer's pooling.
-
-B videos, T snippets, D feature width, P points of all levels together.
-"""
+"""Parallel heads, the class-agnostic point head (B videos, T snippets, D feature width, P points of all levels)."""
 
 import math
 from dataclasses import dataclass

@@ -54,10 +54,7 @@ class Outputs:
 
     @property
     def probabilities(self) -> Tensor:
-        """P (B, K+1, T), the softmax of the logits, or with ``multi_label`` a sigmoid for each class [ours].
-
-        The background is then the threshold of the classes, and P is 0 for itself and for masked-out snippets.
-        """
+        """P (B, K+1, T): softmax, or with ``multi_label`` sigmoids, of which the background is the threshold [ours]."""
         logits = self.class_logits.float()
         if not self.multi_label:
             return logits.softmax(1)
@@ -198,11 +195,8 @@ class Stale(nn.Module):
         return unit_variance(self.projection(features))
 
     def classify(self, visual: Tensor, mask: Tensor, language: Tensor) -> Tensor:
-        """Logits (B, K+1, T): cosine of F_fg = F_vis · mask and F_lan' over the temperature τ.
-
-        The mask multiplies the cosine instead of the features. For a binary mask that is the same, because a
-        masked snippet has cosine 0; a soft mask on the features would be undone by their normalization.
-        """
+        """Logits (B, K+1, T): cosine of F_fg = F_vis · mask and F_lan' over the temperature τ."""
+        # A factor on the features would be undone by their normalization, unless it is 0.
         with torch.autocast(visual.device.type, enabled=False):  # bfloat16 would round logits near 1 / τ to 0.5
             cosine = F.normalize(language.float(), dim=-1) @ F.normalize(visual.float(), dim=-1).transpose(1, 2)
             return cosine * mask.float().unsqueeze(1) / self.log_temperature.exp()
@@ -244,10 +238,7 @@ def build_model(
     source: TextTransformer | FileEmbeddings,
     seen: Sequence[str] = (),
 ) -> Stale:
-    """Build STALE for training on classes with the phrases ``seen``.
-
-    ``feature_width`` is D, or D and how much of it is for the point head alone.
-    """
+    """Build STALE for classes with the phrases ``seen``; D, or D and how much of it is for the point head alone."""
     width, localizer_width = (feature_width, 0) if isinstance(feature_width, int) else feature_width
     text: ClassEncoder
     if isinstance(source, FileEmbeddings):

@@ -1,7 +1,4 @@
-"""Visual embedding: a temporal model adds context to the snippets' features.
-
-B videos, T snippets, C joint width.
-"""
+"""Visual embedding, the temporal model (B videos, T snippets, C joint width)."""
 
 import torch
 from torch import Tensor, nn

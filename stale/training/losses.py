@@ -20,10 +20,7 @@ from stale.training.targets import Targets
 
 @dataclass(frozen=True)
 class LossNormalizers:
-    """Counts of the whole batch by which the means in the losses divide, each a scalar tensor.
-
-    The losses and gradients of several processes add up to those of the batch.
-    """
+    """Counts of the batch, of all processes together, by which the means in the losses divide: scalar tensors."""
 
     own: float | None  # how often this process counts in the whole batch; None: the counts are of this process alone
     videos: Tensor  # B
@@ -65,10 +62,7 @@ class Criterion:
     def __call__(
         self, outputs: Outputs, targets: Targets, normalizers: LossNormalizers | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum, and each loss by name, unweighted. Losses of weight 0 are left out, but not all.
-
-        ``normalizers`` are counts of the whole batch if ``targets`` are a share of it; default: counts of ``targets``.
-        """
+        """The weighted sum, and each loss of weight above 0 by name; default: the normalizers of ``targets``."""
         normalizers, config, losses = normalizers or LossNormalizers.of(targets), self.config, {}
         parts = {  # each loss, and the output without which there is none
             "classification": (classification_loss, outputs.class_logits),
@@ -180,12 +174,7 @@ def _column_dice(logits: Tensor, inside: Tensor, valid: Tensor) -> Tensor:
 
 
 def foreground_loss(outputs: Outputs, targets: Targets, normalizers: LossNormalizers, config: LossConfig) -> Tensor:
-    """L_comp, between the representation mask L and the class-agnostic foreground G, per video [U]:
-
-        L_comp = 1 - Dice(L, G)
-
-    ``bce`` is the mean of the snippets' binary cross-entropy [C]; ``dice_bce`` is the sum of both.
-    """
+    """L_comp = 1 - Dice(L, foreground), per video [U]; ``bce``: of all snippets [C]; ``dice_bce``: their sum [ours]."""
     assert outputs.foreground_logits is not None  # without a mask there is no such loss
     logits, foreground, valid = outputs.foreground_logits.float(), targets.foreground.float(), targets.valid  # B × T
     loss = logits.new_zeros(())

@@ -283,7 +283,7 @@ BILLION_LAUGHS = ["l0: &l0 [x, x]"] + [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] 
     [
         ("\n".join(BILLION_LAUGHS), "aliases.*are not supported"),
         ("[" * 5_000, "not valid YAML"),
-        ("train: {seed: !!python/object/apply:os.mkdir ['evil']}", "must be a whole number"),
+        ("train: {seed: !!python/object/apply:os.mkdir ['evil']}", "must be a valid integer"),
     ],
     ids=["aliases", "lists", "object"],
 )
