@@ -71,20 +71,6 @@ def test_decoding_equals_loops(
         assert as_found(few, b).items() <= as_found(proposals, b).items()
 
 
-@pytest.mark.parametrize(
-    ("curve", "thresholds", "expected"),
-    [
-        ([0, 0.9, 0.8, 0, 0, 0.7, 0.7, 0], [0.3, 0.5], {(0, 1.0, 3.0): 0.9, (0, 5.0, 7.0): 0.7}),  # no hole is filled
-        ([0.9, 0.9, 0.1, 0.6], [0.5], {(0, 0.0, 2.0): 0.9, (0, 3.0, 4.0): 0.6}),  # both ends of the video
-    ],
-)
-def test_regions_of_a_curve(curve: list[float], thresholds: list[float], expected: Found) -> None:
-    options = DetectionConfig(thresholds=thresholds)
-    proposals = threshold_masks(torch.ones(1, 1, 1), torch.tensor([curve]).unsqueeze(2), options)
-    assert as_found(proposals, 0) == pytest.approx(expected)
-    assert proposals.num_snippets == len(curve)
-
-
 def test_a_video_without_proposals_beside_one_with() -> None:
     masks = torch.stack([torch.full((4, 4), 0.05), torch.full((4, 4), 0.9)])
     proposals = threshold_masks(torch.full((2, 1, 4), 0.5), masks, DetectionConfig())

@@ -170,10 +170,7 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path, key: str, nearest: str
             "proposals=foreground needs the predicted foreground",
         ),
         ("model.masking.crop=localizer", "model.masking.crop=localizer takes the place of L on F_vis; set"),
-        (
-            "detection.oracle=[masks, M]",
-            "oracle must be 'masks', 'localizer', 'labels' or 'proposals', not 'M'",
-        ),
+        ("detection.oracle=[masks, M]", "oracle must be 'masks', 'localizer', 'labels' or 'proposals', not 'M'"),
         ("detection.oracle=[proposals, labels, masks]", "detection.oracle=proposals replaces what masks and localizer"),
         ("train=3", "train is a section, not a setting"),
         ("train.epochs", "--set train.epochs: write section.key=value"),

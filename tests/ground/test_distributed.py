@@ -129,8 +129,7 @@ def test_a_killed_process_ends_the_other(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [("cuda", r"more processes than GPUs \(1\): .*=1"), ("cuda:1", "one GPU for 2 processes")],
+    ("name", "message"), [("cuda", r"more processes than GPUs \(1\): .*=1"), ("cuda:1", "one GPU for 2 processes")]
 )
 def test_every_process_needs_its_own_gpu(monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: 2)

@@ -38,13 +38,7 @@ def test_seconds_survive_the_way_there_and_back(seconds: float, duration: float,
 
 
 @pytest.mark.parametrize(
-    ("segment", "inside"),
-    [
-        ((2, 5), (2, 5)),
-        ((-1, 15), (0, 10)),
-        ((12, 15), None),
-        ((0, 0), None),
-    ],
+    ("segment", "inside"), [((2, 5), (2, 5)), ((-1, 15), (0, 10)), ((12, 15), None), ((0, 0), None)]
 )
 def test_clipping_keeps_what_lies_inside(segment: tuple, inside: tuple | None) -> None:
     assert clip_segment(*segment, duration=10.0) == inside

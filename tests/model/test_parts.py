@@ -116,10 +116,7 @@ def test_a_background_from_the_mean_text_starts_with_a_lower_loss(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "seed"),
-    [(SHIPPED[seed % len(SHIPPED)], seed) for seed in range(12)],
-)
+@pytest.mark.parametrize(("name", "seed"), [(SHIPPED[seed % len(SHIPPED)], seed) for seed in range(12)])
 def test_every_shipped_configuration_trains(
     transformer: TextTransformer, class_text: Tensor, name: str, seed: int
 ) -> None:

@@ -171,10 +171,6 @@ def test_training_refuses(row: str, data: Path, tmp_path: Path, command: Command
     [
         (["--set", "train.device=cuda"], "train.device is cuda, but no GPU is usable here; use auto or cpu"),
         (["--set", "train.device=gpu"], "train.device 'gpu' is unknown; use auto, cpu, cuda or cuda:N"),
-        (
-            ["--set", "train.epoch=1", "data.split=x", "data.missing=maybe"],
-            "did you mean 'train.epochs'.*data.split must be a valid integer, not 'x'.*data.missing must .*not 'maybe'",
-        ),
     ],
 )
 def test_options_of_train(data: Path, tmp_path: Path, command: Command, more: list, message: str) -> None:

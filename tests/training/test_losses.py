@@ -21,9 +21,7 @@ from stale.training.targets import Targets, build_targets
 from tests.helpers import tiny_text_transformer
 
 B, T, C, K = 3, 16, 64, 4
-SEGMENTS = torch.tensor(
-    [[[1.0, 5.0], [8.0, 12.0]], [[2.0, 9.0], [6.0, 14.0]], [[3.0, 7.0], [0.0, 0.0]]],
-)
+SEGMENTS = torch.tensor([[[1.0, 5.0], [8.0, 12.0]], [[2.0, 9.0], [6.0, 14.0]], [[3.0, 7.0], [0.0, 0.0]]])
 LABELS = torch.tensor([[0, 3], [1, IGNORED], [IGNORED, PADDING]])
 """Two instances; an instance that overlaps one of an unseen class; an unseen class alone."""
 LOSSES = ("classification", "localization", "foreground", "consistency")
