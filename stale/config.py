@@ -156,9 +156,7 @@ class TextConfig(Section):
 class TemporalConfig(Section):
     """Temporal model of the snippet features."""
 
-    kind: Literal["transformer", "conv", "ms_tcn", "none"] = Field(
-        "transformer", description="ms_tcn: dilated convolutions; transformer [P]"
-    )
+    kind: Literal["transformer", "conv", "ms_tcn", "none"] = Field("transformer", description="transformer [P]")
     layers: Layers = Field(1, description="layers; of ms_tcn the n-th has dilation 2^(n - 1) [C]")
     heads: Size = Field(4, description="attention heads [C]")
     dropout: Share = Field(0.2, description="dropout [C]")
@@ -171,15 +169,11 @@ class MaskingConfig(Section):
         "maskformer", description="gt: the ground truth, an oracle; others: rows of the ablation [P]"
     )
     applied: bool = Field(True, description="multiply the features by the mask; released code: false; true [P]")
-    crop: Literal["none", "localizer"] = Field(
-        "none", description="mask without applied: where M's mean is above its mean; released code: localizer"
-    )
+    crop: Literal["none", "localizer"] = Field("none", description="localizer: to where M is high; released code")
     queries: Size = Field(20, description="Q mask queries [P]")
     layers: Layers = Field(2, description="decoder layers")
     heads: Size = Field(8, description="attention heads of the decoder")
-    blocks: int = Field(
-        3, ge=0, le=100, description="convolutions before the queries, for context; 0: queries on F_vis"
-    )
+    blocks: int = Field(3, ge=0, le=100, description="convolutions before the queries; 0: queries on F_vis")
     hidden: Size = Field(128, description="channels of the convolutions and queries, with blocks")
     feature_dropout: Share = Field(0.3, description="dropout of F_vis and the convolutions, with blocks")
     dropout: Share = Field(0.1, description="dropout of the decoder")
@@ -202,9 +196,7 @@ class AdaptationConfig(Section):
 class LocalizerConfig(Section):
     """Action mask localizer."""
 
-    kind: Literal["dynamic", "plain", "none"] = Field(
-        "dynamic", description="convolutions; none: no masks M; released code: plain; dynamic [P]"
-    )
+    kind: Literal["dynamic", "plain", "none"] = Field("dynamic", description="released code: plain; dynamic [P]")
     coordinates: Literal["absolute", "relative", "pairwise"] = Field(
         "absolute",
         description="output: relative: offsets from the snippet; pairwise: an embedding to compare; positions [P]",
@@ -238,9 +230,7 @@ class ModelConfig(Section):
     adaptation: AdaptationConfig = Field(default_factory=AdaptationConfig)
     localizer: LocalizerConfig = Field(default_factory=LocalizerConfig)
     points: PointsConfig = Field(default_factory=PointsConfig)
-    background_init: Literal["mean_text", "random"] = Field(
-        "mean_text", description="start of the background embedding; random: orthogonal to all snippets"
-    )
+    background_init: Literal["mean_text", "random"] = Field("mean_text", description="start of the background")
     visual_projection: bool = Field(False, description="learn D → C, for features of another width (I3D)")
     temperature: float = Field(0.01, gt=0, description="τ of the classifier, at the start where it is learned [P, C]")
     clamp: float | None = Field(None, description="least value of F_fg in the classifier; released code: 1e-4")
@@ -262,9 +252,7 @@ class LossConfig(Section):
     localization_balance: Literal["column", "all"] = Field(
         "column", description="BCE balanced in each foreground column; all: over all pairs of snippets (released code)"
     )
-    consistency_centered: bool = Field(
-        True, description="less the video's mean feature, which makes any snippets similar; released code: false"
-    )
+    consistency_centered: bool = Field(True, description="less the video's mean feature; released code: false")
     classification_snippets: Weight = Field(1.0, description="weight of the snippets inside L_c; released code: 0.9")
     classification_video: Weight = Field(0.0, description="weight of the whole video inside L_c; released code: 1")
     classification_form: Literal["cross_entropy", "focal", "batch_focal", "pooled", "sigmoid"] = Field(
@@ -272,14 +260,10 @@ class LossConfig(Section):
         description="sigmoid: each class by itself, at test time too, for classes that happen at once; pooled: over "
         "whole instances (EffPrompt); released code: batch_focal, focal on the batch's mean; cross_entropy [U]",
     )
-    foreground_form: Literal["dice", "bce", "dice_bce"] = Field(
-        "dice", description="dice_bce: the sum, because Dice alone can stall; released code: bce; dice [U]"
-    )
+    foreground_form: Literal["dice", "bce", "dice_bce"] = Field("dice", description="released code: bce; dice [U]")
     consistency_snippets: Size = Field(10, description="top-scoring snippets that both branches pool")
     consistency_threshold: Share = Field(0.5, description="threshold of class scores and masks")
-    consistency_gradient: Literal["both", "visual"] = Field(
-        "both", description="gradient into both heads, or into F_vis alone (released code: visual)"
-    )
+    consistency_gradient: Literal["both", "visual"] = Field("both", description="released code: visual, F_vis alone")
     consistency_background: bool = Field(False, description="the background's scores count too; released code: true")
 
 
@@ -293,9 +277,7 @@ class TrainConfig(Section):
     prompt_learning_rate: Rate = Field(None, description="of the context tokens; null: learning_rate")
     temperature_learning_rate: float = Field(0.0, ge=0, le=10, description="of log τ; 0: τ is fixed [P, C]")
     localizer_learning_rate: Rate = Field(None, description="of the localizer; null: learning_rate")
-    temporal_learning_rate: Rate = Field(
-        1e-5, description="of the temporal model; a higher one loses unseen classes; null: learning_rate"
-    )
+    temporal_learning_rate: Rate = Field(1e-5, description="of the temporal model; a higher one loses unseen classes")
     schedule: Literal["constant", "cosine"] = Field("constant", description="cosine: the learning rates fall to 0")
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the learning rates rise from 0")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average, which is tested; 0: none")
@@ -330,13 +312,9 @@ class DetectionConfig(Section):
         [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], min_length=1, description="Θ, the mask thresholds"
     )
     fill_holes: bool = Field(False, description="a single region, from first to last snippet; released code: true")
-    proposal_score: Literal["max", "contrast"] = Field(
-        "max", description="score of a mask in a proposal: contrast: its mean, less that around it; max [U]"
-    )
+    proposal_score: Literal["max", "contrast"] = Field("max", description="contrast: mean less that around; max [U]")
     min_length: Share = Field(0.0, description="shortest proposal, as a share of the video; released code: 0.02")
-    nms: Literal["gaussian", "official"] = Field(
-        "gaussian", description="SoftNMS; official (released code): × exp(-10·tIoU²) / 0.6, which can raise a score"
-    )
+    nms: Literal["gaussian", "official"] = Field("gaussian", description="SoftNMS; released code: official")
     nms_sigma: float = Field(0.5, ge=1e-6, description="σ of Gaussian SoftNMS")
     voting: Share = Field(0.0, description="tIoU from which proposals vote on a detection's segment; 0: off")
     max_proposals: Size = Field(400, description="proposals of a video that enter SoftNMS")

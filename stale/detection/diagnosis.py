@@ -138,7 +138,9 @@ def measure(
         area = area_under_curve(L, foreground, background)
         add(FOREGROUND, "AUC against the true foreground, mean over videos", area[area.isfinite()])
         add(FOREGROUND, "standard deviation over time, mean over videos", L.std(1, correction=0))
-        columns["regions of L"] = regions_around(min_max_normalize(L) > _HALF)
+        above = min_max_normalize(L) > _HALF
+        region = F.pad((above[:, 1:] != above[:, :-1]).cumsum(1), (1, 0))  # B × T, numbered along time
+        columns["regions of L"] = (region.unsqueeze(2) == region.unsqueeze(1)) & above.unsqueeze(1)
 
     # Instance masks
     for row, masks in columns.items():
@@ -177,13 +179,6 @@ def area_under_curve(scores: Tensor, positive: Tensor, negative: Tensor) -> Tens
     in_order = (first > second).float() + 0.5 * (first == second).float()  # B × T × T
     pairs = positive.unsqueeze(2) & negative.unsqueeze(1)
     return (in_order * pairs).sum((1, 2)) / pairs.sum((1, 2))
-
-
-def regions_around(above: Tensor) -> Tensor:
-    """(B, T) → (B, T, T): column t is the connected region around snippet t, empty where t is not in any."""
-    region = F.pad((above[:, 1:] != above[:, :-1]).cumsum(1), (1, 0))  # B × T, numbered along time
-    same = region.unsqueeze(2) == region.unsqueeze(1)
-    return same & above.unsqueeze(1)
 
 
 def fit_constant_mask(config: Config) -> int:

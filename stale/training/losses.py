@@ -157,7 +157,7 @@ def localization_loss(outputs: Outputs, targets: Targets, normalizers: LossNorma
             bce = _masked_mean(within, valid, normalizers.inside) + _masked_mean(beyond, valid, normalizers.outside)
         loss = loss + config.bce * bce / 2
     if config.dice:
-        dice = in_parts(_column_dice, logits, inside, valid)  # B × T
+        dice = in_parts(lambda x, G, valid: _dice(x.sigmoid() * valid.unsqueeze(2), G), logits, inside, valid)  # B × T
         loss = loss + config.dice * _masked_mean(1 - dice, foreground, normalizers.foreground)
     return loss
 
@@ -166,11 +166,6 @@ def _column_entropy(logits: Tensor, inside: Tensor, valid: Tensor) -> Tensor:
     """(B, 2, T), the sums over the valid snippets of each column's binary cross-entropy inside and outside."""
     entropy = F.binary_cross_entropy_with_logits(logits, inside.float(), reduction="none")
     return torch.stack([(entropy * inside).sum(1), (entropy * (valid.unsqueeze(2) & ~inside)).sum(1)], 1)
-
-
-def _column_dice(logits: Tensor, inside: Tensor, valid: Tensor) -> Tensor:
-    """(B, T), Dice of the valid snippets of each column."""
-    return _dice(logits.sigmoid() * valid.unsqueeze(2), inside)
 
 
 def foreground_loss(outputs: Outputs, targets: Targets, normalizers: LossNormalizers, config: LossConfig) -> Tensor:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import defaultdict
 from pathlib import Path
+from statistics import fmean as mean
 
 import pytest
 import torch
@@ -51,10 +52,6 @@ def iou(first: set[int], second: set[int]) -> float:
 
 def around(t: int, half_width: int) -> set[int]:
     return {s for s in range(T) if abs(s - t) <= half_width}
-
-
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 @torch.no_grad()

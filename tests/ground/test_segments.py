@@ -6,16 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stale.segments import clip_segment, paired_tiou, seconds_to_snippets, snippets_to_seconds
+from tests.reference.detection import plain_tiou
 
 TIMES = st.floats(0, 100, allow_nan=False)
 SEGMENT = st.tuples(TIMES, TIMES).map(sorted)
 PAIRS = st.lists(st.tuples(SEGMENT, SEGMENT), max_size=6)
-
-
-def plain_tiou(first: list[float], second: list[float]) -> float:
-    intersection = max(0.0, min(first[1], second[1]) - max(first[0], second[0]))
-    union = (first[1] - first[0]) + (second[1] - second[0]) - intersection
-    return intersection / union if union > 0 else 0.0
 
 
 @given(PAIRS)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -129,8 +130,8 @@ def test_the_released_codes_features_are_cropped_clamped_and_compared_with_text_
     text = torch.cat([model.text(model.text.tokenize(NAMES)), model.background[None]])
     for b in range(B):
         visual, M = outputs.visual[b], outputs.mask_logits[b].sigmoid()
-        share = [mean_of(M[s].tolist()) for s in range(T)]
-        kept = [float(value >= mean_of(share)) for value in share]
+        share = [fmean(M[s].tolist()) for s in range(T)]
+        kept = [float(value >= fmean(share)) for value in share]
         assert 0 < sum(kept) < T
         cropped = torch.stack([visual[s] * kept[s] for s in range(T)])
         empty = torch.tensor([kept]) == 0
@@ -144,10 +145,6 @@ def test_the_released_codes_features_are_cropped_clamped_and_compared_with_text_
         torch.testing.assert_close(outputs.video_logits[b], video, rtol=1e-4, atol=1e-3)
 
 
-def mean_of(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
 def test_one_label_keeps_the_class_of_highest_mean_logit() -> None:
     outputs = random_outputs()
     usual = class_scores(outputs, load_config((), ["detection.foreground_weight=false"]).detection)
@@ -155,7 +152,7 @@ def test_one_label_keeps_the_class_of_highest_mean_logit() -> None:
         outputs, load_config((), ["detection.foreground_weight=false", "detection.one_label=true"]).detection
     )
     for b in range(B):
-        means = [mean_of(outputs.class_logits[b, k].tolist()) for k in range(K)]
+        means = [fmean(outputs.class_logits[b, k].tolist()) for k in range(K)]
         for k in range(K):
             assert torch.equal(kept[b, k], usual[b, k] * (means[k] == max(means)))
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from statistics import fmean as mean
 from typing import Any
 
 import pytest
@@ -60,10 +61,6 @@ def sigmoid(x: float) -> float:
 def slow_dice(predicted: list[float], target: list[float]) -> float:
     overlap = sum(p * t for p, t in zip(predicted, target, strict=True))
     return (2 * overlap + 1) / (sum(predicted) + sum(target) + 1)
-
-
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def slow_entropy(logits: list[float], shares: list[float], gamma: float) -> float:
