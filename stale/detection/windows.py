@@ -49,11 +49,9 @@ def _join_points(found: list[Outputs], starts: list[int], spans: list[tuple[int,
     for part, start, (first, last) in zip(found, starts, spans, strict=True):
         if part.points is None:
             return None
-        grid = part.points.grid
+        points, grid = part.points, part.points.grid
         kept = (grid.positions >= first) & (grid.positions < last)
-        positions, strides = grid.positions[kept] + start, grid.strides[kept]
-        parts.append((part.points, kept, positions, strides))
-    values = [torch.cat([getattr(p, name)[:, kept] for p, kept, *_ in parts], 1) for name in ("actionness", "tiou")]
-    distances = torch.cat([p.distances[:, kept] for p, kept, *_ in parts], 1)
-    grid = PointGrid(torch.cat([row[2] for row in parts]), torch.cat([row[3] for row in parts]))
-    return Points(values[0], distances, values[1], grid)
+        values = points.actionness[:, kept], points.distances[:, kept], points.tiou[:, kept]
+        parts.append((*values, grid.positions[kept] + start, grid.strides[kept]))
+    columns = [torch.cat(column, min(1, column[0].ndim - 1)) for column in zip(*parts, strict=True)]
+    return Points(*columns[:3], PointGrid(*columns[3:]))
