@@ -209,7 +209,7 @@ def weight_changes(initial: Stale, model: Stale) -> dict[str, float]:
     squares: dict[str, Tensor] = {}  # of the change, and of the initial weights
     for name, weights in model.named_parameters():
         part = next((part for prefix, part in _PARTS.items() if name.startswith(prefix)), name.partition(".")[0])
-        own = torch.stack([weights - start[name], start[name]]).double().square().flatten(1).sum(1)
+        own = torch.stack([weights - start[name], start[name]]).double().square().view(2, -1).sum(1)
         squares[part] = squares.get(part, 0.0) + own
     return {part: float(change / norm) ** 0.5 for part, (change, norm) in squares.items() if norm}
 
