@@ -1,8 +1,7 @@
 """All settings of a run, each with default, range and description; YAML files and ``--set section.key=value``.
 
-A new setting is a field here and its use; ``python train.py --settings`` prints all of them. A description ends with
-the source of the default: [P] the authors' poster, [C] the released code, [I] the authors in an issue thread, [U]
-recalled of the paper's text and not checked. Without a tag at its end the default is this project's own.
+A description ends with the source of the default: [P] the authors' poster, [C] the released code, [I] an issue thread,
+[U] recalled of the paper and not checked; without a tag it is this project's own.
 """
 
 import difflib

@@ -1,7 +1,4 @@
-"""Training and inference in several processes, as ``torchrun --nproc_per_node=N train.py ...`` starts them.
-
-A single process initializes nothing: every function here then returns its argument.
-"""
+"""Training and inference in several processes (``torchrun``); in a single one all functions return their argument."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence

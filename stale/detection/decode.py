@@ -32,8 +32,7 @@ class Proposals:
 def decode(outputs: Outputs, options: DetectionConfig) -> Proposals:
     """Decode a batch's outputs into proposals; SoftNMS follows.
 
-    The default is the paper's: P and M through :func:`threshold_masks`. Other sources, and all unless ``classify_by``
-    is ``snippets``, give class-agnostic proposals, which score their quality times the probability of the class [ours].
+    By default P and M through :func:`threshold_masks`; other proposals score quality × class probability [ours].
     """
     parts = []
     for source in options.proposals:
@@ -123,10 +122,7 @@ def classify_proposals(outputs: Outputs, segments: Tensor, scores: Tensor, optio
     The probability is that of the features pooled over the segment (``classify_by=proposals``), the mean over its
     snippets (``snippets``), each times the video-level score if that is on, or the video-level score alone (``video``).
     ``calibrated`` [ours] is the softmax over the classes of the weighted sum of both :func:`similarities`.
-
-    Args:
-        segments: (B, M, 2) in snippets.
-        scores: (B, M); 0 stands for padding.
+    Segments are (B, M, 2) in snippets, scores (B, M); 0 stands for padding.
     """
     classes, video = None, video_scores(outputs, options)  # B × M × K, B × K
     if options.classify_by == "snippets":

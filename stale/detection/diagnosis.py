@@ -1,8 +1,6 @@
-"""What each part of a trained run contributes, and where its mAP is lost: ``scripts/diagnose.py``.
+"""What each part of a trained run contributes (B videos, T snippets, K classes under test, C joint width).
 
 Every value is a fraction, and none is a result: ground truth is used throughout.
-
-B videos, T snippets, K classes under test, C joint width.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,9 +1,4 @@
-"""From features to detections: the one loop over batches of videos, and what a batch goes through.
-
-Several processes (``torchrun``) share the batches; rank 0 writes.
-
-B videos, T snippets, D feature width, K classes under test, C joint width.
-"""
+"""From features to detections, batch by batch (B videos, T snippets, D feature width, K classes, C joint width)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -102,10 +97,7 @@ def detect(
     options: DetectionConfig,
     progress: bool = True,
 ) -> VideoResults:
-    """Detect ``classes`` in every video, batch by batch. Several processes share the work; rank 0 has the results.
-
-    Features are (videos, T, D), or (snippets, D) of each, on any device.
-    """
+    """Detect ``classes`` in every video by features (videos, T, D) or (snippets, D) of each; rank 0 has the results."""
 
     def work(part: slice, block: Features) -> list[tuple[str, list[dict[str, Any]]]]:
         found = detect_batch(model, videos[part], block, classes, options=options)

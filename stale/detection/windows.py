@@ -14,8 +14,7 @@ _ALIGNED = 32  # Windows begin at multiples of this, so that the points of all b
 def forward_in_windows(model: Stale, features: Tensor, text: Tensor, given_mask: Tensor | None) -> Outputs:
     """Outputs for features (B, T, D) of any length, in windows where they are longer than ``model.num_snippets``.
 
-    Windows overlap by half, and each gives its middle half; the first gives its beginning too, and the last its end.
-    The text that is adapted to a video is the mean over the windows.
+    Windows overlap by half, and each gives its middle half; adapted text is the mean over them.
     """
     T, step = features.shape[1], max(model.num_snippets // (4 * _ALIGNED), 1) * 2 * _ALIGNED  # half a window
     if max(model.num_snippets, 2 * step) >= T:

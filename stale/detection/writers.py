@@ -133,8 +133,8 @@ def write_detections(
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
     """Show each video's table and write its files as soon as it is done, and the files of all videos at the end.
 
-    ``found`` are (video id, :class:`stale.detection.run.VideoDetections` or the error of a broken one); ``made_by`` is
-    for the results JSON. Returns all detections by video, and video → reason of those that failed.
+    ``found`` are (video id, :class:`stale.detection.run.VideoDetections` or the error of a broken one). Returns all
+    detections by video, and video → reason of those that failed.
     """
     files.check()
     results: dict[str, list[dict[str, Any]]] = {}

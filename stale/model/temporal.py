@@ -23,10 +23,7 @@ class AttentionBlock(nn.Module):
 
 
 class TemporalConv(nn.Module):
-    """Convolution over time, residual and LayerNorm: a row of the ablation.
-
-    With a ``dilation``, a layer of MS-TCN (Farha and Gall, CVPR 2019): a 1×1 convolution in place of the LayerNorm.
-    """
+    """Convolution over time, residual, LayerNorm; with ``dilation`` a layer of MS-TCN (Farha and Gall, CVPR 2019)."""
 
     def __init__(self, width: int, config: TemporalConfig, dilation: int = 0) -> None:
         super().__init__()

@@ -1,7 +1,6 @@
 """The four losses L_c, L_m, L_comp, L_const and their weighted sum (stale/README.md, "Losses").
 
-B videos, T snippets, C joint width, K seen classes. Every loss takes (outputs, targets, normalizers, config): a new
-option is a field of ``LossConfig`` and its use here.
+B videos, T snippets, C joint width, K seen classes.
 """
 
 from dataclasses import dataclass
@@ -187,8 +186,7 @@ def points_loss(outputs: Outputs, targets: Targets, normalizers: LossNormalizers
 
         focal loss of the actionness  +  Σ over positive points of (1 - DIoU)  +  Σ of BCE(predicted tIoU, tIoU)
 
-    Focal loss has α = 0.25, γ = 2. DIoU is tIoU less (distance of the centers / length of the hull)² (Zheng et al.,
-    AAAI 2020).
+    Focal loss has α = 0.25, γ = 2; DIoU is tIoU less (distance of the centers / length of the hull)².
     """
     points, goal = outputs.points, targets.points
     assert points is not None and goal is not None

@@ -27,19 +27,13 @@ class PointTargets:
 
 @dataclass(frozen=True)
 class Targets:
-    """What the losses compare the outputs with.
-
-    Attributes:
-        masks: column t is the extent of the instance that owns snippet t; background columns are empty.
-        valid: False for snippets inside instances of other classes only, and for padding, which no loss counts.
-        unambiguous: False for all snippets inside instances of other classes, which L_c does not count either.
-    """
+    """What the losses compare the outputs with."""
 
     classes: Tensor  # (B, K+1, T), a distribution over the classes for each snippet, the background last
-    masks: Tensor | None  # (B, T, T) bool; None for a model without the action mask localizer
+    masks: Tensor | None  # (B, T, T) bool, in column t the extent of the instance that owns snippet t; None without M
     foreground: Tensor  # (B, T) bool, the snippets inside an instance of the vocabulary
-    valid: Tensor  # (B, T) bool
-    unambiguous: Tensor  # (B, T) bool
+    valid: Tensor  # (B, T) bool, False inside instances of other classes only, and for padding: no loss counts these
+    unambiguous: Tensor  # (B, T) bool, False inside all instances of other classes, which L_c does not count either
     points: PointTargets | None = None
 
 
@@ -58,12 +52,8 @@ def build_targets(
     A snippet is inside an instance that contains its center; an instance without any has the snippet at its middle.
     Where instances overlap, their classes share the snippet's probability equally, and the mask is that of the
     snippet's owner, :func:`assign_owners` [ours].
-
-    Args:
-        segments: (B, N, 2) in snippets.
-        labels: (B, N), the class, ``IGNORED`` or ``PADDING``.
-        valid: (B, T), False for snippets that are padding.
-        masks, points: the action mask localizer and the settings of the point head, if the model has them.
+    Segments are (B, N, 2) in snippets, labels (B, N) classes, ``IGNORED`` or ``PADDING``; ``valid`` (B, T) is False for
+    padding; ``masks`` and ``points`` tell of the action mask localizer and the point head.
     """
     inside = inside_segments(segments, num_snippets)  # B × N × T
     if valid is not None:
