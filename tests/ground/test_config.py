@@ -199,6 +199,8 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         ("train: &a {seed: 3}\nloss: *a", "aliases (*name) are not supported"),
         ("data: {split: {a: 1}}", "unknown key 'data.split.a'; did you mean 'data.split'?"),
         ("? [a, b]\n: 3", "not valid YAML"),
+        ("[" * 5_000, "not valid YAML"),
+        ("train: {seed: !!python/object/apply:os.mkdir ['evil']}", "must be a valid integer, not ['evil']"),
         (None, "configuration not found"),
     ],
 )

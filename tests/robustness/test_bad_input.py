@@ -160,9 +160,6 @@ def test_training_refuses(row: str, data: Path, tmp_path: Path, command: Command
     assert not (tmp_path / "run").exists()
 
 
-# What is odd but no fault
-
-
 # Options of train.py
 
 

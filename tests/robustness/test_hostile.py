@@ -275,26 +275,6 @@ def test_a_checkpoint_with_wrong_content(tmp_path: Path, changes: dict, message:
         load_checkpoint(tmp_path / "c.pt")
 
 
-BILLION_LAUGHS = ["l0: &l0 [x, x]"] + [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, 12)]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("\n".join(BILLION_LAUGHS), "aliases.*are not supported"),
-        ("[" * 5_000, "not valid YAML"),
-        ("train: {seed: !!python/object/apply:os.mkdir ['evil']}", "must be a valid integer"),
-    ],
-    ids=["aliases", "lists", "object"],
-)
-def test_hostile_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(StaleError, match=message):
-        load_config([tmp_path / "c.yaml"])
-    assert not (tmp_path / "evil").exists()
-
-
 # No pickle
 
 
