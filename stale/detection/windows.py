@@ -52,5 +52,6 @@ def _join_points(found: list[Outputs], starts: list[int], spans: list[tuple[int,
         kept = (grid.positions >= first) & (grid.positions < last)
         values = points.actionness[:, kept], points.distances[:, kept], points.tiou[:, kept]
         parts.append((*values, grid.positions[kept] + start, grid.strides[kept]))
-    columns = [torch.cat(column, min(1, column[0].ndim - 1)) for column in zip(*parts, strict=True)]
-    return Points(*columns[:3], PointGrid(*columns[3:]))
+    columns = (torch.cat(column, min(1, column[0].ndim - 1)) for column in zip(*parts, strict=True))
+    actionness, distances, tiou, positions, strides = columns
+    return Points(actionness, distances, tiou, PointGrid(positions, strides))
