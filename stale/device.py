@@ -1,7 +1,5 @@
 """The device and precision to compute in, determinism, and running out of memory as an error in one line."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator
@@ -13,10 +11,7 @@ from stale.errors import StaleError
 
 
 def choose_device(name: str, setting: str = "train.device") -> torch.device:
-    """The device called ``name``; ``auto`` is the GPU if there is one.
-
-    A name that is unknown, or of a GPU that is not there, is a StaleError, in which ``setting`` names the choice.
-    """
+    """The device called ``name``; ``auto`` is the GPU if there is one; a StaleError names the ``setting``."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", name):

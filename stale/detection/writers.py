@@ -1,9 +1,4 @@
-"""Detections as files and tables: ActivityNet results JSON, CSV, WebVTT, SubRip.
-
-A detection is ``{"segment": [start, end] seconds, "label", "score"}``.
-"""
-
-from __future__ import annotations
+"""Detections, ``{"segment": [start, end] seconds, "label", "score"}``, as files: results JSON, CSV, WebVTT, SubRip."""
 
 import csv
 import html
@@ -31,11 +26,7 @@ def results_json(results: Mapping[str, Sequence[Detection]], **extra: Any) -> di
 
 @contextmanager
 def results_file(path: Path, **extra: Any) -> Iterator[Callable[[Mapping[str, Sequence[Detection]]], None]]:
-    """Write :func:`results_json` part by part, so that memory does not grow with the number of videos.
-
-    Yields:
-        A function that writes the detections of further videos. The file appears at the end, or not at all.
-    """
+    """Yield a function that writes :func:`results_json` part by part; the file appears at the end, or not at all."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(json.dumps(results_json({}, **extra), ensure_ascii=False).removesuffix("}}"))
         separator = ""
@@ -113,10 +104,8 @@ def _cues(detections: Sequence[Detection]) -> Iterator[tuple[str, str]]:
 class OutputFiles:
     """Which files to write; None writes none.
 
-    Attributes:
-        results: results JSON of all detections.
-        csv, vtt, srt, picture: the ``top`` best detections of a video that score at least ``min_score``. ``vtt``,
-            ``srt`` and ``picture`` are a file where there is a ``single`` video, else a folder.
+    All but ``results`` hold the ``top`` best detections of a video that score at least ``min_score``. ``vtt``, ``srt``
+    and ``picture`` are a file where there is a ``single`` video, else a folder.
     """
 
     results: Path
@@ -144,13 +133,8 @@ def write_detections(
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
     """Show each video's table and write its files as soon as it is done, and the files of all videos at the end.
 
-    Args:
-        found: (video id, :class:`stale.detection.run.VideoDetections` or the error of a broken one).
-        made_by: how the detections were made, for the results JSON.
-        show: takes the table of a video.
-
-    Returns:
-        All detections by video, and video → reason of those that failed.
+    ``found`` are (video id, :class:`stale.detection.run.VideoDetections` or the error of a broken one). Returns all
+    detections by video, and video → reason of those that failed.
     """
     files.check()
     results: dict[str, list[dict[str, Any]]] = {}

@@ -13,8 +13,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -155,7 +155,7 @@ class Trainer:
         self.average = AveragedModel(model, multi_avg_fn=average) if config.train.ema else None
         # Loss
         self.criterion = Criterion(config.loss)
-        self.train_step = _compile_or_distribute(self._train_step(data.split.seen), config.train.compile)
+        self.train_step = _distribute(self._train_step(data.split.seen))
         # Progress
         self.epoch = 0  # of the last checkpoint
         self.best: dict[str, Any] = {"epoch": 0, "mAP": -1.0}
@@ -247,11 +247,10 @@ class Trainer:
         batch = self.train_data.batch(share if len(share) else indices[:1])
         targets = self.targets(batch, len(self.split.seen))
         normalizers = LossNormalizers.of(targets).over_processes(weight)
-        with _compiler_errors():
-            total, losses = self.train_step(batch.features, targets, normalizers, batch.valid)
-            self.optimizer.zero_grad()
-            # times the number of processes, because the gradients' mean is taken
-            self.scaler.scale(total * (weight * distributed.world_size())).backward()
+        total, losses = self.train_step(batch.features, targets, normalizers, batch.valid)
+        self.optimizer.zero_grad()
+        # times the number of processes, because the gradients' mean is taken
+        self.scaler.scale(total * (weight * distributed.world_size())).backward()
         if self.config.train.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
@@ -375,7 +374,7 @@ class Trainer:
 
 
 class TrainStep(nn.Module):
-    """Model and losses as one module, which can be distributed and compiled as a whole.
+    """Model and losses as one module, which can be distributed as a whole.
 
     ``prompts`` are those of the K classes, on the model's device. ``precision`` is the model's; losses are in float32.
     """
@@ -408,29 +407,13 @@ class TrainStep(nn.Module):
         return self._fixed_text
 
 
-def _compile_or_distribute(train_step: TrainStep, compiled: bool) -> nn.Module:
+def _distribute(train_step: TrainStep) -> nn.Module:
     if distributed.world_size() == 1:
-        if compiled:
-            train_step.compile()  # at its first call, and again at the first batch of another size
         return train_step
-    if compiled:
-        raise StaleError("train.compile=true is for one process: communication cannot be compiled; set it false")
     # Static: every step trains the same parameters, which with some settings are not all.
     parallel = DistributedDataParallel(train_step, static_graph=True, gradient_as_bucket_view=True)
     parallel.broadcast_buffers = False  # the only buffer, the token embedding, never changes
     return parallel
-
-
-@contextmanager
-def _compiler_errors() -> Iterator[None]:
-    """Turn errors of torch.compile inside the block into a StaleError that says how to do without it."""
-    try:
-        yield
-    except Exception as error:
-        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise
-        reason = " ".join(str(error).split())[:300]
-        raise StaleError(f"train.compile=true: torch cannot compile the step here ({reason}): set it false") from error
 
 
 def _means(losses: Sequence[Mapping[str, Tensor]], epoch: int) -> dict[str, float]:

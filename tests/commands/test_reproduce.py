@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import runpy
 import shlex
 import signal
@@ -25,6 +26,7 @@ from stale.reproduce.catalog import TABLES, choose_rows
 from stale.reproduce.plan import Cell, Job, Sources, Test, jobs_of, make_plan, missing_inputs, run_jobs
 from stale.reproduce.report import Line, backbone_of, compare, make_lines, read_published, to_expected, to_markdown
 from stale.run_folder import RunFolder
+from synthetic_data import write_synthetic
 from tests.helpers import REPOSITORY, SEEN, UNSEEN, write_folder
 
 SMALL = ("train.epochs=1", "data.splits=null", "model.masking.layers=1", "data.num_snippets=16")
@@ -85,7 +87,6 @@ def lines_of(table: str, cells: list[Cell], dataset: str = "tiny", **changes: st
         ("error_propagation", [], 6),
         ("closed_set", ["--rows", "stale", "effprompt"], 2),
         ("official_code", ["--rows", "stale", "fill_holes", "predicted_videos", "all_held_out", "all"], 5),
-        ("beyond", ["--settings", "75_25"], 5),
         ("directions", ["--rows", "stale", "schedule"], 2),
         ("temporal", ["--rows", "ms_tcn"], 1),
         ("parts", ["--settings", "75_25", "--rows", "mask", "localizer"], 2),
@@ -106,10 +107,24 @@ def test_every_table_runs(
     assert "epoch" not in text
     if table in ("masking", "error_propagation"):
         assert "oracle GROUND-TRUTH FOREGROUND MASKS L" in text
-    if table == "beyond":
-        assert text.count("| paired with STALE |") == 1
-        assert "vocabulary seen" in text
     assert not run(table, *rows, settings=more), "finished runs are skipped"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("profile", "config"), [("long", "demo"), ("short", "demo_short")])
+def test_the_main_tables_on_both_synthetic_profiles(run: Callable, tmp_path: Path, profile: str, config: str) -> None:
+    """Every class in two training videos and one test video; the shipped configuration for an epoch."""
+    write_synthetic(tmp_path, training_videos=2, validation_videos=1, profile=profile)
+    paths = {"data.annotations": "annotations.json", "data.features": "features.h5"}
+    paths["model.text.weights"] = "text_encoder.pt"
+    settings = [f"{key}={tmp_path / name}" for key, name in paths.items()]
+    for table, lines in (("zero_shot", 5), ("beyond", 5)):
+        more = ("--config", str(REPOSITORY / "configs" / f"{config}.yaml"), "--settings", "75_25")
+        run(table, *more, folder=tmp_path, settings=["data.holdout=0", *settings])
+        text = (tmp_path / f"{table}.md").read_text(encoding="utf-8")
+        assert text.count("ours (1 run)") == lines
+        assert not re.search(r"\bnan\b", text)
+    assert text.count("| paired with STALE |") == 1 and "vocabulary seen" in text
 
 
 @pytest.mark.slow

@@ -1,7 +1,5 @@
 """Files of detections: results JSON, WebVTT, SubRip, CSV, tables."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

@@ -1,7 +1,5 @@
 """The package's structure: imports point downwards, evaluation needs no torch, calls name their arguments."""
 
-from __future__ import annotations
-
 import ast
 import builtins
 import subprocess
