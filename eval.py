@@ -26,6 +26,7 @@ from stale.evaluation.assess import Assessment, Subject, assess
 from stale.evaluation.results import ALLOW_UNSEEN, Results, read_results, read_video_scores
 from stale.evaluation.tables import check_tious, report
 from stale.io import write_json
+from stale.reports.model_card import update_results
 from stale.run_folder import BASELINES, RunFolder
 
 
@@ -184,6 +185,7 @@ def save_in_run(content: dict[str, Any], options: argparse.Namespace) -> None:
         print(f"\n{path.name} is not written: {given} changed the protocol of the run; --json OUT writes it")
     else:
         write_json(path, content, indent=1)
+        update_results(RunFolder(Path(options.run)))
 
 
 def classes_under_test(

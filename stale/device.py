@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
+import resource
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
-from stale.errors import StaleError
+from stale.errors import StaleError, counted
 
 
 def choose_device(name: str, setting: str = "train.device") -> torch.device:
@@ -26,6 +28,20 @@ def choose_device(name: str, setting: str = "train.device") -> torch.device:
         usable = f"only {count} GPU{'s are' if count > 1 else ' is'} usable" if count else "no GPU is usable"
         raise StaleError(f"{setting} is {name}, but {usable} here; use auto or cpu")
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """A device with its model, as ``cpu (x86_64, 2 threads)``."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({platform.machine()}, {counted(torch.get_num_threads(), 'thread')})"
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory so far in bytes: of PyTorch on a GPU, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts kilobytes
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

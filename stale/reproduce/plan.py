@@ -14,14 +14,13 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from functools import reduce
 from itertools import product
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
 from typing import IO
 
-from stale.config import Config, differing_keys, load_config, missing_files, save_config
+from stale.config import Config, differing_keys, flat, load_config, missing_files, save_config
 from stale.errors import StaleError
 from stale.evaluation.results import ALLOW_UNSEEN
 from stale.progress import progress_bar
@@ -188,9 +187,8 @@ def _digest(config: Config) -> str:
 
     Only departures from the defaults count, so that a setting added later leaves finished runs in place.
     """
-    values = config.model_dump()
     keys = set(differing_keys(config, Config())) - {"data.setting", "data.split", "data.fold"}
-    changed = {key: reduce(lambda section, name: section[name], key.split("."), values) for key in keys}
+    changed = {key: value for key, value in flat(config).items() if key in keys}
     return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
 
 

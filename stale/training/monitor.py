@@ -51,11 +51,20 @@ class Monitor:
         self._start: dict[str, list[Tensor]] = {}
 
     def begin(self, model: Stale) -> None:
-        """Remember the weights, to tell at the end of the epoch which have moved."""
-        self._start = {name: [p.detach().cpu().clone() for p in own] for name, own in _components(model).items()}
+        """Remember the weights at the start of an epoch."""
+        self._start = {name: [p.detach().cpu().clone() for p in own] for name, own in components(model).items()}
 
-    def warnings(self, means: Mapping[str, float], model: Stale) -> Iterator[str]:
-        """One line for each part that does nothing, with what to change."""
+    def movement(self, model: Stale) -> dict[str, float]:
+        """Change of each component's weights since :meth:`begin`, relative to their norms then."""
+        change = {}
+        for name, weights in components(model).items():
+            pairs = list(zip(weights, self._start[name], strict=True))
+            norm = sum(float(q.norm()) for _, q in pairs)
+            change[name] = sum(float((p.detach().cpu() - q).norm()) for p, q in pairs) / max(norm, 1e-12)
+        return change
+
+    def warnings(self, means: Mapping[str, float], moved: Mapping[str, float]) -> Iterator[str]:
+        """One line for each part that does nothing, with what to change; ``moved`` is of :meth:`movement`."""
         masking, loss = self.config.model.masking, self.config.loss
         passing = means.get("passing", 0.5)
         if masking.applied and (passing < 1e-4 or passing > 1 - 1e-4):
@@ -75,17 +84,14 @@ class Monitor:
         if abs(means.get("consistency", 0.5) - trivial) < 1e-5:
             threshold = loss.consistency_threshold
             yield f"the consistency loss is constant: no score is above loss.consistency_threshold ({threshold:g})"
-        for name, weights in _components(model).items():
-            start = self._start.get(name, [])
+        for name, movement in moved.items():
             if name == "background" and loss.classification_form == "pooled":  # which does not use it
                 continue
-            moved = sum(float((p.detach().cpu() - q).norm()) for p, q in zip(weights, start, strict=False))
-            if start and moved <= _MOVED * sum(float(q.norm()) for q in start):
+            if movement <= _MOVED:
                 yield f"the weights of {name} have not moved: no gradient reaches them, or their rate is too low"
-        self._start = {}
 
 
-def _components(model: Stale) -> dict[str, list[torch.nn.Parameter]]:
+def components(model: Stale) -> dict[str, list[torch.nn.Parameter]]:
     """The trained parameters of each component, by the name of its settings."""
     found: dict[str, list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

@@ -53,7 +53,7 @@ def warnings(model: Stale, outputs: Outputs, *settings: str, still: tuple[str, .
         for name, weights in model.named_parameters():
             part = name if name == "text.context" else name.split(".")[0]
             weights += 0 if part in still else 1e-3
-    return list(monitor.warnings({name: float(value) for name, value in losses.items()}, model))
+    return list(monitor.warnings({name: float(value) for name, value in losses.items()}, monitor.movement(model)))
 
 
 def test_a_model_that_learns_gives_no_warning(model: Stale) -> None:
