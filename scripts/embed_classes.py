@@ -19,12 +19,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from stale.commands import CommandParser
 from stale.errors import run_command
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     names = parser.add_mutually_exclusive_group(required=True)
     names.add_argument("--classes", nargs="+", metavar="NAME")
     names.add_argument("--classes-file", type=Path, metavar="FILE", help="one a line, or JSON, as for inference.py")

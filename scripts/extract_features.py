@@ -4,7 +4,7 @@
     python scripts/extract_features.py a.mp4 b.mkv --weights ViT-L-14.pt --fps 2 --output features/
     python scripts/extract_features.py videos/ --weights ViT-B/16 --stride 8 --snippet-length 16 --output features/
     python scripts/extract_features.py videos/ --library open_clip --weights ViT-B-16-SigLIP2 --pretrained webli \\
-        --output features/                           # SigLIP, CoCa, EVA and others, with their own preprocessing
+        --output features/
 
 Videos are files, or folders searched recursively; a video's id is its file's name without the suffix. The folder gets
 VIDEO.npy (snippets x width, half precision) and VIDEO.json, which records fps, duration, backbone and the SHA-256 of
@@ -25,12 +25,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stale.commands import CommandParser
 from stale.errors import run_command
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO|FOLDER")
     parser.add_argument("--weights", required=True, metavar="NAME|FILE", help="model, or a file of CLIP weights")
     parser.add_argument("--library", choices=("clip", "open_clip"), default="clip", help="that has the model")

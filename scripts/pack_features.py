@@ -12,16 +12,16 @@ left out), and features whose duration does not fit the annotation (packed). Exi
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from stale.commands import CommandParser
 from stale.errors import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of .npy, HDF5 file, or packed folder")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder of features.npy and index.json")
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="JSON in ActivityNet's layout")

@@ -8,16 +8,16 @@ The trained model is run on the video; no detections need to have been written. 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from stale.commands import CommandParser
 from stale.errors import StaleError, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--run", required=True, type=Path, help="folder that train.py wrote")
     parser.add_argument("--video", required=True, metavar="ID")
     parser.add_argument("--vocabulary", choices=("unseen", "seen", "all"), default="unseen", help="classes to detect")

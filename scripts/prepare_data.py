@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from stale.commands import CommandParser
 from stale.errors import run_command
 
 SPLITS = Path(__file__).resolve().parents[1] / "data" / "splits"  # the official lists
@@ -25,10 +26,10 @@ SPLITS = Path(__file__).resolve().parents[1] / "data" / "splits"  # the official
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; an option that would have no effect is an error."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="activitynet|thumos14|custom|convert")
     for name in ("activitynet", "thumos14", "custom"):
-        command = commands.add_parser(name, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        command = commands.add_parser(name, description=__doc__)
         command.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder of the data")
         command.add_argument("--check", action="store_true", required=name == "custom", help="only report")
         command.add_argument("--json", type=Path, metavar="OUT", help="with --check: write the report as JSON")

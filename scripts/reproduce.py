@@ -23,6 +23,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from stale.commands import CommandParser
 from stale.errors import StaleError, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("table", metavar="TABLE")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--dataset", default="thumos14", metavar="NAME", help="configs/NAME.yaml; default thumos14")
