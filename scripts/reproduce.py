@@ -9,8 +9,9 @@
 TABLE is zero_shot, masking, text_encoder, error_propagation, temporal, prompt, loss_terms, backbone, parts,
 external_scores, closed_set, official_code, beyond or directions. A data set is a file configs/NAME.yaml; --config
 names other files. Each run is one training with its tests, by train.py, inference.py and eval.py: a finished run is
-skipped, and one that was killed resumes. Writes OUTPUT/runs/ and OUTPUT/TABLE.md. Differences from published results
-are shown only where the features are of the same backbone, and external scores were used in both or in neither.
+skipped, and one that was killed resumes. Writes OUTPUT/runs/, OUTPUT/TABLE.md and a picture a setting. Differences
+from published results are shown only where the features are of the same backbone, and external scores were used in both
+or in neither.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = CommandParser(description=__doc__)
-    parser.add_argument("table", metavar="TABLE")
+    parser.add_argument("table", metavar="TABLE", help="see above")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--dataset", default="thumos14", metavar="NAME", help="configs/NAME.yaml; default thumos14")
     source.add_argument("--config", nargs="+", type=Path, metavar="FILE", help="YAML files instead")
@@ -40,12 +41,28 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--i3d-features", default="", metavar="PATH", help="of the row i3d of the table backbone")
     parser.add_argument("--video-scores", default="", metavar="FILE", help="of the rows that use external scores")
     parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="SECTION.KEY=VALUE", dest="assignments"
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="assignments",
+        help="single settings of all runs, as section.key=value",
     )
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows")
     parser.add_argument("--settings", nargs="+", metavar="SETTING", help="only these of 75_25, 50_50, closed, seen_cv")
-    parser.add_argument("--splits", nargs="+", type=int, choices=range(10), default=list(range(10)), metavar="N")
-    parser.add_argument("--output", type=Path, default=Path("runs/reproduce"), metavar="DIR")
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        type=int,
+        choices=range(10),
+        default=list(range(10)),
+        metavar="N",
+        help="only these splits",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/reproduce"), metavar="DIR", help="folder of the runs and tables"
+    )
     parser.add_argument("--devices", default="", metavar="0,1|cpu,cpu", help="one run at a time on each")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--list", action="store_true", help="print the unfinished runs, one shell line each")
@@ -107,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{target} is not written: {'--check only reports' if options.check else 'no run is finished'}")
     else:
         write_text(target, text)
-        print(target)
+        print("\n".join(map(str, [target, *report.draw(table, lines, dataset, options.output)])))
     for name, fault in failures.items():
         print(f"failed: {name}: {fault}", file=sys.stderr)
     if options.record:

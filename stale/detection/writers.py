@@ -99,7 +99,7 @@ def clock(seconds: float) -> str:
     return f"{hours}:{text:0>7}" if hours else text
 
 
-def best_at_a_time(detections: Sequence[Detection]) -> list[Detection]:
+def best_at_a_time(detections: Sequence[Detection]) -> Sequence[Detection]:
     """The parts of ``detections`` in which each is the best of its moment, one after another.
 
     Those below a third of the best score are left out.

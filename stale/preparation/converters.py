@@ -162,7 +162,7 @@ def _spellings(subsets: Iterable[str]) -> dict[str, str]:
 
 def _load_t3al(path: Path, content: dict[str, Any]) -> Annotations:
     table = path.with_name(T3AL_SUBSETS)
-    rows = {row["video"]: row for _, row in _load_rows(table, ("video", "subset"))} if table.is_file() else {}
+    rows = {row["video"]: row for _, row in load_rows(table, ("video", "subset"))} if table.is_file() else {}
     videos, rates = {}, {}
     for name, entry in zip(clean_ids(content, f"annotation file {path}"), content.values(), strict=True):
         where = f"annotation file {path}"
@@ -186,7 +186,7 @@ def _load_t3al(path: Path, content: dict[str, Any]) -> Annotations:
 def _load_csv(path: Path) -> Annotations:
     videos: dict[str, Video] = {}
     rates: dict[str, float] = {}
-    rows = _load_rows(path, [column for column in _COLUMNS if column != "fps"])
+    rows = load_rows(path, [column for column in _COLUMNS if column != "fps"])
     for number, row in rows:
         name, where = row["video"], f"annotation file {path}, line {number}"
         instance = {"segment": [_number(row["start"]), _number(row["end"])], "label": row["label"]}
@@ -202,7 +202,7 @@ def _load_csv(path: Path) -> Annotations:
     return Annotations(videos, rates, _spellings(row["subset"] for _, row in rows))
 
 
-def _load_rows(path: Path, needed: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
+def load_rows(path: Path, needed: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
     """The rows of a table without blank ones, each with its line: clean values by column, in lower case.
 
     Columns are separated by commas, semicolons or tabs.

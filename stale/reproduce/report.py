@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stale.charts import draw_bars
 from stale.config import MODEL_NAME, Config
 from stale.data.features import open_features
 from stale.errors import StaleError
 from stale.evaluation.aggregate import AVERAGE, OTHER, SYSTEM, aggregate, protocol_line, read_runs
 from stale.io import read_json, read_text, write_json
+from stale.plots import save_figure
 from stale.reproduce.catalog import SETTING_TITLES, Row, Table
 from stale.reproduce.plan import Cell
-from stale.run_folder import RunFolder
+from stale.run_folder import BASELINES, RunFolder
 
 LEAST_TOLERANCE = 0.01  # one point of mAP: processors round differently, and training amplifies it
 # The tIoUs of the published tables, by data set.
@@ -40,6 +42,7 @@ class Line:
     published: Mapping[str, float]  # column → result; empty if none was published or could be checked
     source: str  # of ``published``, and whether it used external scores
     obstacle: str  # why ours and ``published`` cannot be compared; empty if they can
+    training_free: float | None = None  # the best mean average mAP of a training-free baseline on the same runs
 
     def difference(self, column: str) -> float | None:
         """Return ours minus the published result, None where they cannot be compared."""
@@ -64,10 +67,11 @@ def make_lines(table: Table, cells: Sequence[Cell], dataset: str, published: Seq
     lines = []
     for (setting, key), cell in by_key.items():
         row, mine = cell.row, runs[setting, key]
-        ours, paired, protocol = {}, {}, ""
+        ours, paired, protocol, free = {}, {}, "", []
         if mine:
             content = aggregate(_read_metrics(cell, mine.values()))
             ours = content["rows"][SYSTEM]
+            free = [content["rows"][name][AVERAGE]["mean"] for name in BASELINES if name in content["rows"]]
             # The epoch, and the number of videos without external scores, differ between runs.
             line = re.sub(r", epoch \d+|, nothing for \d+ of \d+ videos", "", protocol_line(content))
             protocol = line.removeprefix("protocol: ")
@@ -85,7 +89,8 @@ def make_lines(table: Table, cells: Sequence[Cell], dataset: str, published: Seq
         results = {column: float(known[name]) / 100 for column, name in names.items() if known.get(name)}
         found = (setting, row, mine, len(cell.jobs), ours, protocol, paired, other.row.name if other else "")
         source = f"{known['source']}; external scores: {known['external_scores']}" if known else ""
-        lines.append(Line(*found, results, source, _obstacle(row, cell.jobs[0].config, known) if known else ""))
+        obstacle = _obstacle(row, cell.jobs[0].config, known) if known else ""
+        lines.append(Line(*found, results, source, obstacle, training_free=max(free, default=None)))
     return lines
 
 
@@ -136,6 +141,22 @@ def to_markdown(table: Table, lines: Sequence[Line], dataset: str) -> str:
         grid = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         parts.append(f"### {SETTING_TITLES[setting]}\n\n{grid}\n\n{_notes(of_setting)}")
     return "\n\n".join(parts) + "\n"
+
+
+def draw(table: Table, lines: Sequence[Line], dataset: str, folder: Path) -> list[Path]:
+    """Draw the finished rows of each setting as bars into ``folder``; return the files."""
+    paths = []
+    for setting in dict.fromkeys(line.setting for line in lines if line.ours):
+        done = [line for line in lines if line.setting == setting and line.ours]
+        rows = []
+        for line in done:
+            cell = line.ours[AVERAGE]
+            rows.append((line.row.name, 100 * cell["mean"], 100 * (cell["std"] or 0.0), len(line.runs)))
+        free = [100 * line.training_free for line in done if line.training_free is not None]
+        figure = draw_bars(f"{table.title}: {dataset}, {SETTING_TITLES[setting]}", rows, max(free, default=None))
+        paths.append(folder / f"{table.name}.{setting}.png")
+        save_figure(figure, paths[-1])
+    return paths
 
 
 def _markdown_rows(line: Line, columns: Sequence[str]) -> list[list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from scripts import bench, plot_video
 from scripts.demo import MARK, clear
+from stale.commands import CommandParser
 from stale.errors import StaleError
 from tests.helpers import REPOSITORY
 
@@ -39,6 +41,27 @@ def test_help_imports_nothing_heavy(command: str) -> None:
     result = run_python("-c", script)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize("command", sorted({*COMMANDS} - {"scripts/diagnose.py", "scripts/demo.py"}))
+def test_help_is_complete_and_fits_80_columns(command: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    parsers: list[CommandParser] = []
+    start = CommandParser.__init__
+
+    def kept(self: CommandParser, **options: object) -> None:
+        start(self, **options)
+        parsers.append(self)
+
+    monkeypatch.setattr(CommandParser, "__init__", kept)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", [command, "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(REPOSITORY / command), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert "exit codes: 0 done" in shown and "--version" in shown
+    for parser in parsers:
+        assert [action.dest for action in parser._actions if not action.help] == []
+        assert [line for line in parser.format_help().splitlines() if len(line) > 80] == []
 
 
 @pytest.mark.parametrize(
