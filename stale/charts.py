@@ -23,10 +23,12 @@ def draw_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
         known = [record for record in steps if name in record]
         width = 2.5 if name == "total" else 1
         left.plot([r["step"] for r in known], [r[name] for r in known], label=name.replace("_", " "), linewidth=width)
-    left.set(xlabel="step", title="losses and statistics")
+    left.set(xlabel="step", title="losses and statistics", yscale="log")
     left.legend(fontsize=7)
+    right.xaxis.get_major_locator().set_params(integer=True)
     right.plot(list(scores), list(scores.values()), marker="o", color=_OURS)
-    right.set(xlabel="epoch", ylabel="mAP, %", title="held-out videos, seen classes", ylim=(0, None))
+    right.set(xlabel="epoch", ylabel="mAP, %", title="held-out videos, seen classes")
+    right.set_ylim(0, 1.1 * max([*scores.values(), 1.0]))
     return figure
 
 
@@ -40,12 +42,13 @@ def draw_bars(title: str, rows: Sequence[tuple[str, float, float, int]], trainin
     names = [plain_text(f"{name} (n = {runs})", 60) for name, _, _, runs in rows]
     means, errors = [row[1] for row in rows], [row[2] for row in rows]
     ax.barh(range(len(rows)), means, xerr=errors, color=_OURS, alpha=0.8, ecolor="#404040")
-    for place, (_, mean, error, _) in enumerate(rows):
-        ax.text(mean + error, place, f" {mean:.1f} ± {error:.1f}", va="center", fontsize=9)
+    for place, (_, mean, error, runs) in enumerate(rows):
+        spread = f" ± {error:.1f}" if runs > 1 else ""
+        ax.text(mean + error, place, f" {mean:.1f}{spread}", va="center", fontsize=9)
     if training_free is not None:
         label = f"best training-free: {training_free:.1f}"
         ax.axvline(training_free, color=_TRAINING_FREE, linestyle="--", label=label)
-        ax.legend(loc="lower right", fontsize=8)
+        figure.legend(loc="outside lower right", fontsize=8, frameon=False)
     ax.set_yticks(range(len(rows)), names, fontsize=9)
     ax.invert_yaxis()
     ax.set(xlabel="average mAP, %", title=title, xlim=(0, 1.15 * max([*map(sum, zip(means, errors, strict=True)), 1])))

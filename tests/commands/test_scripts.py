@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from scripts import bench, plot_video
 from scripts.demo import MARK, clear
 from stale.commands import CommandParser
 from stale.errors import StaleError
-from tests.helpers import REPOSITORY
+from tests.helpers import REPOSITORY, make_clip
 
 COMMANDS = [
     "train.py",
@@ -72,6 +73,25 @@ def test_benchmarks_write_and_print_their_rows(tmp_path: Path, capsys: pytest.Ca
     written, printed = json.loads((tmp_path / "out.json").read_text()), capsys.readouterr().out
     assert list(dict.fromkeys(row["name"].split(":")[0] for row in written)) == names.split()
     assert all(row["seconds"] > 0 and row["name"] in printed and row["size"] in printed for row in written)
+
+
+def test_the_quickstart_notebook_runs(
+    clip_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("av")
+    cells = json.loads((REPOSITORY / "scripts/quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code), "clear all outputs"
+    shutil.copytree(clip_run, tmp_path / "runs/demo")
+    make_clip(tmp_path / "clip.mkv").rename(tmp_path / "clip.mp4")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    names: dict[str, object] = {}
+    for cell in code:
+        exec("".join(cell["source"]), names)  # as a kernel does, in one namespace
+    assert len(names["found"].class_scores) == 2, "those of the last cell's words"
+    assert "detections" in capsys.readouterr().out
+    assert (tmp_path / "runs/demo/metrics.json").is_file()
 
 
 def test_the_demo_replaces_only_its_own_run(tmp_path: Path) -> None:
