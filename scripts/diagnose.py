@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = CommandParser(description=__doc__)
     parser.add_argument("--run", required=True, type=Path, help="folder that train.py wrote")
     parser.add_argument("--vocabulary", nargs="+", choices=("seen", "unseen", "all"), help="default: seen and unseen")
-    parser.add_argument("--checkpoint", default="best", metavar="best|last|FILE")
+    parser.add_argument("--checkpoint", default="best", metavar="best|last|FILE", help="weights of the run")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N; default: the device of the training")
     options = parser.parse_args(arguments)
 

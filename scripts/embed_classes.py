@@ -27,7 +27,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """Parse the command line."""
     parser = CommandParser(description=__doc__)
     names = parser.add_mutually_exclusive_group(required=True)
-    names.add_argument("--classes", nargs="+", metavar="NAME")
+    names.add_argument("--classes", nargs="+", metavar="NAME", help="any class names")
     names.add_argument("--classes-file", type=Path, metavar="FILE", help="one a line, or JSON, as for inference.py")
     names.add_argument("--annotations", type=Path, metavar="FILE", help="all labels that occur")
     parser.add_argument("--library", choices=("clip", "open_clip"), default="clip", help="that has the model")
@@ -39,8 +39,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         default="auto",
         help="of clip; default that of OpenAI's models",
     )
-    parser.add_argument("--template", nargs="+", default=["a video of action {}"], metavar="TEXT")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE.npz")
+    parser.add_argument(
+        "--template", nargs="+", default=["a video of action {}"], metavar="TEXT", help="around a phrase"
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE.npz", help="the embeddings")
     options = parser.parse_args(arguments)
     if options.pretrained and options.library == "clip":
         parser.error("--pretrained goes with --library open_clip")

@@ -32,7 +32,7 @@ from stale.errors import run_command
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = CommandParser(description=__doc__)
-    parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO|FOLDER")
+    parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO|FOLDER", help="videos, or folders of them")
     parser.add_argument("--weights", required=True, metavar="NAME|FILE", help="model, or a file of CLIP weights")
     parser.add_argument("--library", choices=("clip", "open_clip"), default="clip", help="that has the model")
     parser.add_argument("--pretrained", default="", metavar="TAG|FILE", help="weights of open_clip's model")
@@ -42,7 +42,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         default="auto",
         help="of --library clip; default that of OpenAI's models",
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER")
+    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="folder of the features")
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("--fps", type=float, default=5.0, help="snippets a second, one frame each; default 5")
     rate.add_argument("--stride", type=int, metavar="FRAMES", help="a snippet every so many frames of the video")

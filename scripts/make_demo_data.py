@@ -20,7 +20,7 @@ def main() -> None:
     parser = CommandParser(description=__doc__)
     parser.add_argument("--profile", choices=("long", "short"), default="long", help="default: long, the demo's")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: data/demo, data/demo_short")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers")
     options = parser.parse_args()
 
     from synthetic_data import CLASSES, write_synthetic  # after parsing: --help answers at once

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="JSON in ActivityNet's layout")
     parser.add_argument("--subset", help="only this subset of the annotations")
     parser.add_argument("--snippets", type=int, metavar="T", help="rescale every video to T; default: the native rate")
-    parser.add_argument("--precision", choices=("float16", "float32"), default="float16")
+    parser.add_argument("--precision", choices=("float16", "float32"), default="float16", help="of the copy")
     parser.add_argument("--fps", type=float, help="snippets a second, where the features do not record it")
     options = parser.parse_args(arguments)
     if (options.snippets is not None and options.snippets < 2) or (

@@ -23,6 +23,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from stale.commands import CommandParser
 from stale.errors import StaleError, run_command
@@ -124,7 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{target} is not written: {'--check only reports' if options.check else 'no run is finished'}")
     else:
         write_text(target, text)
-        print("\n".join(map(str, [target, *report.draw(table, lines, dataset, options.output)])))
+        print(target)
+        for setting in dict.fromkeys(line.setting for line in lines if line.ours):
+            print(draw(lines, f"{table.title}: {dataset}", setting, target.with_suffix(f".{setting}.png")))
     for name, fault in failures.items():
         print(f"failed: {name}: {fault}", file=sys.stderr)
     if options.record:
@@ -140,6 +143,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"check: {checked - len(faults)} of {checked} rows within tolerance of {expected}, {missing}")
     if failures or faults:
         raise SystemExit(1)
+
+
+def draw(lines: Sequence[Any], title: str, setting: str, path: Path) -> Path:
+    """Draw the finished rows of a setting as bars, with values, numbers of runs and the best training-free baseline."""
+    from matplotlib.figure import Figure
+
+    from stale.evaluation.aggregate import AVERAGE
+    from stale.plots import plain_text, save_figure
+
+    done = [line for line in lines if line.setting == setting and line.ours]
+    cells = [line.ours[AVERAGE] for line in done]
+    means, errors = [100 * cell["mean"] for cell in cells], [100 * (cell["std"] or 0.0) for cell in cells]
+    figure = Figure(figsize=(9, 1.3 + 0.4 * len(done)), layout="constrained", dpi=100)
+    ax = figure.subplots()
+    ax.barh(range(len(done)), means, xerr=errors, color="#0072B2", alpha=0.8, ecolor="#404040")
+    for place, (mean, error) in enumerate(zip(means, errors, strict=True)):
+        text = f" {mean:.1f} ± {error:.1f}" if error else f" {mean:.1f}"
+        ax.text(mean + error, place, text, va="center", fontsize=9)
+    if free := [100 * line.training_free for line in done if line.training_free is not None]:
+        ax.axvline(max(free), color="#D55E00", linestyle="--", label=f"best training-free baseline: {max(free):.1f}")
+        figure.legend(loc="outside lower right", fontsize=8, frameon=False)
+    names = [plain_text(f"{line.row.name} (n = {len(line.runs)})", 60) for line in done]
+    ax.set_yticks(range(len(done)), names, fontsize=9)
+    ax.invert_yaxis()
+    longest = max(mean + error for mean, error in zip(means, errors, strict=True))
+    ax.set(xlabel="average mAP, %", title=f"{title}, {setting.replace('_', '/')}", xlim=(0, 1.15 * max(longest, 1)))
+    ax.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)
+    return path
 
 
 def machine() -> str:

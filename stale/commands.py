@@ -42,7 +42,7 @@ def _example(line: str) -> str:
     """An example of at most 80 columns: its remark comes first, and a long command is continued."""
     if len(line) <= 80:
         return line
-    command, remark = (*re.split(r"(?<=\S) {2,}(?!-)(?:# )?", line, maxsplit=1), "")[:2]
+    command, remark = (*re.split(r"(?<=\S) {2,}(?![ -])(?:# )?", line, maxsplit=1), "")[:2]
     indent = line[: -len(line.lstrip())]
     glued = re.sub(r"(--[\w-]+) (?!--)", "\\1\xa0", command.strip())  # an option is not parted from its value
     options: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False, "initial_indent": indent}

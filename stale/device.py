@@ -30,11 +30,11 @@ def choose_device(name: str, setting: str = "train.device") -> torch.device:
     return device
 
 
-def device_name(device: torch.device) -> str:
-    """A device with its model, as ``cpu (x86_64, 2 threads)``."""
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({platform.machine()}, {counted(torch.get_num_threads(), 'thread')})"
+def versions(device: torch.device) -> str:
+    """The versions and the machine that results depend on."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU"
+    machine = f"{platform.machine()}, {counted(torch.get_num_threads(), 'thread')}, {gpu}"
+    return f"Python {platform.python_version()}, torch {torch.__version__}, {machine}"
 
 
 def peak_memory(device: torch.device) -> int:

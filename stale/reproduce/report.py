@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stale.charts import draw_bars
 from stale.config import MODEL_NAME, Config
 from stale.data.features import open_features
 from stale.errors import StaleError
 from stale.evaluation.aggregate import AVERAGE, OTHER, SYSTEM, aggregate, protocol_line, read_runs
 from stale.io import read_json, read_text, write_json
-from stale.plots import save_figure
 from stale.reproduce.catalog import SETTING_TITLES, Row, Table
 from stale.reproduce.plan import Cell
 from stale.run_folder import BASELINES, RunFolder
@@ -141,22 +139,6 @@ def to_markdown(table: Table, lines: Sequence[Line], dataset: str) -> str:
         grid = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         parts.append(f"### {SETTING_TITLES[setting]}\n\n{grid}\n\n{_notes(of_setting)}")
     return "\n\n".join(parts) + "\n"
-
-
-def draw(table: Table, lines: Sequence[Line], dataset: str, folder: Path) -> list[Path]:
-    """Draw the finished rows of each setting as bars into ``folder``; return the files."""
-    paths = []
-    for setting in dict.fromkeys(line.setting for line in lines if line.ours):
-        done = [line for line in lines if line.setting == setting and line.ours]
-        rows = []
-        for line in done:
-            cell = line.ours[AVERAGE]
-            rows.append((line.row.name, 100 * cell["mean"], 100 * (cell["std"] or 0.0), len(line.runs)))
-        free = [100 * line.training_free for line in done if line.training_free is not None]
-        figure = draw_bars(f"{table.title}: {dataset}, {SETTING_TITLES[setting]}", rows, max(free, default=None))
-        paths.append(folder / f"{table.name}.{setting}.png")
-        save_figure(figure, paths[-1])
-    return paths
 
 
 def _markdown_rows(line: Line, columns: Sequence[str]) -> list[list[str]]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import platform
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -42,9 +40,9 @@ from stale.device import (
     choose_device,
     choose_precision,
     determinism,
-    device_name,
     out_of_memory_hint,
     peak_memory,
+    versions,
 )
 from stale.errors import StaleError, name_some
 from stale.evaluation import evaluate_results
@@ -106,14 +104,11 @@ def train(config: Config, output: str | Path, resume: bool = False, overwrite: b
                 save_config(config, run.config)
                 log_into(run.log, log)
                 _log.info("command: %s", command_line())
-                versions = f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
-                _log.info("stale %s (revision %s), %s", __version__, git_revision() or "unknown", versions)
+                _log.info("stale %s (revision %s), %s", __version__, git_revision() or "unknown", versions(device))
                 write_json(run.split, {**_split_record(data), "revision": git_revision()}, indent=1)
                 _truncate_history(run, trainer.epoch)
             # Loop
             trainer.fit()
-            if distributed.is_main_process():
-                write_model_card(run, data.backbone.as_dict())
         except BaseException:
             _settle(run)
             raise
@@ -180,7 +175,7 @@ class Trainer:
         # Progress
         self.epoch = 0  # of the last checkpoint
         self.best: dict[str, Any] = {"epoch": 0, "mAP": -1.0}
-        self._features = {"feature_width": data.feature_width, "features": data.backbone.as_dict()}
+        self._features: dict[str, Any] = {"feature_width": data.feature_width, "features": data.backbone.as_dict()}
         if data.localizer_width:
             self._features["localizer_width"] = data.localizer_width
         self._board: Any = None
@@ -189,12 +184,10 @@ class Trainer:
         """Train the remaining epochs, each followed by validation and a checkpoint."""
         options = self.config.train
         sizes = f"{len(self.train_data)} training videos, {len(self.held_out)} held out, {len(self.split.seen)} classes"
-        where = f"{device_name(self.device)}, {str(self.precision).removeprefix('torch.')}"
-        where += f", processes: {distributed.world_size()}"
+        where = f"{self.device}, {str(self.precision).removeprefix('torch.')}, processes: {distributed.world_size()}"
         _log.info("%s; %s%s", sizes, where, f"; resumed after epoch {self.epoch}" if self.epoch else "")
         counts = {name: sum(p.numel() for p in own) for name, own in components(self.model).items()}
-        parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-        _log.info("trained parameters: %s (%s)", f"{sum(counts.values()):,}", parts)
+        _log.info("trained parameters: %s", _listed({"all": sum(counts.values()), **counts}, ","))
         if self.model.localizer is not None:
             data, T = self.train_data, self.config.data.num_snippets
             if unowned := count_unowned(data.segments, data.labels, T):
@@ -209,7 +202,8 @@ class Trainer:
         try:
             for epoch in range(first, options.epochs + 1):
                 started = time.perf_counter()
-                monitor.begin(self.model)
+                if watched := epoch == first or self._board is not None:
+                    monitor.begin(self.model)
                 with out_of_memory_hint("train.batch_size", options.batch_size, " in a new run"):
                     losses = self.train_epoch(epoch)
                 # A finite loss can have a gradient that is not; such weights must not replace the last checkpoint.
@@ -226,11 +220,12 @@ class Trainer:
                 left = tqdm.format_interval((now - began) / (epoch + 1 - first) * (options.epochs - epoch))
                 memory = peak_memory(self.device) / 2**30
                 _log.info("%s; %.1f s, peak memory %.1f GiB, time left %s", report, now - started, memory, left)
-                moved = monitor.movement(self.model)
+                moved = monitor.movement(self.model) if watched else {}
                 for warning in monitor.warnings(losses, moved if epoch == first else {}):
                     _log.warning("epoch %d: %s", epoch, warning)
                 rates = {name: self.optimizer.param_groups[n]["lr"] for name, n in self.group_of.items()}
-                self._show({"learning_rate": rates, "weights_moved": moved}, epoch)
+                self._show("learning_rate/", rates, epoch)
+                self._show("weights_moved/", moved, epoch)
                 if validated and distributed.is_main_process():
                     from stale.charts import draw_curves  # matplotlib, which takes long to import
                     from stale.plots import save_figure
@@ -245,9 +240,11 @@ class Trainer:
             settings = {key: str(value) for key, value in flat(self.config).items()}
             self._board.add_hparams(settings, {"held_out_mAP": self.best.get("mAP", math.nan)}, run_name=".")
             self._board.close()
+        if distributed.is_main_process():
+            write_model_card(self.run, self._features["features"])
         if len(self.held_out):
-            best = 100 * self.best["mAP"]
-            _log.info("best epoch %d, held-out mAP %.2f %% on seen classes", self.best["epoch"], best)
+            epoch, score = self.best["epoch"], 100 * self.best["mAP"]
+            _log.info("best epoch %d, held-out mAP %.2f %% on seen classes", epoch, score)
         elif self.test_data is None:
             _log.info("no video was held out (data.holdout=0): best.pt is the last checkpoint, epoch %d", self.epoch)
         _log.info("next: python inference.py --run %s", shlex.quote(str(self.run.path)))
@@ -339,7 +336,7 @@ class Trainer:
             tious = facts(self.config.data.dataset).tious
             metrics = evaluate_results(held_out.videos, results, self.split.seen, tious)
             score = metrics.average
-            self._show({"held_out_AP": dict(zip(metrics.classes, metrics.ap.mean(0).tolist(), strict=True))}, epoch)
+            self._show("held_out_AP/", dict(zip(metrics.classes, metrics.ap.mean(0).tolist(), strict=True)), epoch)
         score = distributed.gather(score)[0]
         result: dict[str, Any] = {"epoch": epoch, "mAP": score} if len(held_out) else {"epoch": epoch}
         if self.test_data is not None:
@@ -410,19 +407,15 @@ class Trainer:
 
     def _record(self, record: Mapping[str, Any]) -> None:
         """Append a line to history.jsonl, and its values to TensorBoard's curves."""
-        if not distributed.is_main_process():
-            return
-        append_text(self.run.history, json.dumps(record) + "\n")
-        if self._board is not None:
-            for name in record.keys() - {"epoch", "step"}:
-                self._board.add_scalar(name, record[name], record.get("step", record["epoch"]))
+        if distributed.is_main_process():
+            append_text(self.run.history, json.dumps(record) + "\n")
+            values = {name: value for name, value in record.items() if name not in ("epoch", "step")}
+            self._show("", values, record.get("step", record["epoch"]))
 
-    def _show(self, values: Mapping[str, Mapping[str, float]], epoch: int) -> None:
-        """Add groups of values by name to TensorBoard's curves."""
-        if self._board is not None:
-            for group, of_group in values.items():
-                for name, value in of_group.items():
-                    self._board.add_scalar(f"{group}/{name}", value, epoch)
+    def _show(self, group: str, values: Mapping[str, float], step: int) -> None:
+        """Add values to TensorBoard's curves."""
+        for name, value in values.items() if self._board is not None else ():
+            self._board.add_scalar(group + name, value, step)
 
 
 class TrainStep(nn.Module):
@@ -476,8 +469,8 @@ def _means(losses: Sequence[Mapping[str, Tensor]], epoch: int) -> dict[str, floa
     return means
 
 
-def _listed(means: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in means.items())
+def _listed(values: Mapping[str, float], form: str = ".4g") -> str:
+    return ", ".join(f"{name} {value:{form}}" for name, value in values.items())
 
 
 def _settle(run: RunFolder) -> None:

@@ -60,8 +60,9 @@ def test_tensorboard_has_every_curve(run: RunFolder) -> None:
 def test_the_log_has_a_line_an_epoch_and_no_bar(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = train(tiny_config(data, "train.log_interval=2"), tmp_path / "run")
     log, shown = run.log.read_text(encoding="utf-8"), capsys.readouterr().err
-    assert "2 held out, 6 classes; cpu (" in log and "torch" in log and "command: python" in log
-    assert re.search(r"trained parameters: ([\d,]+) \(.*text\.context 256, text", log)
+    assert "2 held out, 6 classes; cpu, float32" in log and "command: python" in log
+    assert re.search(r"stale .*, Python .*, torch .*, no GPU", log)
+    assert re.search(r"trained parameters: all [\d,]+, .*text\.context 256, text", log)
     assert log.splitlines()[-1].endswith(f"next: python inference.py --run {run.path}")
     for epoch in (1, 2):
         lines = [line for line in log.splitlines() if f"epoch {epoch}/2: total" in line]
