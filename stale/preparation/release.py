@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stale.config import load_config, save_config
-from stale.errors import StaleError
+from stale.errors import StaleError, name_some
 from stale.io import atomic_path, refuse_zip_bomb
 from stale.run_folder import RunFolder
 
@@ -39,9 +39,9 @@ def unpack(package: Path, folder: Path, only: str = "") -> dict[str, Any]:
     try:
         with zipfile.ZipFile(package) as archive:
             manifest = json.loads(archive.read(MANIFEST))
+            if foreign := manifest["files"].keys() - {*FILES}:
+                raise StaleError(f"package {package}: no file of a package: {name_some(foreign)}: refused")
             for name, digest in manifest["files"].items():
-                if name not in FILES:
-                    raise StaleError(f"package {package}: {name} is no file of a package: refused")
                 if not name.startswith(only):
                     continue
                 with atomic_path(folder / name) as temporary:
