@@ -20,20 +20,20 @@ def write_model_card(run: RunFolder, backbone: Mapping[str, Any]) -> None:
     data, text = config.data, config.model.text
     with run.checkpoint("best").open("rb") as file:
         digest = file_digest(file, "sha256").hexdigest()
-    facts = {
-        "model": f"STALE, stale {__version__}, revision {split['revision'] or 'unknown'}",
-        "command": f"`{command_line()}`",
-        "data": f"{data.dataset}, subset {data.train_subset}, setting {data.setting}, split {data.number}",
-        "annotations": f"{data.annotations}; SHA-256 of the training segments: {split['segments']}",
-        "features": f"{data.features}; SHA-256 of a sample: {split['features']}",
-        "image encoder": ", ".join(f"{key} {value}" for key, value in backbone.items() if value) or "not recorded",
-        "text encoder": text.embeddings or text.weights,
-        "seen classes": ", ".join(split["seen"]),
-        "unseen classes": ", ".join(split["unseen"]) or "none",
-        "checkpoint": f"checkpoints/best.pt; SHA-256: {digest}",
-    }
-    table = "".join(f"| {name} | {value.replace('|', chr(92) + '|')} |\n" for name, value in facts.items())
-    write_text(run.card, f"# Model card: {run.path.resolve().name}\n\n| | |\n|---|---|\n{table}\n{_RESULTS}")
+    encoder = ", ".join(f"{key} {value}" for key, value in backbone.items() if value)
+    write_text(
+        run.card,
+        f"# Model card: {run.path.resolve().name}\n\n"
+        f"* Model: STALE, stale {__version__}, revision {split['revision'] or 'unknown'}\n"
+        f"* Command: `{command_line()}`\n"
+        f"* Data: {data.dataset}, subset {data.train_subset}, setting {data.setting}, split {data.number}\n"
+        f"* Annotations: {data.annotations}; SHA-256 of the training segments {split['segments']}\n"
+        f"* Features: {data.features}; SHA-256 of a sample {split['features']}\n"
+        f"* Image encoder: {encoder or 'not recorded'}; text encoder: {text.embeddings or text.weights}\n"
+        f"* Seen classes: {', '.join(split['seen'])}\n"
+        f"* Unseen classes: {', '.join(split['unseen']) or 'none'}\n"
+        f"* Checkpoint: checkpoints/best.pt, SHA-256 {digest}\n\n{_RESULTS}",
+    )
     update_results(run)
 
 
@@ -41,10 +41,10 @@ def update_results(run: RunFolder) -> None:
     """Write the run's metrics into its card, if it has one."""
     if not run.card.is_file():
         return
-    head = read_text(run.card, "model card").partition(_RESULTS)[0]
-    found = [run.metrics(name) for name in VOCABULARIES if run.metrics(name).is_file()]
-    parts = ["Not tested yet: `inference.py`, then `eval.py`." if not found else ""]
-    for path in found:
-        metrics = read_json(path, "metrics file")
-        parts.append(f"{metrics['protocol']['line']}\n\n```\n{map_table('mAP, %', result_rows(metrics))}\n```")
-    write_text(run.card, "\n\n".join([head + _RESULTS.strip(), *filter(None, parts)]) + "\n")
+    text = read_text(run.card, "model card").partition(_RESULTS)[0] + _RESULTS
+    for path in (run.metrics(name) for name in VOCABULARIES):
+        if path.is_file():
+            metrics = read_json(path, "metrics file")
+            table = map_table("mAP, %", result_rows(metrics))
+            text += f"\n{metrics['protocol']['line']}\n\n```\n{table}\n```\n"
+    write_text(run.card, text)

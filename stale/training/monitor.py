@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from stale.config import Config
-from stale.model.localizer import in_parts
 from stale.model.stale import Outputs, Stale
 from stale.training.losses import LossNormalizers
 from stale.training.targets import Targets
@@ -28,8 +27,7 @@ def part_statistics(
     """What the masks of a batch do; the values of all processes add up, as losses do.
 
     ``passing``: share of the valid snippets whose L is above ``threshold``, θ_bin; ``foreground_deviation``: standard
-    deviation of L over time, mean over the videos; ``mask_deviation``: of M over time, mean over the columns of the
-    foreground.
+    deviation of L over time, mean over the videos.
     """
     statistics = {}
     if outputs.foreground_logits is not None:
@@ -37,9 +35,6 @@ def part_statistics(
         passing = (threshold < L) & targets.valid
         statistics["passing"] = passing.sum() / normalizers.valid.clamp(min=1)
         statistics["foreground_deviation"] = L.std(1).sum() / normalizers.videos
-    if outputs.mask_logits is not None:
-        deviation = in_parts(lambda logits: logits.float().sigmoid().std(1), outputs.mask_logits)  # B × T
-        statistics["mask_deviation"] = (deviation * targets.foreground).sum() / normalizers.foreground.clamp(min=1)
     return statistics
 
 
@@ -75,8 +70,6 @@ class Monitor:
                 "the representation mask is constant over time: raise train.learning_rate, set "
                 "loss.foreground_form=dice_bce, or give it context by model.masking.blocks"
             )
-        if loss.localization and means.get("mask_deviation", 1.0) < _FLAT:
-            yield "the localizer's masks are constant over time: raise train.localizer_learning_rate or train.epochs"
         trivial = math.log(self.num_classes + 1)
         if loss.classification_form == "cross_entropy" and abs(means.get("classification", 0.0) - trivial) < 1e-3:
             yield f"the classification loss is that of guessing, ln(K+1) = {trivial:.4g}: does the mask pass anything?"

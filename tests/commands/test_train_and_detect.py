@@ -25,7 +25,6 @@ from tests.helpers import (
     REPOSITORY,
     SEEN,
     UNSEEN,
-    assert_same_runs,
     history,
     tiny_config,
 )
@@ -141,23 +140,6 @@ def command(script: str, *arguments: str, cwd: Path, modules: Path | None = None
     line = [sys.executable, str(REPOSITORY / script), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(modules or "")}
     return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
-
-
-@pytest.mark.slow
-def test_the_commands(data: Path, run: RunFolder, tmp_path: Path) -> None:
-    steps = [
-        ("train.py", "--config", str(data), "--set", "data.setting=75_25", "data.split=0", "--output", "run"),
-        ("inference.py", "--run", "run"),
-        ("eval.py", "--run", "run"),
-    ]
-    for script, *arguments in steps:
-        result = command(script, *arguments, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
-    made = RunFolder(tmp_path / "run")
-    assert_same_runs(made, run)
-    metrics = read_json(made.metrics("unseen"), "metrics")
-    assert 0 <= metrics["average_mAP"] <= 1
-    assert metrics["num_classes"] == len(UNSEEN)
 
 
 @pytest.mark.parametrize(

@@ -72,11 +72,6 @@ def flat(logits: Tensor) -> Tensor:
         ({"foreground_logits": lambda x: x.abs() + 1}, (), "the representation mask passes everything: raise"),
         ({"foreground_logits": flat}, (), "the representation mask is constant over time"),
         (
-            {"mask_logits": lambda x: x[:, :1].expand_as(x)},
-            ("loss.consistency=0",),
-            "the localizer's masks are constant over time",
-        ),
-        (
             {"class_logits": torch.zeros_like},
             ("loss.consistency_threshold=0.2",),
             "the classification loss is that of guessing, ln(K+1) = 1.386",
