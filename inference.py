@@ -46,7 +46,9 @@ def utf8(text: str) -> str:
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; an option that would do nothing is an error."""
     parser = CommandParser(description=__doc__)
-    parser.add_argument("--run", required=True, type=Path, help="folder that train.py wrote")
+    parser.add_argument(
+        "--run", required=True, type=Path, help="folder of train.py; with --video or --features also a package"
+    )
     parser.add_argument("--checkpoint", default="best", metavar="best|last|FILE", help="weights of the run")
     tested = parser.add_argument_group("test videos of the run")
     tested.add_argument("--vocabulary", choices=("unseen", "seen", "all"), help="classes to detect; default unseen")
@@ -116,15 +118,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     options = parse_arguments(arguments)
 
-    from stale.api import infer  # after parsing: --help answers at once
-    from stale.distributed import process_group, world_size
     from stale.run_folder import RunFolder
+
+    run = RunFolder(options.run)
+    if not (options.video or options.features):
+        run.load_config()  # its errors come before torch is imported
+
+    from stale.api import infer
+    from stale.distributed import process_group, world_size
 
     with process_group():
         if not (options.video or options.features):
             vocabulary = options.vocabulary or "unseen"
             infer(
-                RunFolder(options.run),
+                run,
                 options.checkpoint,
                 vocabulary,
                 options.device,

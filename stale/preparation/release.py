@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from contextlib import suppress
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ FILES = (FEATURES, TEXT_ENCODER, *(f"{RUN}/{name}" for name in RUN_FILES))
 
 def is_package(path: Path) -> bool:
     """Whether ``path`` is a package; a checkpoint is a zip archive too."""
-    return path.is_file() and zipfile.is_zipfile(path) and MANIFEST in zipfile.ZipFile(path).namelist()
+    with suppress(zipfile.BadZipFile, OSError), zipfile.ZipFile(path) as archive:
+        return MANIFEST in archive.namelist()
+    return False
 
 
 def unpack(package: Path, folder: Path, only: str = "") -> dict[str, Any]:
@@ -50,7 +53,7 @@ def unpack(package: Path, folder: Path, only: str = "") -> dict[str, Any]:
                     with temporary.open("rb") as file:
                         if file_digest(file, "sha256").hexdigest() != digest:
                             raise StaleError(f"package {package}: {name} is damaged: fetch the package again")
-    except (zipfile.BadZipFile, KeyError, ValueError, AttributeError, TypeError) as error:
+    except (zipfile.BadZipFile, RuntimeError, KeyError, ValueError, AttributeError, TypeError) as error:
         raise StaleError(f"package {package} is damaged ({error}): fetch it again") from None
     run = RunFolder(folder / RUN)
     paths = (f"data.features={folder / FEATURES}", f"model.text.weights={folder / TEXT_ENCODER}")
