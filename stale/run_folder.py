@@ -142,7 +142,7 @@ def oracle_suffix(oracle: Sequence[str]) -> str:
 
 def command_line() -> str:
     """The command that is at work, as a shell line."""
-    return shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+    return shlex.join(["python", *sys.argv])
 
 
 def start_logging() -> MemoryHandler:
