@@ -240,7 +240,7 @@ class Trainer:
             settings = {key: str(value) for key, value in flat(self.config).items()}
             self._board.add_hparams(settings, {"held_out_mAP": self.best.get("mAP", math.nan)}, run_name=".")
             self._board.close()
-        if distributed.is_main_process():
+        if distributed.is_main_process() and self.run.checkpoint("best").is_file():
             write_model_card(self.run, self._features["features"])
         if len(self.held_out):
             epoch, score = self.best["epoch"], 100 * self.best["mAP"]
