@@ -1,6 +1,6 @@
 """Detect actions with a trained run: in its test videos, or in any video with any class names.
 
-    python inference.py --run runs/anet                      # the unseen classes
+    python inference.py --run runs/anet                     # the unseen classes
     python inference.py --run runs/anet --vocabulary seen    # the seen classes
     python inference.py --run runs/anet --test-config configs/thumos14.yaml
     torchrun --nproc_per_node=4 inference.py --run runs/anet     # on four GPUs
