@@ -30,14 +30,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from stale.commands import CommandParser
 from stale.errors import run_command
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     names = parser.add_mutually_exclusive_group(required=True)
-    names.add_argument("--classes", nargs="+", metavar="NAME")
+    names.add_argument("--classes", nargs="+", metavar="NAME", help="any class names")
     names.add_argument("--classes-file", type=Path, metavar="FILE", help="one a line, or JSON, as for inference.py")
     names.add_argument("--annotations", type=Path, metavar="FILE", help="all labels that occur")
     parser.add_argument("--library", choices=("clip", "open_clip"), default="clip", help="that has the model")
@@ -50,8 +51,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="of clip; default that of OpenAI's models",
     )
     parser.add_argument("--heads", type=int, help="of the text encoder of clip; default: width / 64")
-    parser.add_argument("--template", nargs="+", default=["a video of action {}"], metavar="TEXT")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE.npz")
+    parser.add_argument(
+        "--template", nargs="+", default=["a video of action {}"], metavar="TEXT", help="around a phrase"
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE.npz", help="the embeddings")
     options = parser.parse_args(arguments)
     if options.pretrained and options.library == "clip":
         parser.error("--pretrained goes with --library open_clip")

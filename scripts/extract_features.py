@@ -4,7 +4,7 @@
     python scripts/extract_features.py a.mp4 b.mkv --weights ViT-L-14.pt --fps 2 --output features/
     python scripts/extract_features.py videos/ --weights ViT-B/16 --stride 8 --snippet-length 16 --output features/
     python scripts/extract_features.py videos/ --library open_clip --weights ViT-B-16-SigLIP2 --pretrained webli \\
-        --output features/                           # SigLIP, CoCa, EVA and others, with their own preprocessing
+        --output features/
 
 Videos are files, or folders searched recursively; a video's id is its file's name without the suffix. The folder gets
 VIDEO.npy (snippets x width, half precision) and VIDEO.json, which records fps, duration, backbone and the SHA-256 of
@@ -25,13 +25,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stale.commands import CommandParser
 from stale.errors import run_command
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO|FOLDER")
+    parser = CommandParser(description=__doc__)
+    parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO|FOLDER", help="videos, or folders of them")
     parser.add_argument("--weights", required=True, metavar="NAME|FILE", help="model, or a file of CLIP weights")
     parser.add_argument("--library", choices=("clip", "open_clip"), default="clip", help="that has the model")
     parser.add_argument("--pretrained", default="", metavar="TAG|FILE", help="weights of open_clip's model")
@@ -42,7 +43,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="of --library clip; default that of OpenAI's models",
     )
     parser.add_argument("--heads", type=int, help="of the image encoder of --library clip; default by its width")
-    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER")
+    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="folder of the features")
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("--fps", type=float, default=5.0, help="snippets a second, one frame each; default 5")
     rate.add_argument("--stride", type=int, metavar="FRAMES", help="a snippet every so many frames of the video")

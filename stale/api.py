@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import difflib
 import logging
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -49,6 +51,7 @@ from stale.device import choose_device, out_of_memory_hint
 from stale.errors import StaleError
 from stale.model.stale import Stale, restore_model
 from stale.model.text import FileEmbeddings
+from stale.preparation.release import RUN, is_package, unpack
 from stale.run_folder import BASELINES, RunFolder, log_into, start_logging
 from stale.video.extract import Sampling, VideoFeatures, encode_videos
 from stale.video.image_encoder import ImageEncoder
@@ -68,7 +71,15 @@ _log = logging.getLogger(__name__)
 
 def load(run: str | Path, checkpoint: str = "best", device: str | None = None) -> Detector:
     """Load a trained run; see :func:`stale.load`."""
-    folder = RunFolder(Path(run))
+    path = Path(run)
+    if is_package(path):
+        with TemporaryDirectory() as unpacked:
+            unpack(path, Path(unpacked), only=RUN)
+            return load(Path(unpacked) / RUN, checkpoint, device)
+    folder = RunFolder(path)
+    if path.is_file():
+        folder = RunFolder(next((up for up in path.parents[:2] if RunFolder(up).config.is_file()), path.parent))
+        checkpoint = path.stem if folder.checkpoint(path.stem).absolute() == path.absolute() else str(path)
     config = folder.load_config()
     path = folder.checkpoint(checkpoint)
     state = load_checkpoint(path)
@@ -302,6 +313,8 @@ def infer(
         _log.warning("training-free baselines left out: the features do not lie in the text encoder's space")
     write_test_detections(model, config, test, files=files, protocol=protocol)
     _log.info("%d videos, %d classes → %s", len(test.videos), len(test.classes), files["model"])
+    if not oracle and not other:
+        _log.info("next: python eval.py --run %s --vocabulary %s", shlex.quote(str(run.path)), vocabulary)
 
 
 def _compare_with_training(run: RunFolder, test: TestData) -> None:

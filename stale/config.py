@@ -478,8 +478,13 @@ def save_config(config: Config, path: str | Path) -> None:
 
 def differing_keys(first: Config, second: Config) -> list[str]:
     """The dotted keys whose values differ."""
-    values, others = (dict(_flatten(config.model_dump())) for config in (first, second))
-    return [key for key, value in values.items() if value != others[key]]
+    others = flat(second)
+    return [key for key, value in flat(first).items() if value != others[key]]
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """The value of every setting by its dotted key."""
+    return dict(_flatten(config.model_dump()))
 
 
 def missing_files(config: Config) -> list[tuple[str, str]]:

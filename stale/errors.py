@@ -32,6 +32,7 @@ def run_command(main: Callable[[], None]) -> None:
             # A line is one write, also by python -u as of torchrun, whose processes share a stream.
             stream.reconfigure(errors="backslashreplace", line_buffering=True, write_through=False)
     os.environ["MPLBACKEND"] = "agg"  # a notebook's would be inherited, and refused
+    os.environ["PYDANTIC_DISABLE_PLUGINS"] = "true"  # looking for some takes as long as to load a configuration
     try:
         with _raise_terminated():
             main()

@@ -139,7 +139,7 @@ def _spellings(subsets: Iterable[str]) -> dict[str, str]:
 
 def _load_csv(path: Path) -> Annotations:
     videos: dict[str, Video] = {}
-    rows = _load_rows(path, [column for column in _COLUMNS if column != "fps"])
+    rows = load_rows(path, [column for column in _COLUMNS if column != "fps"])
     for number, row in rows:
         name, where = row["video"], f"annotation file {path}, line {number}"
         instance = {"segment": [_number(row["start"]), _number(row["end"])], "label": row["label"]}
@@ -153,7 +153,7 @@ def _load_csv(path: Path) -> Annotations:
     return Annotations(videos, _spellings(row["subset"] for _, row in rows))
 
 
-def _load_rows(path: Path, needed: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
+def load_rows(path: Path, needed: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
     """The rows of a table without blank ones, each with its line: clean values by column, in lower case.
 
     Columns are separated by commas, semicolons or tabs.

@@ -18,12 +18,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from scripts import reproduce
 from stale.config import differing_keys, load_config
 from stale.errors import StaleError
 from stale.reproduce.catalog import TABLES, choose_rows
-from stale.reproduce.plan import Cell, Job, Sources, Test, jobs_of, make_plan, missing_inputs, run_jobs
+from stale.reproduce.plan import (
+    Cell,
+    Job,
+    Sources,
+    Test,
+    describe_progress,
+    jobs_of,
+    make_plan,
+    missing_inputs,
+    run_jobs,
+)
 from stale.reproduce.report import Line, backbone_of, compare, make_lines, read_published, to_expected, to_markdown
 from stale.run_folder import RunFolder
 from synthetic_data import write_synthetic
@@ -280,6 +291,15 @@ def test_each_device_runs_one_job_at_a_time(data: Path, tmp_path: Path, monkeypa
     assert used == {"0", "1"}
 
 
+def test_progress_names_runs_epochs_and_the_time_left(data: Path, tmp_path: Path) -> None:
+    job = jobs_of(plan("masking", data, tmp_path, rows=["none"]))[0]
+    job.config.train.epochs = 4
+    assert describe_progress([job], 0, 2, 9.0) == f"{job.name} epoch 0/4; time left unknown"
+    job.folder.mkdir(parents=True)
+    RunFolder(job.folder).history.write_text('{"epoch": 1}\n{"epoch": 2}\n{"epoch": 3, ')
+    assert describe_progress([job], 1, 3, 90.0) == f"{job.name} epoch 2/4; time left 01:30"
+
+
 def test_published_results_have_a_row_each() -> None:
     rows = read_published(PUBLISHED)
     assert len(rows) == 35
@@ -375,6 +395,7 @@ def test_a_row_on_other_features_says_what_to_set(run: Callable, data: Path, tmp
 def test_a_finished_table_is_kept(run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("masking", "--rows", "none", folder=tmp_path)
     before = (tmp_path / "masking.md").read_text()
+    assert Image.open(tmp_path / "masking.75_25.png").size == (900, 170)
     run("masking", "--rows", "none", "--report", folder=tmp_path, settings=["train.seed=7"])
     assert (tmp_path / "masking.md").read_text() == before
     assert "masking.md is not written: no run is finished" in capsys.readouterr().out

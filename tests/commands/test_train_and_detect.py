@@ -17,7 +17,14 @@ from stale.evaluation import read_results
 from stale.io import read_json
 from stale.run_folder import BASELINES, RunFolder
 from stale.training.trainer import train
-from tests.helpers import NUM_TEST, REPOSITORY, SEEN, UNSEEN, history, tiny_config
+from tests.helpers import (
+    NUM_TEST,
+    REPOSITORY,
+    SEEN,
+    UNSEEN,
+    history,
+    tiny_config,
+)
 
 
 def check_detections(path: Path, classes: tuple[str, ...], durations: dict[str, float]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from stale.config import (
     ABBREVIATIONS,
     Config,
     differing_keys,
+    flat,
     load_config,
     missing_files,
     save_config,
@@ -230,6 +231,7 @@ OVERLAYS += [CONFIGS / "stale_plus.yaml", CONFIGS / "recalled_values.yaml"]
 @pytest.mark.parametrize("config", sorted({*CONFIGS.glob("*.yaml")} - {*OVERLAYS}), ids=lambda path: path.stem)
 def test_the_configurations_of_the_repository_are_sound(config: Path) -> None:
     assert all(path for _, path in missing_files(load_config([config]))), "everything is set"
+    assert not any(str(value).startswith(("..", "/")) for value in flat(load_config([config])).values())
 
 
 @pytest.mark.parametrize("overlay", sorted(OVERLAYS), ids=lambda path: path.stem)

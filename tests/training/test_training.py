@@ -2,12 +2,14 @@
 
 import itertools
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from stale.api import infer, load
@@ -37,16 +39,31 @@ def test_a_run_records_every_interval_and_epoch(data: Path, run: RunFolder) -> N
     split = read_json(run.split, "split")
     assert (tuple(split["seen"]), tuple(split["unseen"])) == (SEEN, UNSEEN)
     assert len(split["held_out"]) == 2
+    assert Image.open(run.curves).size == (1000, 400)
+
+
+def test_tensorboard_has_every_curve(run: RunFolder) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    board = events.EventAccumulator(str(run.path / "tensorboard")).Reload()
+    names = {*board.Tags()["scalars"]}
+    assert {*LOSSES, "gradient_norm", "seconds_per_step", "held_out_mAP"} <= names
+    parts = {"text.context", "text", "temporal", "masking", "adaptation", "localizer", "background"}
+    assert names >= {f"{group}/{part}" for group in ("learning_rate", "weights_moved") for part in parts}
+    assert names >= {f"held_out_AP/{label}" for label in SEEN}
+    assert all(0 < event.value < 1 for event in board.Scalars("weights_moved/text"))
 
 
 def test_the_log_has_a_line_an_epoch_and_no_bar(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = train(tiny_config(data, "train.log_interval=2"), tmp_path / "run")
     log, shown = run.log.read_text(encoding="utf-8"), capsys.readouterr().err
-    assert "2 held out, 6 classes" in log
+    assert "2 held out, 6 classes; cpu, float32" in log and "command: python" in log
+    assert re.search(r"stale .*, Python .*, torch .*, no GPU", log)
+    assert re.search(r"trained parameters: all [\d,]+, .*text\.context 256, text", log)
+    assert log.splitlines()[-1].endswith(f"next: python inference.py --run {run.path}")
     for epoch in (1, 2):
         lines = [line for line in log.splitlines() if f"epoch {epoch}/2: total" in line]
         assert len(lines) == 1
-        assert "held-out seen mAP" in lines[0]
+        assert re.search(r"held-out seen mAP \d+\.\d\d % .* s, peak memory .* GiB, time left 00:", lines[0])
         assert shown.count(lines[0].partition("INFO ")[2]) == 1
     assert "%|" not in shown
     assert [record.get("step") for record in history(run)] == [2, 3, None, 5, 6, None]
