@@ -52,7 +52,7 @@ def table(title: str, detections: Sequence[Detection]) -> str:
     for item in detections:
         start, end = map(clock, item["segment"])
         lines.append(f"{start:>9}  {end:>9}  {item['label']:<{width}}  {item['score']:.3f}")
-    return "\n".join(map(printable, [f"{title}: the best {len(detections)}, by time", *lines]))
+    return "\n".join(map(printable, [title, *lines]))
 
 
 def csv_text(results: Mapping[str, Sequence[Detection]]) -> str:
@@ -176,7 +176,7 @@ def write_detections(
             ranked = sorted(detections, key=lambda item: -item["score"])
             best[video_id] = [item for item in ranked if item["score"] >= files.min_score][: files.top]
             by_time = sorted(best[video_id], key=lambda item: item["segment"])
-            show(table(video_id, by_time))
+            show(table(f"{video_id}: the best {len(by_time)}, by time" if by_time else video_id, by_time))
             _write_video(detections, best[video_id], files)
     if results:
         write_json(files.results, results_json(results, made_by=dict(made_by)), indent=1)
