@@ -50,6 +50,10 @@ class RunFolder:
         """Metrics of :meth:`detections`."""
         return self.path / f"metrics{_suffix(vocabulary)}.json"
 
+    def curves(self, vocabulary: str) -> Path:
+        """Foreground and class scores of the snippets, where ``inference.py --curves`` saved them."""
+        return self.path / f"curves{_suffix(vocabulary)}.json"
+
     def own_files(self) -> list[Path]:
         """The existing files that the commands write by default; the last checkpoint first, the configuration last."""
         possible = [self.checkpoint(name) for name in ("last", "best")]
@@ -57,7 +61,7 @@ class RunFolder:
             sets = (names for size in range(len(ORACLES) + 1) for names in combinations(ORACLES, size))
             possible += [self.detections(vocabulary, oracle) for oracle in sets]
             possible += [self.baselines(row, vocabulary) for row in BASELINES]
-            possible.append(self.metrics(vocabulary))
+            possible += [self.metrics(vocabulary), self.curves(vocabulary)]
         possible += (self.path / "tensorboard").glob("events.out.tfevents.*")
         possible += [self.split, self.history, self.log, self.diagnosis]
         return [path for path in (*possible, self.config) if path.is_file()]

@@ -84,6 +84,15 @@ class VideoDetections(Sequence):
     def __str__(self) -> str:
         return table(self.video.id, self.detections)
 
+    def curves(self) -> list[dict[str, Any]]:
+        """L (label "") and P of the five best detected classes over time, in per cent, at no more than 400 points."""
+        best = list(dict.fromkeys(item["label"] for item in self.detections))[:5]
+        rows = {label: self.class_scores[self.classes.index(label)] for label in best}
+        rows |= {} if self.foreground is None else {"": self.foreground}
+        points = np.linspace(0, 1, min(self.class_scores.shape[1], 400))
+        sampled = {label: np.interp(points, np.linspace(0, 1, len(row)), row) for label, row in rows.items()}
+        return [{"label": label, "percent": (100 * row).round().astype(int).tolist()} for label, row in sampled.items()]
+
 
 @torch.inference_mode()
 def class_features(
@@ -238,15 +247,16 @@ def write_test_detections(
     """Write the results files of the model and of training-free baselines in a single pass over the features.
 
     Args:
-        files: ``model``, and names of baselines → file.
+        files: ``model``, ``curves`` (see :meth:`VideoDetections.curves`) and names of baselines → file.
         protocol: how the model's detections were made.
     """
     options, device = config.detection, model.background.device
     classes = class_features(model, test.classes)
-    if len(files) > 1:
+    if files.keys() - {"model", "curves"}:
         text = training_free_text(model, phrases(test.classes)).to(device)
     lengths: dict[str, int | None] = dict.fromkeys(files, config.data.num_snippets)  # None: the videos' own rate
     lengths["model"] = config.tested_snippets
+    lengths.pop("curves", None)
 
     def load(part: slice) -> dict[int | None, Features]:
         videos = test.videos[part]
@@ -259,7 +269,10 @@ def write_test_detections(
         for name, length in lengths.items():
             block = features[length]
             if name == "model":
-                found[name] = _by_video(detect_batch(model, videos, block, classes, options=options))
+                detected = detect_batch(model, videos, block, classes, options=options)
+                found[name] = _by_video(detected)
+                if "curves" in files:
+                    found["curves"] = {item.video.id: item.curves() for item in detected}
             else:
                 assert isinstance(block, Tensor)
                 block = block[..., : text.shape[1]]  # without the features for the point head alone
@@ -273,7 +286,7 @@ def write_test_detections(
         write = {}
         for name, path in files.items() if writes else ():
             remove_leftovers(path)
-            made_by = {**protocol, **({} if name == "model" else no_training)}
+            made_by = {**protocol, **({} if name in ("model", "curves") else no_training)}
             write[name] = stack.enter_context(results_file(path, protocol=made_by))
         for found in over_batches(len(test.videos), load, work, size=options.batch_size, progress=writes):
             for name, results in found.items():
