@@ -32,10 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from eval import evaluate_run, parse_arguments  # after parsing: --help answers at once
     from stale.reports import Subject, write_report
+    from stale.run_folder import RunFolder
 
     tested = (parse_arguments(["--run", str(run), "--vocabulary", options.vocabulary]) for run in options.runs)
     subjects = [Subject(run, evaluate_run(each)) for run, each in zip(options.runs, tested, strict=True)]
-    print(write_report(subjects, options.output or options.runs[0] / "report", options.videos))
+    print(write_report(subjects, options.output or RunFolder(options.runs[0]).report.parent, options.videos))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ class RunFolder:
         self.log = path / "log.txt"  # of all commands
         self.history = path / "history.jsonl"  # a JSON line for each logging interval and each epoch
         self.diagnosis = path / "diagnosis.json"  # of scripts/diagnose.py
+        self.report = path / "report" / "index.html"  # of scripts/report.py
         self.replaced = path / "replaced_run"  # the former run, until the one that replaces it has a checkpoint
 
     def checkpoint(self, name: str) -> Path:
@@ -63,7 +64,7 @@ class RunFolder:
             possible += [self.baselines(row, vocabulary) for row in BASELINES]
             possible += [self.metrics(vocabulary), self.curves(vocabulary)]
         possible += (self.path / "tensorboard").glob("events.out.tfevents.*")
-        possible += [self.split, self.history, self.log, self.diagnosis]
+        possible += [self.split, self.history, self.log, self.diagnosis, self.report]
         return [path for path in (*possible, self.config) if path.is_file()]
 
     def clear(self) -> None:
@@ -103,7 +104,10 @@ class RunFolder:
         self._remove_empty_folders()
 
     def _remove_empty_folders(self) -> None:
-        for folder in (*(self.path / name for name in ("checkpoints", "baselines", "tensorboard")), self.replaced):
+        for folder in (
+            *(self.path / name for name in ("checkpoints", "baselines", "tensorboard", "report")),
+            self.replaced,
+        ):
             if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
                 folder.rmdir()
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stale.errors import StaleError, printable
+from stale.errors import StaleError, counted, printable
 from stale.io import atomic_path, file_name, remove_leftovers, require_writable, write_json, write_text
 from stale.version import __version__
 
@@ -167,7 +167,7 @@ def write_detections(
             ranked = sorted(detections, key=lambda item: -item["score"])
             best[video_id] = [item for item in ranked if item["score"] >= files.min_score][: files.top]
             show(table(video_id, best[video_id]))
-            _write_video(detections, best[video_id], files)
+            _write_video(detections, best[video_id], files, str(made_by.get("run", "")))
     if results:
         write_json(files.results, results_json(results, made_by=dict(made_by)), indent=1)
         if files.csv:
@@ -175,7 +175,7 @@ def write_detections(
     return results, broken
 
 
-def _write_video(detections: Any, best: Sequence[Detection], files: OutputFiles) -> None:
+def _write_video(detections: Any, best: Sequence[Detection], files: OutputFiles, run: str) -> None:
     """Write one video's subtitles and picture."""
     for folder, suffix in ((files.vtt, ".vtt"), (files.srt, ".srt"), (files.picture, ".png")):
         if folder is None:
@@ -185,6 +185,7 @@ def _write_video(detections: Any, best: Sequence[Detection], files: OutputFiles)
         if suffix == ".png":
             from stale import plot  # matplotlib is imported only where a picture is drawn
 
-            plot(detections, path, top=len(best))
+            title = f"{detections.video.id}: {Path(run).resolve().name}, {counted(len(detections.classes), 'class')}"
+            plot(detections, path, len(best), title)
         else:
             write_text(path, vtt_text(best) if suffix == ".vtt" else srt_text(best))

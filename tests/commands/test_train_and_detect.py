@@ -129,11 +129,16 @@ def test_batches_do_not_change_detections(run: RunFolder, monkeypatch: pytest.Mo
 )
 def test_other_settings_train_and_detect(data: Path, tmp_path: Path, assignments: tuple[str, ...]) -> None:
     run = train(tiny_config(data, *assignments, "train.epochs=1"), tmp_path / "run")
-    infer(run)
+    infer(run, curves=True)
     records = history(run)
     assert ("consistency" in records[0]) == ("loss.consistency=0" not in assignments)
     assert ("foreground" in records[0]) == ("model.masking.kind=none" not in assignments)
     results = read_json(run.detections("unseen"), "detections")
+    masked = "model.masking.kind=none" not in assignments
+    for video, curves in read_json(run.curves("unseen"), "curves")["results"].items():
+        detected = [item["label"] for item in results["results"][video]]
+        assert [curve["label"] for curve in curves] == [*dict.fromkeys(detected), *([""] if masked else [])]
+        assert all(len(curve["percent"]) == SNIPPETS and min(curve["percent"]) >= 0 for curve in curves)
     assert len(results["protocol"]["classes"]) == {"closed": 8, "50_50": 4}.get(run.load_config().data.setting, 2)
 
 
