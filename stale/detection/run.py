@@ -85,13 +85,11 @@ class VideoDetections(Sequence):
         return table(self.video.id, self.detections)
 
     def curves(self) -> list[dict[str, Any]]:
-        """L (label "") and P of the five best detected classes over time, in per cent, at no more than 400 points."""
+        """L (label "") and P of the five best detected classes over time, in per cent."""
         best = list(dict.fromkeys(item["label"] for item in self.detections))[:5]
         rows = {label: self.class_scores[self.classes.index(label)] for label in best}
         rows |= {} if self.foreground is None else {"": self.foreground}
-        points = np.linspace(0, 1, min(self.class_scores.shape[1], 400))
-        sampled = {label: np.interp(points, np.linspace(0, 1, len(row)), row) for label, row in rows.items()}
-        return [{"label": label, "percent": (100 * row).round().astype(int).tolist()} for label, row in sampled.items()]
+        return [{"label": label, "percent": (100 * row).round().astype(int).tolist()} for label, row in rows.items()]
 
 
 @torch.inference_mode()

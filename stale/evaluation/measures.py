@@ -21,7 +21,7 @@ def average_recall(
     counts once.
     """
     truth, found = without_classes(truth, found.of_segments)
-    rank = rank_in_video(found)
+    rank = _rank_in_video(found)
     detection, instance, tiou = overlapping_pairs(truth, found, min(tious))
     result = {}
     for k in at:
@@ -96,7 +96,7 @@ def random_whole_video(truth: GroundTruth, seed: int = 0) -> Detections:
 
 def top1_whole_video(truth: GroundTruth, found: Detections) -> Detections:
     """The best-scored label of each video on the whole of it: what the detections are worth without segments."""
-    best = np.flatnonzero((rank_in_video(found) == 0) & (found.video >= 0))
+    best = np.flatnonzero((_rank_in_video(found) == 0) & (found.video >= 0))
     video = found.video[best]
     return Detections(video, found.label[best], whole_videos(truth, video), found.scores[best])
 
@@ -119,7 +119,7 @@ def _same_segment(truth: GroundTruth) -> np.ndarray:
     return first[group.reshape(-1)]
 
 
-def rank_in_video(found: Detections) -> np.ndarray:
+def _rank_in_video(found: Detections) -> np.ndarray:
     """Rank of each detection among those of its video (N), 0 for the best; of ties the later comes first."""
     by_score = np.argsort(found.scores, kind="stable")[::-1]
     order = by_score[np.argsort(found.video[by_score], kind="stable")]

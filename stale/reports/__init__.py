@@ -24,7 +24,8 @@ from stale.evaluation import analysis
 from stale.evaluation.aggregate import statistics
 from stale.evaluation.assess import Assessment
 from stale.evaluation.mean_ap import Detections, GroundTruth, evaluate
-from stale.evaluation.measures import rank_in_video, top1_whole_video
+from stale.evaluation.measures import _rank_in_video as rank_in_video
+from stale.evaluation.measures import top1_whole_video
 from stale.evaluation.tables import percent, result_rows, threshold_key
 from stale.io import read_json, write_text
 from stale.run_folder import RunFolder
@@ -64,11 +65,10 @@ def render(subjects: Sequence[Subject], files: Mapping[str, str]) -> str:
     """The page; texts that come from files are escaped. ``files`` maps a video to its address."""
     first, last = subjects[0].assessment, subjects[-1].assessment
     truth, tious = first.truth, first.metrics["protocol"]["tious"]
-    for name in ("videos", "classes", "label", "segments"):
-        if not np.array_equal(getattr(truth, name), getattr(last.truth, name)):
-            raise StaleError(f"{subjects[0].path} and {subjects[-1].path} were not tested on the same {name}")
-    if tious != last.metrics["protocol"]["tious"]:
-        raise StaleError(f"{subjects[0].path} and {subjects[-1].path} were not tested at the same tIoU thresholds")
+    same = all(np.array_equal(value, vars(last.truth)[name]) for name, value in vars(truth).items())
+    if not same or tious != last.metrics["protocol"]["tious"]:
+        compared = f"{subjects[0].path} and {subjects[-1].path}"
+        raise StaleError(f"{compared} were not tested on the same videos, classes, instances and tIoU thresholds")
     reference = int(np.abs(np.asarray(tious) - 0.5).argmin())
     diagnoses = [analysis.diagnose(truth, subject.assessment.found, tious) for subject in subjects]
     links: dict[str, list[int]] = {}  # videos that a click leads to, those with most of what it names first
@@ -130,9 +130,9 @@ def _head(subject: Subject) -> dict[str, Any]:
     metrics, run, oracle = subject.assessment.metrics, RunFolder(subject.path), {}
     vocabulary, about = metrics["protocol"]["vocabulary"], {"file": str(subject.path)}
     if subject.path.is_dir():
-        time = datetime.fromtimestamp(run.detections(vocabulary).stat().st_mtime)
-        about = {"run": str(subject.path), "detected": f"{time:%Y-%m-%d %H:%M}"}
-        about["commit of the training"] = run.read_split().get("revision", "")
+        about = {"run": str(subject.path), "commit of the training": run.read_split().get("revision", "")}
+        if (file := run.detections(vocabulary)).is_file():
+            about["detected"] = f"{datetime.fromtimestamp(file.stat().st_mtime):%Y-%m-%d %H:%M}"
         if run.diagnosis.is_file():
             diagnosis = read_json(run.diagnosis, "diagnosis")
             oracle = diagnosis.get("vocabularies", {}).get(vocabulary, {}).get("average mAP", {})

@@ -24,6 +24,7 @@ from tests.helpers import (
     NUM_TEST,
     REPOSITORY,
     SEEN,
+    SNIPPETS,
     UNSEEN,
     assert_same_runs,
     history,
@@ -137,7 +138,7 @@ def test_other_settings_train_and_detect(data: Path, tmp_path: Path, assignments
     masked = "model.masking.kind=none" not in assignments
     for video, curves in read_json(run.curves("unseen"), "curves")["results"].items():
         detected = [item["label"] for item in results["results"][video]]
-        assert [curve["label"] for curve in curves] == [*dict.fromkeys(detected), *([""] if masked else [])]
+        assert [curve["label"] for curve in curves] == [*list(dict.fromkeys(detected))[:5], *([""] if masked else [])]
         assert all(len(curve["percent"]) == SNIPPETS and min(curve["percent"]) >= 0 for curve in curves)
     assert len(results["protocol"]["classes"]) == {"closed": 8, "50_50": 4}.get(run.load_config().data.setting, 2)
 
