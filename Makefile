@@ -1,6 +1,7 @@
 # make demo       the whole system on synthetic data, in minutes on a CPU
 # make test       linters and the test suite
 # make test-fast  the test suite without the tests marked slow
+# make test-lowest  the same on the lowest supported versions, in .venv-lowest; 5 GB, or TORCH=2.13.0 with another torch
 # make lint       ruff and mypy alone
 # make clean      remove caches and what the demo made; .venv stays
 
@@ -13,7 +14,7 @@ INSTALLED := $(VENV)/.requirements
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest \
 	$$($(BIN)/python -c 'import xdist' 2>/dev/null && echo "-n auto --dist loadfile")
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast test-lowest lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
@@ -23,6 +24,9 @@ test: lint
 
 test-fast: $(INSTALLED)
 	$(PYTEST) -m "not slow"
+
+test-lowest:
+	.ci/lowest
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

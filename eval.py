@@ -17,12 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stale.commands import CommandParser
 from stale.data.annotations import Video, all_labels, in_subset, read_annotations, unit_fault
 from stale.data.datasets import facts
 from stale.data.splits import read_class_list
 from stale.errors import StaleError, name_some, run_command
 from stale.evaluation.aggregate import aggregate, aggregate_report, read_runs
 from stale.evaluation.assess import Assessment, Subject, assess
+from stale.evaluation.model_card import update_results
 from stale.evaluation.results import ALLOW_UNSEEN, Results, read_results, read_video_scores
 from stale.evaluation.tables import check_tious, report
 from stale.io import write_json
@@ -31,7 +33,7 @@ from stale.run_folder import BASELINES, RunFolder
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; an option that would have no effect is an error."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--predictions", metavar="FILE", help="detections, JSON or gzipped JSON")
     source.add_argument("--run", metavar="RUN", help="run folder that inference.py has written detections into")
@@ -186,6 +188,7 @@ def save_in_run(content: dict[str, Any], options: argparse.Namespace) -> None:
         print(f"\n{path.name} is not written: {given} changed the protocol of the run; --json OUT writes it")
     else:
         write_json(path, content, indent=1)
+        update_results(RunFolder(Path(options.run)))
 
 
 def classes_under_test(

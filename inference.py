@@ -1,21 +1,21 @@
 """Detect actions with a trained run: in its test videos, or in any video with any class names.
 
-    python inference.py --run runs/thumos14_3                       # the unseen classes, in the test subset
-    python inference.py --run runs/thumos14_3 --vocabulary seen     # the seen classes: detections_seen.json
-    torchrun --nproc_per_node=4 inference.py --run runs/anet_0      # on four GPUs, the same file
+    python inference.py --run runs/anet                     # the unseen classes
+    python inference.py --run runs/anet --vocabulary seen    # the seen classes
+    python inference.py --run runs/anet --test-config configs/thumos14.yaml
+    torchrun --nproc_per_node=4 inference.py --run runs/anet     # on four GPUs
 
-    python inference.py --run runs/anet_0 --test-config configs/thumos14.yaml  # on another data set
-
-    python inference.py --run runs/thumos14_3 --video clip.mp4 --classes "high jump" "tennis swing"
-    python inference.py --run runs/thumos14_3 --video clips/ --classes-file classes.txt --csv out.csv --vtt subtitles/
-    python inference.py --run runs/thumos14_3 --features clip.npy --fps 5 --classes "high jump" --picture clip.png
+    python inference.py --run runs/anet --video clip.mp4 --classes "high jump" diving
+    python inference.py --run runs/anet --video clips/ --classes-file names.txt --vtt
+    python inference.py --run runs/anet --features clip.npy --fps 5 --classes diving
 
 The first form writes RUN/detections.json (ActivityNet results JSON), and the training-free baselines in RUN/baselines/.
 
 The second form needs no annotation. Videos and features are files, or folders of them (features also HDF5). A class
 is a name, or "name | another phrase | ..." whose phrases are averaged; a classes file holds one a line (# is a
-comment), or is JSON: a list of names, or {"label": ["phrase", ...]}. A table of the best detections is printed; all
-detections are written as ActivityNet results JSON. Broken videos are named at the end; the exit code is then 1.
+comment), or is JSON: a list of names, or {"label": ["phrase", ...]}. All detections are written as ActivityNet results
+JSON, and a table of the best is printed by time. Files go to runs/NAME/, named after the first source, unless an option
+says where; all are listed at the end. Broken videos are listed too; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from stale.errors import StaleError, printable, run_command
+from stale.commands import CommandParser
+from stale.errors import StaleError, counted, printable, run_command
 
 OWN = ("classes", "classes_file", "template", "fps", "duration", "image_weights")
 OWN += ("output", "csv", "vtt", "srt", "picture")
@@ -43,21 +45,26 @@ def utf8(text: str) -> str:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; an option that would do nothing is an error."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", required=True, type=Path, help="folder that train.py wrote")
-    parser.add_argument("--checkpoint", default="best", metavar="best|last|FILE")
-    parser.add_argument("--vocabulary", choices=("unseen", "seen", "all"), help="of the test videos; default unseen")
+    parser = CommandParser(description=__doc__)
     parser.add_argument(
+        "--run", required=True, type=Path, help="folder of train.py; with --video or --features also a package"
+    )
+    parser.add_argument("--checkpoint", default="best", metavar="best|last|FILE", help="weights of the run")
+    tested = parser.add_argument_group("test videos of the run")
+    tested.add_argument("--vocabulary", choices=("unseen", "seen", "all"), help="classes to detect; default unseen")
+    tested.add_argument(
         "--oracle",
         nargs="+",
         default=[],
         choices=("masks", "localizer", "labels", "proposals"),
-        help="ground truth in place of L, M, the video's classes or all proposals: writes detections_oracle_….json",
+        metavar="PART",
+        help="ground truth in place of L (masks), M (localizer), the video's classes (labels) or all proposals: writes "
+        "detections_oracle_….json",
     )
-    parser.add_argument(
+    tested.add_argument(
         "--test-config", nargs="+", type=Path, default=[], metavar="FILE", help="another data set: classes not seen"
     )
-    parser.add_argument("--curves", action="store_true", help="save foreground and scores for the report page")
+    tested.add_argument("--curves", action="store_true", help="save foreground and scores for the report page")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N; default: the device of the training")
     parser.add_argument(
         "--classes-embeddings", metavar="FILE", help="of embed_classes.py, in place of the run's; without --classes all"
@@ -68,20 +75,22 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     source.add_argument("--features", nargs="+", type=Path, metavar="FILE|FOLDER", help=".npy or HDF5 features")
     names = own.add_mutually_exclusive_group()
     names.add_argument("--classes", nargs="+", type=utf8, metavar="NAME", help="any class names")
-    names.add_argument("--classes-file", type=Path, metavar="FILE")
+    names.add_argument("--classes-file", type=Path, metavar="FILE", help="class names, one a line or as JSON")
     own.add_argument(
         "--template", nargs="+", type=utf8, metavar="TEXT", help='e.g. "a video of {}"; default: the run\'s'
     )
     own.add_argument("--fps", type=float, help="of --video: snippets a second, default 5; of --features: their rate")
     own.add_argument("--duration", type=float, metavar="SECONDS", help="of the video of one file of --features")
     own.add_argument("--image-weights", metavar="NAME|FILE", help="image encoder; default that of the run's CLIP")
-    own.add_argument("--output", type=Path, metavar="FILE.json", help="default NAME.detections.json")
-    own.add_argument("--csv", type=Path, metavar="FILE")
-    own.add_argument("--vtt", type=Path, metavar="FILE|FOLDER", help="WebVTT subtitles; of several videos a folder")
-    own.add_argument("--srt", type=Path, metavar="FILE|FOLDER", help="SubRip subtitles")
-    own.add_argument("--picture", type=Path, metavar="FILE|FOLDER", help="timelines, png, pdf or svg")
-    own.add_argument("--top", type=int, default=20, help="detections a video in table, CSV, subtitles and picture")
-    own.add_argument("--min-score", type=float, default=0.0, help="leave weaker ones out of them")
+    files = parser.add_argument_group("files of your own videos; without a place they go to runs/NAME/")
+    files.add_argument("--output", type=Path, metavar="FILE.json", help="default runs/NAME/NAME.detections.json")
+    optional: dict[str, Any] = {"nargs": "?", "type": Path, "const": Path()}
+    files.add_argument("--csv", **optional, metavar="FILE", help="detections as a table")
+    files.add_argument("--vtt", **optional, metavar="FILE|FOLDER", help="WebVTT subtitles; of several videos a folder")
+    files.add_argument("--srt", **optional, metavar="FILE|FOLDER", help="SubRip subtitles")
+    files.add_argument("--picture", **optional, metavar="FILE|FOLDER", help="timelines, png, pdf or svg")
+    files.add_argument("--top", type=int, default=10, metavar="N", help="detections a video in table, CSV and picture")
+    files.add_argument("--min-score", type=float, default=0.0, metavar="S", help="leave weaker ones out of them")
     options = parser.parse_args(arguments)
 
     sources = options.video or options.features
@@ -111,15 +120,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     options = parse_arguments(arguments)
 
-    from stale.api import infer  # after parsing: --help answers at once
-    from stale.distributed import process_group, world_size
     from stale.run_folder import RunFolder
+
+    run = RunFolder(options.run)
+    if not (options.video or options.features):
+        run.load_config()  # its errors come before torch is imported
+
+    from stale.api import infer
+    from stale.distributed import process_group, world_size
 
     with process_group():
         if not (options.video or options.features):
             vocabulary = options.vocabulary or "unseen"
             infer(
-                RunFolder(options.run),
+                run,
                 options.checkpoint,
                 vocabulary,
                 options.device,
@@ -140,6 +154,7 @@ def detect_own_videos(options: argparse.Namespace) -> None:
     from stale.data.classes import parse_classes, read_classes
     from stale.data.features import SUFFIXES
     from stale.detection.writers import OutputFiles, write_detections
+    from stale.io import file_name
     from stale.video.frames import find_videos
 
     classes = parse_classes(options.classes) if options.classes else []
@@ -155,14 +170,23 @@ def detect_own_videos(options: argparse.Namespace) -> None:
     else:
         found = detector.detect_stored(options.features, classes, options.fps, options.duration, **text)
         single = len(options.features) == 1 and options.features[0].suffix in SUFFIXES
-    if options.picture is not None and single and options.picture.suffix not in PICTURES:
-        raise StaleError(f"--picture {options.picture}: end the name in {', '.join(PICTURES)}")
+    name = file_name((options.video or options.features)[0].resolve().stem)
+
+    def place(kind: str, suffix: str, many: bool = False) -> Path | None:
+        """Where a kind of file goes: as the option says, in runs/NAME, or nowhere."""
+        given = getattr(options, kind)
+        default = Path("runs") / name / ("" if many and not single else f"{name}{suffix}")
+        return default if given == Path() else given
+
+    picture = place("picture", ".png", many=True)
+    if picture is not None and single and picture.suffix not in PICTURES:
+        raise StaleError(f"--picture {picture}: end the name in {', '.join(PICTURES)}")
     files = OutputFiles(
-        results=options.output or Path(f"{(options.video or options.features)[0].stem}.detections.json"),
-        csv=options.csv,
-        vtt=options.vtt,
-        srt=options.srt,
-        picture=options.picture,
+        results=options.output or Path("runs") / name / f"{name}.detections.json",
+        csv=place("csv", ".csv"),
+        vtt=place("vtt", ".vtt", many=True),
+        srt=place("srt", ".srt", many=True),
+        picture=picture,
         single=single,
         top=options.top,
         min_score=options.min_score,
@@ -176,8 +200,9 @@ def detect_own_videos(options: argparse.Namespace) -> None:
     }
     results, broken = write_detections(found, files, made_by)
     if results:
-        videos = f"{len(results)} video{'s' if len(results) > 1 else ''}"
-        print(f"\n{sum(map(len, results.values()))} detections in {videos}: {files.results}")
+        print(f"\n{sum(map(len, results.values()))} detections in {counted(len(results), 'video')}; written:")
+        for path in filter(None, (files.results, files.csv, files.vtt, files.srt, files.picture)):
+            print(f"  {printable(str(path))}")
     for video, reason in broken.items():
         print(f"broken: {video}: {reason}", file=sys.stderr)
     if broken:

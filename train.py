@@ -1,34 +1,42 @@
 """Train STALE on the seen classes of a data set.
 
-    python train.py --config configs/thumos14.yaml --set data.split=3 --output runs/thumos14_3
-    python train.py --config configs/thumos14.yaml --set data.split=3 --output runs/thumos14_3 --resume
-    python train.py --settings                                                             # all settings
+    python train.py --config configs/thumos14.yaml --output runs/thumos14
+    python train.py --config configs/thumos14.yaml --output runs/thumos14 --resume
+    python train.py --config configs/thumos14.yaml --set data.split=3 --output runs/3
+    torchrun --nproc_per_node=4 train.py --config FILE --output RUN    # four GPUs
+    python train.py --settings                                     # all settings
 
-    torchrun --nproc_per_node=4 train.py --config configs/activitynet.yaml --output runs/anet_0    # four GPUs
-
-Writes into the output folder: config.yaml (resolved), split.json, log.txt, history.jsonl, checkpoints/last.pt and
-best.pt after each epoch, tensorboard/ if it is installed. A run that was stopped, by Ctrl-C, SIGTERM or a failure,
-continues after its last finished epoch with --resume, and ends with the weights of a run that was not stopped.
+Writes into the output folder: config.yaml (resolved), split.json, log.txt, history.jsonl, curves.png, model_card.md,
+checkpoints/last.pt and best.pt after each epoch, tensorboard/ if it is installed. A run that was stopped, by Ctrl-C,
+SIGTERM or a failure, continues after its last finished epoch with --resume, and ends with the weights of a run that was
+not stopped.
 """
 
 from __future__ import annotations
 
-import argparse
-
+from stale.commands import CommandParser
 from stale.config import load_config, settings_table
 from stale.errors import run_command
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", nargs="+", default=[], metavar="FILE", help="YAML files; later ones win")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="SECTION.KEY=VALUE", dest="assignments"
+    parser = CommandParser(description=__doc__)
+    configuration = parser.add_argument_group("configuration")
+    configuration.add_argument("--config", nargs="+", default=[], metavar="FILE", help="YAML files; later ones win")
+    configuration.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="assignments",
+        help="single settings as section.key=value, which win over all files",
     )
-    parser.add_argument("--output", metavar="RUN", help="folder of the run")
-    parser.add_argument("--resume", action="store_true", help="continue the run in the output folder")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
-    parser.add_argument("--settings", action="store_true", help="print every setting with its default and range")
+    configuration.add_argument("--settings", action="store_true", help="print every setting with default and range")
+    run = parser.add_argument_group("run folder")
+    run.add_argument("--output", metavar="RUN", help="folder of the run, required for training")
+    run.add_argument("--resume", action="store_true", help="continue the run in the output folder")
+    run.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
     arguments = parser.parse_args()
     if arguments.settings:
         print(settings_table(), end="")

@@ -12,7 +12,6 @@ processes. Set OMP_NUM_THREADS=1 to measure one core.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import resource
@@ -29,6 +28,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from stale.commands import CommandParser
 from stale.errors import run_command
 
 if TYPE_CHECKING:  # imported where they are used: --help answers at once
@@ -419,7 +419,7 @@ BENCHES = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("benches", nargs="+", choices=["all", *BENCHES], metavar="BENCH", help=", ".join(BENCHES))
     parser.add_argument("--json", metavar="OUT", help="write the rows as JSON")
     parser.add_argument("--scale", type=float, default=1.0, help="of every size; default 1")

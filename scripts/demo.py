@@ -9,7 +9,6 @@ demo in runs/demo is replaced; a run that the demo did not make is left alone.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from stale.commands import CommandParser
 from stale.errors import StaleError, run_command
 from stale.evaluation.tables import ROW_NAMES
 from stale.io import read_json, write_text
@@ -29,7 +29,7 @@ MARK = "MADE_BY_DEMO"
 
 def main() -> None:
     """Run the command."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    CommandParser(description=__doc__).parse_args()
     started = time.perf_counter()
     clear(ROOT / RUN)
     step("scripts/make_demo_data.py")

@@ -10,19 +10,19 @@ together. The same is written to RUN/diagnosis.json, as fractions. Nothing of it
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from stale.commands import CommandParser
 from stale.errors import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--run", required=True, type=Path, help="folder that train.py wrote")
     parser.add_argument("--vocabulary", nargs="+", choices=("seen", "unseen", "all"), help="default: seen and unseen")
-    parser.add_argument("--checkpoint", default="best", metavar="best|last|FILE")
+    parser.add_argument("--checkpoint", default="best", metavar="best|last|FILE", help="weights of the run")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N; default: the device of the training")
     options = parser.parse_args(arguments)
 

@@ -7,9 +7,20 @@
 
 A class is a name, or "name | another phrase | ..."; every phrase is put into every template, and the embeddings of a
 class are averaged, each of unit length. The file holds embeddings (classes x width), the classes, and what they were
-made by: library, model, SHA-256 of the text encoder's weights, templates and phrases. The features must be those of the
-same model, by scripts/extract_features.py with the same --library and model. open_clip (pip install open_clip_torch)
-has SigLIP, CoCa, EVA, MobileCLIP and others.
+made by: library, model, SHA-256 of the text encoder's weights and the record of its image encoder, templates, phrases.
+Features that are recorded to be of another image encoder are refused with it.
+open_clip (pip install open_clip_torch) has SigLIP, CoCa, EVA, MobileCLIP and others.
+
+From videos to detections of any words, with one model (here $MODEL is "--library open_clip --pretrained webli"):
+
+    python scripts/extract_features.py videos/ $MODEL --weights ViT-B-16-SigLIP2 --output features/
+    python scripts/embed_classes.py --annotations mine.json $MODEL --model ViT-B-16-SigLIP2 --output classes.npz
+    python train.py --set data.dataset=mine data.annotations=mine.json data.features=features/ \
+        model.text.embeddings=classes.npz --output runs/mine
+    python scripts/embed_classes.py --classes "pouring tea" "opening a door" $MODEL --model ViT-B-16-SigLIP2 \
+        --output words.npz
+    python scripts/extract_features.py clip.mp4 $MODEL --weights ViT-B-16-SigLIP2 --output clip/
+    python inference.py --run runs/mine --features clip/ --classes-embeddings words.npz
 """
 
 from __future__ import annotations
@@ -19,14 +30,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from stale.commands import CommandParser
 from stale.errors import run_command
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     names = parser.add_mutually_exclusive_group(required=True)
-    names.add_argument("--classes", nargs="+", metavar="NAME")
+    names.add_argument("--classes", nargs="+", metavar="NAME", help="any class names")
     names.add_argument("--classes-file", type=Path, metavar="FILE", help="one a line, or JSON, as for inference.py")
     names.add_argument("--annotations", type=Path, metavar="FILE", help="all labels that occur")
     parser.add_argument("--library", choices=("clip", "open_clip"), default="clip", help="that has the model")
@@ -38,8 +50,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         default="auto",
         help="of clip; default that of OpenAI's models",
     )
-    parser.add_argument("--template", nargs="+", default=["a video of action {}"], metavar="TEXT")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE.npz")
+    parser.add_argument("--heads", type=int, help="of the text encoder of clip; default: width / 64")
+    parser.add_argument(
+        "--template", nargs="+", default=["a video of action {}"], metavar="TEXT", help="around a phrase"
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE.npz", help="the embeddings")
     options = parser.parse_args(arguments)
     if options.pretrained and options.library == "clip":
         parser.error("--pretrained goes with --library open_clip")
@@ -63,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         classes = read_classes(options.classes_file) if options.classes_file else parse_classes(options.classes)
     texts = [fill_template(item.phrases, options.template) for item in classes]
-    encode, digest = (open_clip_encoder if options.library == "open_clip" else clip_encoder)(options)
+    encode, text_sha256, backbone = (open_clip_encoder if options.library == "open_clip" else clip_encoder)(options)
     embeddings = np.stack([unit(encode(group)).mean(0) for group in texts]).astype(np.float32)
     with atomic_path(options.output) as temporary:
         np.savez(
@@ -72,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             classes=np.array([item.label for item in classes]),
             library=options.library,
             model=" ".join([options.model, options.pretrained]).strip(),
-            weights_sha256=digest,
+            text_sha256=text_sha256,
+            **backbone.as_dict(),
             templates=np.array(options.template),
             phrases=np.array([" | ".join(item.phrases) for item in classes]),
         )
@@ -87,32 +103,37 @@ def unit(x: Any) -> Any:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def clip_encoder(options: argparse.Namespace) -> tuple[Callable[[list[str]], Any], str]:
-    """A function from texts to embeddings (n, C) by CLIP, and the hash of its weights."""
+def clip_encoder(options: argparse.Namespace) -> tuple[Callable[[list[str]], Any], str, Any]:
+    """A function from texts to embeddings (n, C) by CLIP, the hash of its weights, and its image encoder's record."""
     import torch
 
     from stale.config import TextConfig
-    from stale.model.clip import load_text_weights
+    from stale.data.features import Backbone
+    from stale.model.clip import load_clip_weights, text_half
     from stale.model.text import TextEncoder, TextTransformer
-    from stale.video.image_encoder import digest
+    from stale.video.image_encoder import digest, image_half
 
-    transformer = TextTransformer.from_weights(load_text_weights(options.model, options.activation))
+    loaded = load_clip_weights(options.model, "text weights")
+    transformer = TextTransformer.from_weights(text_half(loaded, options.activation), options.heads)
+    images = image_half(loaded.state)  # weights of a text encoder alone have none
+    name = loaded.name or (Path(options.model).name if images else "")
+    backbone = Backbone(name, digest(images) if images else "", loaded.activation(options.activation))
     encoder = TextEncoder(transformer, TextConfig(prompt="template", template="{}")).eval()
 
     @torch.no_grad()
     def encode(texts: list[str]) -> Any:
         return encoder(encoder.tokenize(texts)).numpy()
 
-    return encode, digest(transformer.state_dict())
+    return encode, digest(transformer.state_dict()), backbone
 
 
-def open_clip_encoder(options: argparse.Namespace) -> tuple[Callable[[list[str]], Any], str]:
+def open_clip_encoder(options: argparse.Namespace) -> tuple[Callable[[list[str]], Any], str, Any]:
     """The same by open_clip, with the model's own tokenizer."""
     import torch
 
     from stale.video.image_encoder import digest, load_open_clip
 
-    model, _ = load_open_clip(options.model, options.pretrained)
+    model, _, backbone = load_open_clip(options.model, options.pretrained)
     import open_clip
 
     tokenize, model = open_clip.get_tokenizer(options.model), model.eval()
@@ -121,7 +142,8 @@ def open_clip_encoder(options: argparse.Namespace) -> tuple[Callable[[list[str]]
     def encode(texts: list[str]) -> Any:
         return model.encode_text(tokenize(texts)).float().numpy()
 
-    return encode, digest({name: t for name, t in model.state_dict().items() if not name.startswith("visual.")})
+    text = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("visual.")}
+    return encode, digest(text), backbone
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python scripts/extract_features.py a.mp4 b.mkv --weights ViT-L-14.pt --fps 2 --output features/
     python scripts/extract_features.py videos/ --weights ViT-B/16 --stride 8 --snippet-length 16 --output features/
     python scripts/extract_features.py videos/ --library open_clip --weights ViT-B-16-SigLIP2 --pretrained webli \\
-        --output features/                           # SigLIP, CoCa, EVA and others, with their own preprocessing
+        --output features/
 
 Videos are files, or folders searched recursively; a video's id is its file's name without the suffix. The folder gets
 VIDEO.npy (snippets x width, half precision) and VIDEO.json, which records fps, duration, backbone and the SHA-256 of
@@ -25,13 +25,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stale.commands import CommandParser
 from stale.errors import run_command
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO|FOLDER")
+    parser = CommandParser(description=__doc__)
+    parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO|FOLDER", help="videos, or folders of them")
     parser.add_argument("--weights", required=True, metavar="NAME|FILE", help="model, or a file of CLIP weights")
     parser.add_argument("--library", choices=("clip", "open_clip"), default="clip", help="that has the model")
     parser.add_argument("--pretrained", default="", metavar="TAG|FILE", help="weights of open_clip's model")
@@ -41,7 +42,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         default="auto",
         help="of --library clip; default that of OpenAI's models",
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER")
+    parser.add_argument("--heads", type=int, help="of the image encoder of --library clip; default by its width")
+    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="folder of the features")
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("--fps", type=float, default=5.0, help="snippets a second, one frame each; default 5")
     rate.add_argument("--stride", type=int, metavar="FRAMES", help="a snippet every so many frames of the video")
@@ -74,15 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.library == "open_clip":
         encoder: Any = OpenClipEncoder(options.weights, options.pretrained, device)
     else:
-        encoder = ImageEncoder.load(options.weights, device, options.activation)
-    report = extract_features(
+        encoder = ImageEncoder.load(options.weights, device, options.activation, options.heads)
+    todo, broken = extract_features(
         videos, options.output, encoder, sampling, batch_size=options.batch_size, workers=options.workers
     )
-    print(f"{len(report.done)} videos done, {len(report.skipped)} finished earlier, {len(report.broken)} broken")
+    done = len(todo) - len(broken)
+    print(f"{done} videos done, {len(videos) - len(todo)} finished earlier, {len(broken)} broken")
     print(f"{options.output}: {encoder.backbone}, {encoder.width} wide, {sampling}")
-    for reason in report.broken.values():
+    for reason in broken.values():
         print(f"broken: {reason}", file=sys.stderr)
-    if report.broken:
+    if broken:
         raise SystemExit(1)
 
 
@@ -93,17 +96,14 @@ class OpenClipEncoder:
         """Load ``model`` with the weights ``pretrained``, a tag of open_clip or a file."""
         import numpy as np
 
-        from stale.data.features import Backbone
-        from stale.video.image_encoder import digest, load_open_clip
+        from stale.video.image_encoder import load_open_clip
 
-        network, preprocess = load_open_clip(model, pretrained)
+        network, preprocess, self.backbone = load_open_clip(model, pretrained)
         # Its last steps are ToTensor and Normalize: those before them give an image.
         self._steps, self._normalize = preprocess.transforms[:-2], preprocess.transforms[-1]
         self.device, self._model = device, network.to(device).eval()
         self.resolution = self.crop(np.zeros((8, 8, 3), np.uint8)).shape[0]
         self.width = self.encode(np.zeros((1, self.resolution, self.resolution, 3), np.uint8)).shape[1]
-        name = f"open_clip {model}" + (f" {Path(pretrained).name}" if pretrained else "")
-        self.backbone = Backbone(name, digest(network.visual.state_dict()))
 
     def crop(self, image: Any) -> Any:
         """The part of an RGB image (H, W, 3) uint8 that is encoded: (R, R, 3) uint8."""

@@ -9,18 +9,18 @@ The same seed gives the same files, byte for byte on one machine. What they are 
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from stale.commands import CommandParser
 from stale.errors import run_command
 
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--profile", choices=("long", "short"), default="long", help="default: long, the demo's")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: data/demo, data/demo_short")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers")
     options = parser.parse_args()
 
     from synthetic_data import CLASSES, write_synthetic  # after parsing: --help answers at once

@@ -12,36 +12,36 @@ left out), and features whose duration does not fit the annotation (packed). Exi
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from stale.commands import CommandParser
 from stale.errors import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of .npy, HDF5 file, or packed folder")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder of features.npy and index.json")
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="JSON in ActivityNet's layout")
     parser.add_argument("--subset", help="only this subset of the annotations")
     parser.add_argument("--snippets", type=int, metavar="T", help="rescale every video to T; default: the native rate")
-    parser.add_argument("--precision", choices=("float16", "float32"), default="float16")
+    parser.add_argument("--precision", choices=("float16", "float32"), default="float16", help="of the copy")
     parser.add_argument("--fps", type=float, help="snippets a second, where the features do not record it")
+    parser.add_argument("--id-pattern", default="{id}", metavar="TEXT", help="as data.id_pattern, such as {id}_clip")
     options = parser.parse_args(arguments)
-    if (options.snippets is not None and options.snippets < 2) or (
-        options.fps is not None and not 1e-3 <= options.fps <= 1e3
-    ):
-        parser.error("--snippets must be at least 2, and --fps lie between 0.001 and 1,000")
+    if options.snippets is not None and options.snippets < 2:
+        parser.error("--snippets must be at least 2")
     if options.subset and not options.annotations:
         parser.error("--subset goes with --annotations")
 
     from stale.data.annotations import in_subset, read_annotations  # after parsing: --help answers at once
-    from stale.data.features import open_features
+    from stale.data.features import open_features, recorded_number
     from stale.data.pack import pack
 
-    store, videos = open_features(options.source), None
+    recorded_number(vars(options), "fps", "--fps")
+    store, videos = open_features(options.source, options.id_pattern), None
     if options.annotations:
         videos = read_annotations(options.annotations)
         store.annotate(videos)

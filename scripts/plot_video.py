@@ -8,20 +8,20 @@ The trained model is run on the video; no detections need to have been written. 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from stale.commands import CommandParser
 from stale.errors import StaleError, counted, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--run", required=True, type=Path, help="folder that train.py wrote")
-    parser.add_argument("--video", required=True, metavar="ID")
+    parser.add_argument("--video", required=True, metavar="ID", help="id of an annotated video")
     parser.add_argument("--vocabulary", choices=("unseen", "seen", "all"), default="unseen", help="classes to detect")
-    parser.add_argument("--checkpoint", default="best", metavar="best|last|FILE")
+    parser.add_argument("--checkpoint", default="best", metavar="best|last|FILE", help="weights of the run")
     parser.add_argument("--top", type=int, default=10, help="detections to draw")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="png, pdf or svg")
     options = parser.parse_args(arguments)

@@ -3,8 +3,13 @@
     python scripts/prepare_data.py activitynet --root data             download, verify, normalise; say what is missing
     python scripts/prepare_data.py thumos14 --root data --from FILE    the same from a file
     python scripts/prepare_data.py thumos14 --root data --check        report on what is there
+    python scripts/prepare_data.py custom --root data/mine             annotations.csv to annotations.json, then report
     python scripts/prepare_data.py custom --root data/mine --check     report on a data set of your own
+    python scripts/prepare_data.py captions --root data --from FILE    unpack and check features, text encoder and a run
     python scripts/prepare_data.py convert IN.csv OUT.json --to activitynet
+
+A table of your own needs the columns video, start, end (seconds) and label. Durations are read from the videos in
+ROOT/videos where it has no column duration; without a column subset every fifth video is for validation.
 
 Running it again changes nothing. The exit code of --check is 0 if all is ready, 1 if something is missing, 3 if
 something is faulty. Layouts and sources: data/README.md.
@@ -14,24 +19,30 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from stale.errors import run_command
+from stale.commands import CommandParser
+from stale.errors import StaleError, name_some, run_command
 
 SPLITS = Path(__file__).resolve().parents[1] / "data" / "splits"  # the official lists
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; an option that would have no effect is an error."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="activitynet|thumos14|custom|convert")
+    parser = CommandParser(description=__doc__)
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="activitynet|thumos14|custom|captions|convert", help="what to do"
+    )
     for name in ("activitynet", "thumos14", "custom"):
-        command = commands.add_parser(name, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        command = commands.add_parser(name, description=__doc__)
         command.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder of the data")
-        command.add_argument("--check", action="store_true", required=name == "custom", help="only report")
+        command.add_argument("--check", action="store_true", help="only report")
         command.add_argument("--json", type=Path, metavar="OUT", help="with --check: write the report as JSON")
+        command.add_argument("--id-pattern", metavar="TEXT", help="with --check: as data.id_pattern")
         command.add_argument("--sample", type=int, metavar="N", help="with --check: load features of N videos a subset")
         for what in ("annotations", "features", "splits"):
             command.add_argument(f"--{what}", type=Path, metavar="PATH", help="with --check: not the default path")
@@ -39,23 +50,26 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
             command.add_argument("--name", help="of the data set and its splits' folder; default: the root's name")
         else:
             command.add_argument("--from", dest="copy", type=Path, metavar="FILE", help="a copy of the annotations")
+    captions = commands.add_parser("captions", description="Unpack and check a package of scripts/pack_release.py.")
+    captions.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder of the data")
+    captions.add_argument("--from", dest="package", required=True, metavar="FILE|URL", help="the package")
     convert = commands.add_parser("convert", description="Change the layout of an annotation file.")
-    convert.add_argument("input", type=Path)
-    convert.add_argument("output", type=Path)
-    convert.add_argument("--to", required=True, metavar="activitynet|actionformer|opentad|csv")
+    convert.add_argument("input", type=Path, help="annotations of any layout")
+    convert.add_argument("output", type=Path, help="the file to write")
+    convert.add_argument("--to", required=True, metavar="activitynet|actionformer|opentad|csv", help="its layout")
     convert.add_argument("--fps", type=float, help="frames a second of videos whose file does not say")
     options = parser.parse_args(arguments)
     if options.command == "convert":
-        if options.fps is not None and not 1e-3 <= options.fps <= 1e6:
-            parser.error("--fps must lie between 0.001 and 1,000,000")
+        return options
+    if options.command == "captions":
         return options
     if options.check and getattr(options, "copy", None):
         parser.error("--from does not go with --check")
     if options.sample is not None and options.sample < 1:
         parser.error("--sample must be at least 1")
-    for name in ("json", "sample", "annotations", "features", "splits"):
-        if not options.check and getattr(options, name) is not None:
-            parser.error(f"--{name} goes with --check")
+    for name in ("json", "sample", "annotations", "features", "splits", "id_pattern"):
+        if not options.check and options.command != "custom" and getattr(options, name) is not None:
+            parser.error(f"--{name.replace('_', '-')} goes with --check")
     return options
 
 
@@ -63,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     options = parse_arguments(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    command = convert if options.command == "convert" else check if options.check else prepare
-    command(options)
+    own = {"convert": convert, "captions": unpack_captions, "custom": prepare_custom}
+    check(options) if getattr(options, "check", False) else own.get(options.command, prepare)(options)
 
 
 def prepare(options: argparse.Namespace) -> None:
@@ -74,6 +88,50 @@ def prepare(options: argparse.Namespace) -> None:
 
     for step in prepare_data_set(SOURCES[options.command], options.root, options.copy):
         print(f"{step.name:<12} {step.state:<8} {step.detail}")
+
+
+def unpack_captions(options: argparse.Namespace) -> None:
+    """Unpack a package and say how to use it."""
+    from stale.preparation.prepare import fetch
+    from stale.preparation.release import RUN, unpack
+
+    is_url = options.package.startswith(("https://", "http://"))
+    package = fetch(options.package, options.root / "downloads") if is_url else Path(options.package)
+    folder = options.root / "thumos14_captions"
+    manifest = unpack(package, folder)
+    print(f"{folder}: {len(manifest['files'])} files, {len(manifest['videos']):,} videos, checked by SHA-256")
+    print(f"next: python inference.py --run {shlex.quote(str(folder / RUN))}")
+
+
+def prepare_custom(options: argparse.Namespace) -> None:
+    """Complete ROOT/annotations.csv, write it as ROOT/annotations.json, and report on the data set."""
+    from stale.data.annotations import parse_video
+    from stale.io import write_json
+    from stale.preparation.converters import load_rows
+    from stale.video.frames import find_videos, probe
+
+    table = options.root / "annotations.csv"
+    rows = load_rows(table, ("video", "start", "end", "label"))
+    ids = sorted({row["video"] for _, row in rows})
+    without = {row["video"] for _, row in rows if not row.get("duration")}
+    files = {path.stem: path for path in find_videos([options.root / "videos"])} if without else {}
+    if absent := sorted(without - files.keys()):
+        raise StaleError(f"{table}: no duration and no file in {options.root / 'videos'}: {name_some(absent)}")
+    durations = {name: round(probe(files[name]).duration, 3) for name in sorted(without)}
+    database: dict[str, Any] = {}
+    for line, row in rows:
+        name, where = row["video"], f"{table}, line {line}"
+        subset = row.get("subset") or ("validation" if ids.index(name) % 5 == 4 else "training")
+        entry = database.setdefault(name, {"subset": subset, "annotations": []})
+        try:
+            entry["duration"] = durations.get(name) or float(row["duration"])
+            segment = [float(row["start"]), float(row["end"])]
+        except ValueError as error:
+            raise StaleError(f"{where}: {error}") from None
+        entry["annotations"].append({"segment": segment, "label": row["label"]})
+        parse_video(name, entry, where)
+    write_json(options.root / "annotations.json", {"database": database}, indent=1)
+    check(options)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -92,6 +150,7 @@ def check(options: argparse.Namespace) -> None:
         splits=options.splits or (SPLITS if source and not own_splits.exists() else own_splits),
         source=source,
         sample=options.sample,
+        id_pattern=options.id_pattern or "{id}",
     )
     print(checks.as_text(report))
     if options.json:
@@ -102,12 +161,14 @@ def check(options: argparse.Namespace) -> None:
 
 def convert(options: argparse.Namespace) -> None:
     """Load annotations of any layout and write another."""
+    from stale.data.features import recorded_number
     from stale.preparation.converters import load_any_layout, write_as
 
+    recorded_number(vars(options), "fps", "--fps")
     found = load_any_layout(options.input)
-    rates = dict.fromkeys(found.videos, options.fps) | found.fps if options.fps else found.fps
-    write_as(options.to, replace(found, fps=rates), options.output)
-    print(f"{options.output}: {len(found.videos):,} videos")
+    videos = {name: replace(video, fps=video.fps or options.fps) for name, video in found.videos.items()}
+    write_as(options.to, replace(found, videos=videos), options.output)
+    print(f"{options.output}: {len(videos):,} videos")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
 """Write the report page of a run, or of two side by side: results, errors, and the timeline of every video.
 
-    python scripts/report.py runs/thumos14_0                          # runs/thumos14_0/report/index.html
-    python scripts/report.py runs/thumos14_0 --videos data/thumos14   # a click on a detection plays it
-    python scripts/report.py runs/first runs/second --output pages    # with paired differences
+    python scripts/report.py runs/a                   # runs/a/report/index.html
+    python scripts/report.py runs/a --videos clips    # a click on a bar plays it
+    python scripts/report.py runs/a runs/b            # with paired differences
 
 The runs have detections: inference.py --run RUN, with --curves also foreground and scores for the timelines.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from stale.commands import CommandParser
 from stale.errors import run_command
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # of eval.py
@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # of eval.py
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder that inference.py wrote into")
     parser.add_argument("--vocabulary", choices=("unseen", "seen", "all"), default="unseen", help="default unseen")
     parser.add_argument("--videos", type=Path, metavar="DIR", help="video files, named by their ids, to play")

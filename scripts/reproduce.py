@@ -9,8 +9,9 @@
 TABLE is zero_shot, masking, text_encoder, error_propagation, temporal, prompt, loss_terms, backbone, parts,
 external_scores, closed_set, official_code, beyond or directions. A data set is a file configs/NAME.yaml; --config
 names other files. Each run is one training with its tests, by train.py, inference.py and eval.py: a finished run is
-skipped, and one that was killed resumes. Writes OUTPUT/runs/ and OUTPUT/TABLE.md. Differences from published results
-are shown only where the features are of the same backbone, and external scores were used in both or in neither.
+skipped, and one that was killed resumes. Writes OUTPUT/runs/, OUTPUT/TABLE.md and a picture a setting. Differences
+from published results are shown only where the features are of the same backbone, and external scores were used in both
+or in neither.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from stale.commands import CommandParser
 from stale.errors import StaleError, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,8 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", metavar="TABLE")
+    parser = CommandParser(description=__doc__)
+    parser.add_argument("table", metavar="TABLE", help="see above")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--dataset", default="thumos14", metavar="NAME", help="configs/NAME.yaml; default thumos14")
     source.add_argument("--config", nargs="+", type=Path, metavar="FILE", help="YAML files instead")
@@ -39,12 +42,28 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--i3d-features", default="", metavar="PATH", help="of the row i3d of the table backbone")
     parser.add_argument("--video-scores", default="", metavar="FILE", help="of the rows that use external scores")
     parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="SECTION.KEY=VALUE", dest="assignments"
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="assignments",
+        help="single settings of all runs, as section.key=value",
     )
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows")
     parser.add_argument("--settings", nargs="+", metavar="SETTING", help="only these of 75_25, 50_50, closed, seen_cv")
-    parser.add_argument("--splits", nargs="+", type=int, choices=range(10), default=list(range(10)), metavar="N")
-    parser.add_argument("--output", type=Path, default=Path("runs/reproduce"), metavar="DIR")
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        type=int,
+        choices=range(10),
+        default=list(range(10)),
+        metavar="N",
+        help="only these splits",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/reproduce"), metavar="DIR", help="folder of the runs and tables"
+    )
     parser.add_argument("--devices", default="", metavar="0,1|cpu,cpu", help="one run at a time on each")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--list", action="store_true", help="print the unfinished runs, one shell line each")
@@ -107,6 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         write_text(target, text)
         print(target)
+        for setting in dict.fromkeys(line.setting for line in lines if line.ours):
+            print(draw(lines, f"{table.title}: {dataset}", setting, target.with_suffix(f".{setting}.png")))
     for name, fault in failures.items():
         print(f"failed: {name}: {fault}", file=sys.stderr)
     if options.record:
@@ -122,6 +143,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"check: {checked - len(faults)} of {checked} rows within tolerance of {expected}, {missing}")
     if failures or faults:
         raise SystemExit(1)
+
+
+def draw(lines: Sequence[Any], title: str, setting: str, path: Path) -> Path:
+    """Draw the finished rows of a setting as bars, with values, numbers of runs and the best training-free baseline."""
+    from matplotlib.figure import Figure
+
+    from stale.evaluation.aggregate import AVERAGE
+    from stale.plots import plain_text, save_figure
+
+    done = [line for line in lines if line.setting == setting and line.ours]
+    cells = [line.ours[AVERAGE] for line in done]
+    means, errors = [100 * cell["mean"] for cell in cells], [100 * (cell["std"] or 0.0) for cell in cells]
+    figure = Figure(figsize=(9, 1.3 + 0.4 * len(done)), layout="constrained", dpi=100)
+    ax = figure.subplots()
+    ax.barh(range(len(done)), means, xerr=errors, color="#0072B2", alpha=0.8, ecolor="#404040")
+    for place, (mean, error) in enumerate(zip(means, errors, strict=True)):
+        text = f" {mean:.1f} ± {error:.1f}" if error else f" {mean:.1f}"
+        ax.text(mean + error, place, text, va="center", fontsize=9)
+    if free := [100 * line.training_free for line in done if line.training_free is not None]:
+        ax.axvline(max(free), color="#D55E00", linestyle="--", label=f"best training-free baseline: {max(free):.1f}")
+        figure.legend(loc="outside lower right", fontsize=8, frameon=False)
+    names = [plain_text(f"{line.row.name} (n = {len(line.runs)})", 60) for line in done]
+    ax.set_yticks(range(len(done)), names, fontsize=9)
+    ax.invert_yaxis()
+    longest = max(mean + error for mean, error in zip(means, errors, strict=True))
+    ax.set(xlabel="average mAP, %", title=f"{title}, {setting.replace('_', '/')}", xlim=(0, 1.15 * max(longest, 1)))
+    ax.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)
+    return path
 
 
 def machine() -> str:

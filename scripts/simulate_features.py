@@ -11,17 +11,17 @@ scripts/synthetic_data.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from stale.commands import CommandParser
 from stale.errors import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--annotations", required=True, metavar="FILE")
+    parser = CommandParser(description=__doc__)
+    parser.add_argument("--annotations", required=True, metavar="FILE", help="JSON in ActivityNet's layout")
     text = parser.add_mutually_exclusive_group(required=True)
     text.add_argument("--text-weights", metavar="FILE", help="or a CLIP model such as ViT-B/16")
     text.add_argument("--text-embeddings", metavar="FILE", help="class embeddings of scripts/embed_classes.py instead")

@@ -24,7 +24,12 @@ __all__ = ["__version__", "load", "plot"]
 
 
 def load(run: str | Path, checkpoint: str = "best", device: str | None = None) -> Detector:
-    """Load a trained run, see :func:`stale.api.load`."""
+    """Load a trained run for any video and any class names.
+
+    ``run`` is a run folder, a checkpoint file in one, or a package of ``scripts/pack_release.py``. ``checkpoint`` is
+    ``best``, ``last`` or a file; ``device`` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, by default that of the
+    training. It is a StaleError if there is no run.
+    """
     from stale.api import load as load_run
 
     return load_run(run, checkpoint, device)

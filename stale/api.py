@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import difflib
 import logging
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from stale.data.features import (
     load_npy,
     open_features,
     read_sidecar,
+    recorded_number,
     recorded_rate,
     require_same_backbone,
     require_same_width,
@@ -48,8 +51,9 @@ from stale.device import choose_device, out_of_memory_hint
 from stale.errors import StaleError
 from stale.model.stale import Stale, restore_model
 from stale.model.text import FileEmbeddings
+from stale.preparation.release import RUN, is_package, unpack
 from stale.run_folder import BASELINES, RunFolder, log_into, start_logging
-from stale.video.extract import Sampling, VideoFeatures, check_rate, encode_videos
+from stale.video.extract import Sampling, VideoFeatures, encode_videos
 from stale.video.image_encoder import ImageEncoder
 
 # Settings of the data that stay a run's own on another data set.
@@ -67,7 +71,15 @@ _log = logging.getLogger(__name__)
 
 def load(run: str | Path, checkpoint: str = "best", device: str | None = None) -> Detector:
     """Load a trained run; see :func:`stale.load`."""
-    folder = RunFolder(Path(run))
+    path = Path(run)
+    if is_package(path):
+        with TemporaryDirectory() as unpacked:
+            unpack(path, Path(unpacked), only=RUN)
+            return load(Path(unpacked) / RUN, checkpoint, device)
+    folder = RunFolder(path)
+    if path.is_file():
+        folder = RunFolder(next((up for up in path.parents[:2] if RunFolder(up).config.is_file()), path.parent))
+        checkpoint = path.stem if folder.checkpoint(path.stem).absolute() == path.absolute() else str(path)
     config = folder.load_config()
     path = folder.checkpoint(checkpoint)
     state = load_checkpoint(path)
@@ -115,7 +127,7 @@ class Detector:
         """
         array = features.detach().cpu().numpy() if isinstance(features, Tensor) else np.asarray(features)
         array = check_features(array, f"features of '{name}'")
-        check_rate(fps, f"fps of the features of '{name}'")
+        recorded_number({"fps": float(fps)}, "fps", f"features of '{name}'")
         require_same_width(self.feature_width, array.shape[1], f"features of '{name}'")
         video, data = Video(name, "", len(array) / fps, ()), self.config.data
         count = self.config.tested_snippets or native_length(len(array), video.duration, data.rate)
@@ -224,10 +236,16 @@ class Detector:
             embeddings = EmbeddingTable.of(embeddings)
         key = (tuple(parse_classes(classes)) if classes or embeddings is None else (), tuple(templates), embeddings)
         if self._vocabulary is None or self._vocabulary[0] != key:
-            table = read_embeddings(embeddings) if isinstance(embeddings, (str, Path)) else embeddings
+            table = self.read_embeddings(embeddings) if isinstance(embeddings, (str, Path)) else embeddings
             warn_of_same_text(key[0])
             self._vocabulary = key, class_features(self.model, key[0], templates, table)
         return self._vocabulary[1]
+
+    def read_embeddings(self, path: str | Path) -> EmbeddingTable:
+        """Load class embeddings; a StaleError if they are known to be of another model than the run's features."""
+        table = read_embeddings(path)
+        table.require_model_of(self.backbone)
+        return table
 
     def _detect_one(self, video: Video, features: Tensor, classes: ClassFeatures) -> VideoDetections:
         """Detect in one video, features (T, D), or (snippets, D) at their own rate."""
@@ -269,7 +287,7 @@ def infer(
         config = other = config.model_copy(update={"data": given.data.model_copy(update=own)})
         embeddings = embeddings or given.model.text.embeddings or None
     if embeddings is not None:
-        model.text = FileEmbeddings.replacing(model.text, read_embeddings(embeddings))
+        model.text = FileEmbeddings.replacing(model.text, detector.read_embeddings(embeddings))
     test, data = detector.test_data(vocabulary, other), config.data
     _compare_with_training(run, test)
     name = data.dataset if other else vocabulary
@@ -295,9 +313,11 @@ def infer(
         files |= {row: run.baselines(row, name) for row in BASELINES}
     elif not oracle:
         _log.warning("training-free baselines left out: the features do not lie in the text encoder's space")
-    files |= {"curves": run.curves(name)} if curves else {}
+    files |= {"curves": run.snippet_scores(name)} if curves else {}
     write_test_detections(model, config, test, files=files, protocol=protocol)
     _log.info("%d videos, %d classes → %s", len(test.videos), len(test.classes), files["model"])
+    if not oracle and not other:
+        _log.info("next: python eval.py --run %s --vocabulary %s", shlex.quote(str(run.path)), vocabulary)
 
 
 def _compare_with_training(run: RunFolder, test: TestData) -> None:

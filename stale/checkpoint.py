@@ -1,7 +1,5 @@
 """Checkpoints: tensors and plain values only, written atomically, loaded without running any code."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,11 +1,8 @@
 """All settings of a run, each with default, range and description; YAML files and ``--set section.key=value``.
 
-A new setting is a field here and its use; ``python train.py --settings`` prints all of them. A description ends with
-the source of the default: [P] the authors' poster, [C] the released code, [I] the authors in an issue thread, [U]
-recalled of the paper's text and not checked. Without a tag at its end the default is this project's own.
+A description ends with the source of the default: [P] the authors' poster, [C] the released code, [I] an issue thread,
+[U] recalled of the paper and not checked; without a tag it is this project's own.
 """
-
-from __future__ import annotations
 
 import difflib
 import re
@@ -22,15 +19,29 @@ from pydantic.fields import FieldInfo
 from stale.errors import StaleError
 from stale.io import read_text, write_text
 
-MODEL_NAME = re.compile(r"(RN|ViT-)\w+(/\w+)?(@\w+)?$")  # of CLIP, whose weights are downloaded
+# OpenAI's models: name → SHA-256 of the file, which is a part of its address too.
+MODELS = {
+    "RN50": "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
+    "RN101": "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599",
+    "RN50x4": "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd",
+    "RN50x16": "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa",
+    "RN50x64": "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c",
+    "ViT-B/32": "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+    "ViT-B/16": "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+    "ViT-L/14": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+    "ViT-L/14@336px": "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+}
 _MOST = 1_000_000  # limit of sizes that have no other: a typing error must not allocate all memory
 Size = Annotated[int, Field(ge=1, le=_MOST)]
 Layers = Annotated[int, Field(ge=1, le=100)]
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float | None, Field(ge=0, le=10)]
 
 # Settings that have no effect on results.
-WITHOUT_EFFECT = {"train.device", "train.compile", "train.log_interval", "detection.batch_size"}
+WITHOUT_EFFECT = {"train.device", "train.log_interval", "detection.batch_size"}
+
+_REMOVED = {"train.compile": "false"}  # settings of earlier versions, as runs hold them
 
 # Common abbreviations, and the setting that each stands for.
 ABBREVIATIONS = {
@@ -62,7 +73,7 @@ class Section(BaseModel):
         if isinstance(value, str) and "None" in str(kind) and value.strip().lower() in ("", "null", "~", "none"):
             return None
         if isinstance(value, str) and kind is bool and value.lower() not in ("true", "false"):
-            raise ValueError(f"must be true or false, not {reprlib.repr(value)}")
+            raise ValueError("must be true or false")
         return value
 
 
@@ -82,6 +93,9 @@ class DataConfig(Section):
     fold: int = Field(0, ge=0, le=_MOST, description="fold of seen_cv whose classes are pseudo-unseen")
     id_pattern: str = Field("{id}", description="names of features around a video's id, such as {id}_clip")
     stride: int = Field(1, ge=1, le=_MOST, description="frames between features that others extracted in windows")
+    fps: float | None = Field(
+        None, gt=0, le=1000, description="frames a second of the videos, for stride; null: as the annotations say"
+    )
     window: int | None = Field(
         None, ge=1, le=_MOST, description="frames of such a window, the first at the start; null: stride"
     )
@@ -136,6 +150,7 @@ class TextConfig(Section):
         "", description="file of class embeddings of any model, in place of weights; prompt: template, encoder: frozen"
     )
     adapter: Literal["none", "linear"] = Field("none", description="learned residual of embeddings, 0 at the start")
+    heads: Size | None = Field(None, description="attention heads of weights; null: width / 64, as in all of OpenAI's")
     encoder: Literal["finetune", "frozen", "none"] = Field(
         "finetune", description="none: a learned embedding for each seen class, which cannot name others; finetune [P]"
     )
@@ -155,9 +170,7 @@ class TextConfig(Section):
 class TemporalConfig(Section):
     """Temporal model of the snippet features."""
 
-    kind: Literal["transformer", "conv", "ms_tcn", "none"] = Field(
-        "transformer", description="ms_tcn: dilated convolutions; transformer [P]"
-    )
+    kind: Literal["transformer", "conv", "ms_tcn", "none"] = Field("transformer", description="transformer [P]")
     layers: Layers = Field(1, description="layers; of ms_tcn the n-th has dilation 2^(n - 1) [C]")
     heads: Size = Field(4, description="attention heads [C]")
     dropout: Share = Field(0.2, description="dropout [C]")
@@ -170,15 +183,11 @@ class MaskingConfig(Section):
         "maskformer", description="gt: the ground truth, an oracle; others: rows of the ablation [P]"
     )
     applied: bool = Field(True, description="multiply the features by the mask; released code: false; true [P]")
-    crop: Literal["none", "localizer"] = Field(
-        "none", description="mask without applied: where M's mean is above its mean; released code: localizer"
-    )
+    crop: Literal["none", "localizer"] = Field("none", description="localizer: to where M is high; released code")
     queries: Size = Field(20, description="Q mask queries [P]")
     layers: Layers = Field(2, description="decoder layers")
     heads: Size = Field(8, description="attention heads of the decoder")
-    blocks: int = Field(
-        3, ge=0, le=100, description="convolutions before the queries, for context; 0: queries on F_vis"
-    )
+    blocks: int = Field(3, ge=0, le=100, description="convolutions before the queries; 0: queries on F_vis")
     hidden: Size = Field(128, description="channels of the convolutions and queries, with blocks")
     feature_dropout: Share = Field(0.3, description="dropout of F_vis and the convolutions, with blocks")
     dropout: Share = Field(0.1, description="dropout of the decoder")
@@ -201,9 +210,7 @@ class AdaptationConfig(Section):
 class LocalizerConfig(Section):
     """Action mask localizer."""
 
-    kind: Literal["dynamic", "plain", "none"] = Field(
-        "dynamic", description="convolutions; none: no masks M; released code: plain; dynamic [P]"
-    )
+    kind: Literal["dynamic", "plain", "none"] = Field("dynamic", description="released code: plain; dynamic [P]")
     coordinates: Literal["absolute", "relative", "pairwise"] = Field(
         "absolute",
         description="output: relative: offsets from the snippet; pairwise: an embedding to compare; positions [P]",
@@ -237,9 +244,7 @@ class ModelConfig(Section):
     adaptation: AdaptationConfig = Field(default_factory=AdaptationConfig)
     localizer: LocalizerConfig = Field(default_factory=LocalizerConfig)
     points: PointsConfig = Field(default_factory=PointsConfig)
-    background_init: Literal["mean_text", "random"] = Field(
-        "mean_text", description="start of the background embedding; random: orthogonal to all snippets"
-    )
+    background_init: Literal["mean_text", "random"] = Field("mean_text", description="start of the background")
     visual_projection: bool = Field(False, description="learn D → C, for features of another width (I3D)")
     temperature: float = Field(0.01, gt=0, description="τ of the classifier, at the start where it is learned [P, C]")
     clamp: float | None = Field(None, description="least value of F_fg in the classifier; released code: 1e-4")
@@ -261,9 +266,7 @@ class LossConfig(Section):
     localization_balance: Literal["column", "all"] = Field(
         "column", description="BCE balanced in each foreground column; all: over all pairs of snippets (released code)"
     )
-    consistency_centered: bool = Field(
-        True, description="less the video's mean feature, which makes any snippets similar; released code: false"
-    )
+    consistency_centered: bool = Field(True, description="less the video's mean feature; released code: false")
     classification_snippets: Weight = Field(1.0, description="weight of the snippets inside L_c; released code: 0.9")
     classification_video: Weight = Field(0.0, description="weight of the whole video inside L_c; released code: 1")
     classification_form: Literal["cross_entropy", "focal", "batch_focal", "pooled", "sigmoid"] = Field(
@@ -271,14 +274,10 @@ class LossConfig(Section):
         description="sigmoid: each class by itself, at test time too, for classes that happen at once; pooled: over "
         "whole instances (EffPrompt); released code: batch_focal, focal on the batch's mean; cross_entropy [U]",
     )
-    foreground_form: Literal["dice", "bce", "dice_bce"] = Field(
-        "dice", description="dice_bce: the sum, because Dice alone can stall; released code: bce; dice [U]"
-    )
+    foreground_form: Literal["dice", "bce", "dice_bce"] = Field("dice", description="released code: bce; dice [U]")
     consistency_snippets: Size = Field(10, description="top-scoring snippets that both branches pool")
     consistency_threshold: Share = Field(0.5, description="threshold of class scores and masks")
-    consistency_gradient: Literal["both", "visual"] = Field(
-        "both", description="gradient into both heads, or into F_vis alone (released code: visual)"
-    )
+    consistency_gradient: Literal["both", "visual"] = Field("both", description="released code: visual, F_vis alone")
     consistency_background: bool = Field(False, description="the background's scores count too; released code: true")
 
 
@@ -288,17 +287,11 @@ class TrainConfig(Section):
     epochs: Size = Field(15, description="epochs [I]")
     batch_size: Size = Field(100, description="videos in a batch, of all processes together [C]")
     learning_rate: float = Field(1e-4, ge=0, le=10, description="1e-4 ActivityNet, 1e-5 THUMOS14 [U]")
-    text_learning_rate: float | None = Field(None, ge=0, le=10, description="of the text encoder; null: learning_rate")
-    prompt_learning_rate: float | None = Field(
-        None, ge=0, le=10, description="of the context tokens; null: learning_rate"
-    )
+    text_learning_rate: Rate = Field(None, description="of the text encoder; null: learning_rate")
+    prompt_learning_rate: Rate = Field(None, description="of the context tokens; null: learning_rate")
     temperature_learning_rate: float = Field(0.0, ge=0, le=10, description="of log τ; 0: τ is fixed [P, C]")
-    localizer_learning_rate: float | None = Field(
-        None, ge=0, le=10, description="of the localizer; null: learning_rate"
-    )
-    temporal_learning_rate: float | None = Field(
-        1e-5, ge=0, le=10, description="of the temporal model; a higher one loses unseen classes; null: learning_rate"
-    )
+    localizer_learning_rate: Rate = Field(None, description="of the localizer; null: learning_rate")
+    temporal_learning_rate: Rate = Field(1e-5, description="of the temporal model; a higher one loses unseen classes")
     schedule: Literal["constant", "cosine"] = Field("constant", description="cosine: the learning rates fall to 0")
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the learning rates rise from 0")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average, which is tested; 0: none")
@@ -308,7 +301,6 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of weights, batches and held-out videos")
     deterministic: bool = Field(False, description="deterministic algorithms on a GPU, slower; a CPU always is")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    compile: bool = Field(False, description="compile the step by torch.compile")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: bfloat16 on a GPU")
     choose_on: Literal["held_out", "unseen_loss"] = Field(
         "held_out",
@@ -329,18 +321,14 @@ class DetectionConfig(Section):
     video_score: bool = Field(False, description="multiply class scores by the probability of the class in the video")
     video_temperature: float = Field(0.01, ge=1e-4, description="temperature of that probability")
     one_label: bool = Field(False, description="only the class of highest mean logit in the video; released code: true")
-    foreground_score: Literal["max", "mean", "contrast"] = Field("max", description="proposal_score of regions of L")
+    foreground_score: Literal["max", "contrast"] = Field("max", description="proposal_score of regions of L")
     thresholds: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
         [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], min_length=1, description="Θ, the mask thresholds"
     )
     fill_holes: bool = Field(False, description="a single region, from first to last snippet; released code: true")
-    proposal_score: Literal["max", "mean", "contrast"] = Field(
-        "max", description="score of a mask in a proposal: mean; contrast: less the mean around it; max [U]"
-    )
+    proposal_score: Literal["max", "contrast"] = Field("max", description="contrast: mean less that around; max [U]")
     min_length: Share = Field(0.0, description="shortest proposal, as a share of the video; released code: 0.02")
-    nms: Literal["gaussian", "official"] = Field(
-        "gaussian", description="SoftNMS; official (released code): × exp(-10·tIoU²) / 0.6, which can raise a score"
-    )
+    nms: Literal["gaussian", "official"] = Field("gaussian", description="SoftNMS; released code: official")
     nms_sigma: float = Field(0.5, ge=1e-6, description="σ of Gaussian SoftNMS")
     voting: Share = Field(0.0, description="tIoU from which proposals vote on a detection's segment; 0: off")
     max_proposals: Size = Field(400, description="proposals of a video that enter SoftNMS")
@@ -380,85 +368,66 @@ class Config(Section):
         return None if self.data.sampling == "native" else self.data.num_snippets
 
     @model_validator(mode="after")
-    def _compatible(self) -> Config:
+    def _compatible(self) -> "Config":
         """Name all settings that exclude each other."""
-        problems = []
-        model = self.model
-        if self.data.id_pattern.count("{id}") != 1:
-            problems.append(f"data.id_pattern '{self.data.id_pattern}' must hold {{id}} once")
-        if "{}" not in model.text.template:
-            problems.append(f"model.text.template '{model.text.template}' has no {{}} for the class name")
-        if model.localizer.kernel_size % 2 == 0:
-            problems.append(f"model.localizer.kernel_size is {model.localizer.kernel_size}; it must be odd")
-        if model.classifier_features != "shared" and (model.adaptation.enabled or model.masking.applied):
-            problems.append(
-                f"model.classifier_features={model.classifier_features} classifies without F_fg; set "
-                "model.adaptation.enabled=false and model.masking.applied=false"
-            )
-        if model.masking.crop != "none" and (model.masking.applied or model.classifier_features != "shared"):
-            problems.append(
-                f"model.masking.crop={model.masking.crop} takes the place of L on F_vis; set "
-                "model.masking.applied=false and model.classifier_features=shared"
-            )
-        if model.classifier_features == "raw" and model.visual_projection:
-            problems.append("model.classifier_features=raw has no projection; set model.visual_projection=false")
-        problems += self._missing_parts()
-        detection = self.detection
-        if self.loss.classification_form == "sigmoid" and self.loss.classification_video:
-            problems.append(
-                "loss.classification_form=sigmoid has no term of the video; set loss.classification_video=0"
-            )
-        if "proposals" in detection.oracle and {"masks", "localizer"} & {*detection.oracle}:
-            problems.append("detection.oracle=proposals replaces what masks and localizer are for; leave one out")
-        if model.text.context_init and (model.text.encoder == "none" or model.text.embeddings):
-            problems.append("model.text.context_init is for a prompt, which there is not; set it null")
-        if model.text.embeddings and (model.text.prompt, model.text.encoder) != ("template", "frozen"):
-            problems.append(
-                "model.text.embeddings have no text encoder that could be fine-tuned or take learned prompts; set "
-                "model.text.prompt=template and model.text.encoder=frozen, and model.text.adapter=linear to learn"
-            )
-        if model.text.adapter != "none" and not model.text.embeddings:
-            problems.append("model.text.adapter is for model.text.embeddings; set it none")
-        if problems:
+        if problems := list(self._conflicts()):
             raise ValueError("; ".join(problems))
         return self
 
-    def _missing_parts(self) -> Iterator[str]:
-        """Name the settings that need a part of the model, or a way of sampling, which others leave out."""
+    def _conflicts(self) -> Iterator[str]:
+        """One line for each pair of settings that exclude each other, or for a part that is needed and left out."""
         data, model, detection = self.data, self.model, self.detection
-        sources, masking = detection.proposals, model.masking.kind
-        if "masks" in sources and model.localizer.kind == "none":
-            yield "detection.proposals=masks needs the masks M; model.localizer.kind=none predicts none"
+        text, masking, sources = model.text, model.masking, detection.proposals
+        shared, no_masks = model.classifier_features == "shared", model.localizer.kind == "none"
+        classifier, by = f"model.classifier_features={model.classifier_features}", detection.classify_by
+        if data.id_pattern.count("{id}") != 1:
+            yield f"data.id_pattern '{data.id_pattern}' must hold {{id}} once"
+        if "{}" not in text.template:
+            yield f"model.text.template '{text.template}' has no {{}} for the class name"
+        if model.localizer.kernel_size % 2 == 0:
+            yield f"model.localizer.kernel_size is {model.localizer.kernel_size}; it must be odd"
         if model.temporal.kind == "ms_tcn" and 2 ** (model.temporal.layers - 1) > data.longest:
             yield f"model.temporal.layers={model.temporal.layers} dilate beyond the {data.longest} snippets of a video"
-        if "localizer" in detection.oracle and model.localizer.kind == "none":
+        if not shared and (model.adaptation.enabled or masking.applied):
+            yield f"{classifier} classifies without F_fg; set model.adaptation.enabled and model.masking.applied false"
+        if masking.crop != "none" and (masking.applied or not shared):
+            change = "model.masking.applied=false and model.classifier_features=shared"
+            yield f"model.masking.crop={masking.crop} takes the place of L on F_vis; set {change}"
+        if model.classifier_features == "raw" and model.visual_projection:
+            yield f"{classifier} has no projection; set model.visual_projection=false"
+        if text.context_init and (text.encoder == "none" or text.embeddings):
+            yield "model.text.context_init is for a prompt, which there is not; set it null"
+        if text.embeddings and (text.prompt, text.encoder) != ("template", "frozen"):
+            change = "set model.text.prompt=template and model.text.encoder=frozen; model.text.adapter=linear learns"
+            yield f"model.text.embeddings: no text encoder that could be fine-tuned or take learned prompts; {change}"
+        if text.adapter != "none" and not text.embeddings:
+            yield "model.text.adapter is for model.text.embeddings; set it none"
+        if self.loss.classification_form == "sigmoid" and self.loss.classification_video:
+            yield "loss.classification_form=sigmoid has no term of the video; set loss.classification_video=0"
+        if "proposals" in detection.oracle and {"masks", "localizer"} & {*detection.oracle}:
+            yield "detection.oracle=proposals replaces what masks and localizer are for; leave one out"
+        if "localizer" in detection.oracle and no_masks:
             yield "detection.oracle=localizer replaces the masks M; model.localizer.kind=none predicts none"
-        if "foreground" in sources and masking in ("none", "gt"):
-            yield (
-                "detection.proposals=foreground needs the predicted foreground; "
-                f"model.masking.kind={masking} predicts none"
-            )
+        if "masks" in sources and no_masks:
+            yield "detection.proposals=masks needs the masks M; model.localizer.kind=none predicts none"
+        if "foreground" in sources and masking.kind in ("none", "gt"):
+            yield f"detection.proposals=foreground needs the predicted foreground: model.masking.kind={masking.kind}"
         if "points" in sources and not model.points.enabled:
             yield "detection.proposals=points needs the point head; set model.points.enabled=true"
         if data.localizer_features and not model.points.enabled:
             yield "data.localizer_features are for the point head; set model.points.enabled=true"
-        if detection.classify_by != "snippets" and "masks" in sources and masking == "none":
-            by = f"detection.classify_by={detection.classify_by}"
-            yield f"{by} needs the foreground; model.masking.kind=none has none"
-        if detection.classify_by == "video" and (sources != ["points"] or not detection.video_score):
+        if by != "snippets" and "masks" in sources and masking.kind == "none":
+            yield f"detection.classify_by={by} needs the foreground; model.masking.kind=none has none"
+        if by == "video" and (sources != ["points"] or not detection.video_score):
             yield "detection.classify_by=video needs detection.proposals=points and detection.video_score=true"
-        if data.sampling == "native" and model.localizer.kind != "none":
+        if data.sampling == "native" and not no_masks:
             yield "data.sampling=native has no fixed number of snippets for the masks M; set model.localizer.kind=none"
         if data.sampling == "native" and (data.shrink or data.drop_shorter):
             yield "data.shrink and data.drop_shorter count snippets of data.sampling=rescale; leave them out"
 
 
 def load_config(files: Sequence[str | Path] = (), assignments: Sequence[str] = ()) -> Config:
-    """Load YAML ``files`` (later ones win), then ``section.key=value`` assignments.
-
-    Raises:
-        StaleError: invalid YAML, an unknown key (the nearest is named), a wrong type or value; all at once.
-    """
+    """Load YAML ``files`` (later ones win), then ``section.key=value``; a StaleError names all that is wrong."""
     values: dict[str, tuple[Any, str]] = {}  # dotted key → (value as written, where it was written)
     for file in files:
         values.update({key: (value, str(file)) for key, value in read_settings(file).items()})
@@ -478,7 +447,7 @@ def load_config(files: Sequence[str | Path] = (), assignments: Sequence[str] = (
         if key in values:
             section[name] = values[key][0]
     for key, (value, where) in values.items():
-        if key in known:
+        if key in known or _REMOVED.get(key) == value:
             continue
         if not any(name.startswith(f"{key}.") for name in known):
             problems.append(f"{where}: unknown key '{key}'{_suggestion(key, known)}")
@@ -509,8 +478,13 @@ def save_config(config: Config, path: str | Path) -> None:
 
 def differing_keys(first: Config, second: Config) -> list[str]:
     """The dotted keys whose values differ."""
-    values, others = (dict(_flatten(config.model_dump())) for config in (first, second))
-    return [key for key, value in values.items() if value != others[key]]
+    others = flat(second)
+    return [key for key, value in flat(first).items() if value != others[key]]
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """The value of every setting by its dotted key."""
+    return dict(_flatten(config.model_dump()))
 
 
 def missing_files(config: Config) -> list[tuple[str, str]]:
@@ -522,7 +496,7 @@ def missing_files(config: Config) -> list[tuple[str, str]]:
     needed += [(key, path) for key, path in optional.items() if path]
     if text.embeddings:
         needed.append(("model.text.embeddings", text.embeddings))
-    elif not MODEL_NAME.match(text.weights):
+    elif text.weights not in MODELS:
         needed.append(("model.text.weights", text.weights))
     return [(key, path) for key, path in needed if not path or not Path(path).exists()]
 
@@ -581,21 +555,9 @@ def _message(item: Mapping[str, Any], known: Mapping[str, FieldInfo], values: Ma
     if not key:
         return item["msg"].removeprefix("Value error, ")
     where = values[key][1] if key in values else "configuration"
-    kind, given = item["type"], reprlib.repr(item["input"])
-    limits = {"greater_than_equal": "the least is", "greater_than": "it must be above"}
-    limits |= {"less_than_equal": "the most is", "less_than": "it must be below"}
-    expected = {"int": "a whole number", "float": "a number", "finite": "a number", "bool": "true or false"}
-    example = f"a list such as [{_range(known[key]) or '0.3, 0.5'}]"
-    expected |= {"string": "text", "list": example, "too": example}
-    if kind in limits:
-        reason = f"is {str(item['input'])[:40]}; {limits[kind]} {next(iter(item['ctx'].values())):.10g}"
-    elif kind == "literal_error":
-        reason = f"is {given}; use one of {_range(known[key])}"
-    elif kind.split("_")[0] in expected:
-        reason = f"must be {expected[kind.split('_')[0]]}, not {given}"
-    else:
-        reason = item["msg"].removeprefix("Value error, ")
-    return f"{where}: {key} {reason}"
+    wanted = re.sub("^(Input|List) should", "must", item["msg"].removeprefix("Value error, "))
+    wanted = re.sub("(, unable to| after validation).*", "", wanted).replace("a valid list", "a list such as [a, b]")
+    return f"{where}: {key} {wanted}, not {reprlib.repr(item['input'])}"
 
 
 def _parse_yaml(text: str, where: str) -> Any:

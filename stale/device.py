@@ -1,22 +1,19 @@
 """The device and precision to compute in, determinism, and running out of memory as an error in one line."""
 
-from __future__ import annotations
-
 import os
+import platform
 import re
+import resource
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
-from stale.errors import StaleError
+from stale.errors import StaleError, counted
 
 
 def choose_device(name: str, setting: str = "train.device") -> torch.device:
-    """The device called ``name``; ``auto`` is the GPU if there is one.
-
-    A name that is unknown, or of a GPU that is not there, is a StaleError, in which ``setting`` names the choice.
-    """
+    """The device called ``name``; ``auto`` is the GPU if there is one; a StaleError names the ``setting``."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", name):
@@ -26,6 +23,20 @@ def choose_device(name: str, setting: str = "train.device") -> torch.device:
         usable = f"only {count} GPU{'s are' if count > 1 else ' is'} usable" if count else "no GPU is usable"
         raise StaleError(f"{setting} is {name}, but {usable} here; use auto or cpu")
     return device
+
+
+def versions(device: torch.device) -> str:
+    """The versions and the machine that results depend on."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU"
+    machine = f"{platform.machine()}, {counted(torch.get_num_threads(), 'thread')}, {gpu}"
+    return f"Python {platform.python_version()}, torch {torch.__version__}, {machine}"
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory so far in bytes: of PyTorch on a GPU, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts kilobytes
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

@@ -1,10 +1,4 @@
-"""Training and inference in several processes, as ``torchrun --nproc_per_node=N train.py ...`` starts them.
-
-Every process has its own GPU, or works on the CPU. Tensors on GPUs are exchanged by NCCL, all others by gloo. A single
-process initializes nothing: every function here then returns its argument.
-"""
-
-from __future__ import annotations
+"""Training and inference in several processes (``torchrun``); in a single one all functions return their argument."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +17,7 @@ T = TypeVar("T")
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Connect the processes that torchrun started. Without torchrun nothing is done.
-
-    An error or a signal ends all processes with the same exit code, and the first to fail alone reports it.
-    """
+    """Connect the processes that torchrun started; an error ends all with one exit code, and is reported once."""
     if not launched_together():
         yield
         return

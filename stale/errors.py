@@ -1,7 +1,5 @@
 """The error that users see, and how commands report it: one line and an exit code."""
 
-from __future__ import annotations
-
 import atexit
 import io
 import os
@@ -26,11 +24,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command's ``main``; report bad input and signals as one line on stderr and an exit code.
-
-    The exit code is 2 for a :class:`StaleError` and an ``OSError``, 130 for Ctrl-C and 143 for SIGTERM. ``--debug``
-    anywhere on the command line shows the traceback as well.
-    """
+    """Run a command's ``main``; report errors and signals as a line and an exit code, with ``--debug`` a traceback."""
     debug = "--debug" in sys.argv[1:]
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "--debug"]
     for stream in (sys.stdout, sys.stderr):
@@ -38,6 +32,7 @@ def run_command(main: Callable[[], None]) -> None:
             # A line is one write, also by python -u as of torchrun, whose processes share a stream.
             stream.reconfigure(errors="backslashreplace", line_buffering=True, write_through=False)
     os.environ["MPLBACKEND"] = "agg"  # a notebook's would be inherited, and refused
+    os.environ["PYDANTIC_DISABLE_PLUGINS"] = "true"  # looking for some takes as long as to load a configuration
     try:
         with _raise_terminated():
             main()
@@ -53,7 +48,8 @@ def run_command(main: Callable[[], None]) -> None:
     except KeyboardInterrupt as error:
         _report("terminated" if isinstance(error, Terminated) else "interrupted", error, debug)
     finally:
-        atexit.register(_ignore_signals)
+        # The work is over, and its exit code stays what it is.
+        atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)])
 
 
 def launched_together() -> bool:
@@ -101,12 +97,6 @@ def _raise_terminated() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def _ignore_signals() -> None:
-    """The work is over, and its exit code stays what it is."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _report(line: str, error: BaseException, debug: bool) -> None:

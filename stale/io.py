@@ -1,7 +1,5 @@
 """Atomic writing of files, and loading of text and JSON with errors in one line."""
 
-from __future__ import annotations
-
 import errno
 import gc
 import glob
@@ -29,10 +27,7 @@ MAX_RATIO = 100  # limit of unpacked to packed size beyond: JSON has 10, a decom
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``, which replaces ``path`` when the block succeeds.
-
-    If the system refuses to write, that is a StaleError, and the file that was there stays.
-    """
+    """Yield a temporary path that replaces ``path`` when the block succeeds; a StaleError if the system refuses."""
     path, temporary = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,10 +69,7 @@ def remove_leftovers(path: str | Path) -> None:
 
 
 def file_name(name: str) -> str:
-    """The stem of a file for the video id ``name``. Different ids have different stems, and none leaves its folder.
-
-    Separators, control characters, a leading dot and characters that Windows forbids are percent-encoded.
-    """
+    """The stem of a file for the video id ``name``. Different ids have different stems, and none leaves its folder."""
 
     def encode(character: str) -> str:
         return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogatepass"))
@@ -87,10 +79,7 @@ def file_name(name: str) -> str:
 
 
 def clean_name(name: str) -> str:
-    """A name of a video, class or subset in Unicode's composed form, without blanks around it and with single ones.
-
-    It is a StaleError if the name cannot be written in UTF-8, as that of a file with another encoding.
-    """
+    """A name in Unicode's composed form, without blanks around it and with single ones; a StaleError if not UTF-8."""
     if not name.isascii() and name != name.encode(errors="replace").decode():
         raise StaleError(f"the name {name!r} is not UTF-8: rename it")
     return " ".join(unicodedata.normalize("NFC", name).split())
@@ -126,10 +115,7 @@ def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
 
 
 def read_text(path: str | Path, what: str) -> str:
-    """Load the UTF-8 text of ``path``, unpacked if it begins as gzip; errors call it ``what``.
-
-    What is no regular file (a device or a pipe can be endless) and more than :data:`MAX_TEXT` bytes are refused.
-    """
+    """Load the UTF-8 text of ``path``, a regular file that may be gzip; errors call it ``what``."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_TEXT:
@@ -170,6 +156,24 @@ def read_json(path: str | Path, what: str) -> Any:
     finally:
         if collecting:
             gc.enable()
+
+
+def download(url: str, folder: Path, sha256: str | None = None) -> Path:
+    """Download ``url`` into ``folder``, with three retries; a file that is there already is kept.
+
+    It is a StaleError that says what to do by hand if the network fails or the file has another hash.
+    """
+    import pooch  # here, because it imports requests, which takes long
+
+    name = url.rpartition("/")[2]
+    downloads = pooch.create(folder, base_url="", registry={name: sha256}, urls={name: url}, retry_if_failed=3)
+    try:
+        return Path(downloads.fetch(name, downloader=pooch.HTTPDownloader(progressbar=True, timeout=30)))
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors
+        reason = " ".join(str(error).split())[:200]
+        raise StaleError(
+            f"{url} could not be downloaded ({reason}); download it yourself to {folder / name} and run again"
+        ) from None
 
 
 def refuse_zip_bomb(path: str | Path, what: str, ratio: int = MAX_RATIO) -> None:

@@ -1,7 +1,5 @@
 """What the files hold that the commands write and load again. Fields that are not named here pass unchecked."""
 
-from __future__ import annotations
-
 import reprlib
 from typing import Any
 
@@ -11,7 +9,7 @@ from stale.errors import StaleError
 
 
 class Record(BaseModel):
-    """A JSON object, or the plain values of a checkpoint; nothing is converted to another type."""
+    """A JSON object, or the plain values of a checkpoint."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import combinations
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -13,7 +16,7 @@ from typing import Any
 
 from stale.config import Config, load_config
 from stale.errors import StaleError, launched_together
-from stale.io import read_json
+from stale.io import read_json, read_text
 from stale.records import SplitFile, check_record
 
 VOCABULARIES = ("unseen", "seen", "all")
@@ -31,6 +34,8 @@ class RunFolder:
         self.split = path / "split.json"  # seen and unseen classes, the held-out videos, the git revision
         self.log = path / "log.txt"  # of all commands
         self.history = path / "history.jsonl"  # a JSON line for each logging interval and each epoch
+        self.curves = path / "curves.png"  # of history.jsonl
+        self.card = path / "model_card.md"
         self.diagnosis = path / "diagnosis.json"  # of scripts/diagnose.py
         self.report = path / "report" / "index.html"  # of scripts/report.py
         self.replaced = path / "replaced_run"  # the former run, until the one that replaces it has a checkpoint
@@ -51,9 +56,9 @@ class RunFolder:
         """Metrics of :meth:`detections`."""
         return self.path / f"metrics{_suffix(vocabulary)}.json"
 
-    def curves(self, vocabulary: str) -> Path:
+    def snippet_scores(self, vocabulary: str) -> Path:
         """Foreground and class scores of the snippets, where ``inference.py --curves`` saved them."""
-        return self.path / f"curves{_suffix(vocabulary)}.json"
+        return self.path / f"snippet_scores{_suffix(vocabulary)}.json"
 
     def own_files(self) -> list[Path]:
         """The existing files that the commands write by default; the last checkpoint first, the configuration last."""
@@ -62,9 +67,9 @@ class RunFolder:
             sets = (names for size in range(len(ORACLES) + 1) for names in combinations(ORACLES, size))
             possible += [self.detections(vocabulary, oracle) for oracle in sets]
             possible += [self.baselines(row, vocabulary) for row in BASELINES]
-            possible += [self.metrics(vocabulary), self.curves(vocabulary)]
+            possible += [self.metrics(vocabulary), self.snippet_scores(vocabulary)]
         possible += (self.path / "tensorboard").glob("events.out.tfevents.*")
-        possible += [self.split, self.history, self.log, self.diagnosis, self.report]
+        possible += [self.split, self.history, self.log, self.curves, self.card, self.diagnosis, self.report]
         return [path for path in (*possible, self.config) if path.is_file()]
 
     def clear(self) -> None:
@@ -124,6 +129,15 @@ class RunFolder:
         split = read_json(self.split, "split of the run")
         return check_record(SplitFile, split, f"split of the run {self.split}", "train again into another --output")
 
+    def read_history(self) -> list[dict[str, Any]]:
+        """The records of ``history.jsonl``, without a line that was not written completely."""
+        records = []
+        for line in read_text(self.history, "history").splitlines() if self.history.exists() else ():
+            with suppress(ValueError, RecursionError, LookupError, TypeError):
+                record = json.loads(line)
+                records += [record] if record["epoch"] + 0 >= 0 else []
+        return records
+
 
 def _suffix(vocabulary: str) -> str:
     return "" if vocabulary == "unseen" else f"_{vocabulary}"
@@ -132,6 +146,11 @@ def _suffix(vocabulary: str) -> str:
 def oracle_suffix(oracle: Sequence[str]) -> str:
     """The part of a file name that tells which ground truth was used, in any order; empty without any."""
     return "".join(["_oracle", *(f"_{name}" for name in ORACLES if name in oracle)]) if oracle else ""
+
+
+def command_line() -> str:
+    """The command that is at work, as a shell line."""
+    return shlex.join(["python", *sys.argv])
 
 
 def start_logging() -> MemoryHandler:

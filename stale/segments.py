@@ -1,10 +1,4 @@
-"""Geometry of segments: temporal IoU (tIoU), and conversion between seconds and snippets. Pure functions.
-
-In a video of ``duration`` seconds that is rescaled to T snippets, snippet ``t`` covers ``[t, t + 1)`` in snippet
-units, which is ``[t, t + 1) * duration / T`` in seconds.
-"""
-
-from __future__ import annotations
+"""Geometry of segments: temporal IoU (tIoU), seconds, and snippets, of which t covers [t, t + 1) · duration / T."""
 
 from typing import TYPE_CHECKING, TypeVar
 

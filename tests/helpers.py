@@ -26,6 +26,7 @@ import pytest
 import torch
 import yaml
 from torch import Tensor
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from stale.checkpoint import load_checkpoint
 from stale.config import Config, TextConfig, load_config
@@ -389,19 +390,10 @@ def history(run: RunFolder) -> list[dict[str, Any]]:
 
 def assert_same(first: Any, second: Any, where: str = "") -> None:
     """Equal to the bit, in dicts and lists of tensors and values."""
-    assert type(first) is type(second), where
-    if isinstance(first, Tensor):
-        assert torch.equal(first, second), where
-    elif isinstance(first, dict):
-        assert list(first) == list(second), where
-        for key in first:
-            assert_same(first[key], second[key], f"{where}.{key}")
-    elif isinstance(first, list):
-        assert len(first) == len(second), where
-        for number, pair in enumerate(zip(first, second, strict=True)):
-            assert_same(*pair, f"{where}[{number}]")
-    else:
-        assert first == second, where
+    (own, form), (others, other_form) = tree_flatten_with_path(first), tree_flatten_with_path(second)
+    assert form == other_form, where
+    for (path, one), (_, other) in zip(own, others, strict=True):
+        assert torch.equal(one, other) if isinstance(one, Tensor) else one == other, f"{where}{keystr(path)}"
 
 
 def assert_same_runs(first: RunFolder, second: RunFolder) -> None:

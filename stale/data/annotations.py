@@ -21,6 +21,8 @@ from stale.io import clean_ids, clean_name, read_json
 from stale.segments import clip_segment
 
 MAX_SECONDS = 1e9  # of a video
+MAX_RATE = 1e3  # of frames or snippets, a second
+CLIPPED, OUTSIDE, EMPTY = "clipped to their video", "dropped as outside their video", "dropped as empty"
 MOST_OUTSIDE = 0.1  # of the segments, outside their video; THUMOS14 has 0.005
 
 
@@ -35,28 +37,13 @@ class Instance:
 
 @dataclass(frozen=True)
 class Video:
-    """One annotated video: ``duration`` in seconds, ``subset`` in lower case."""
+    """One annotated video: ``duration`` in seconds, ``subset`` in lower case, ``fps`` frames a second, if known."""
 
     id: str
     subset: str
     duration: float
     instances: tuple[Instance, ...]
-
-
-@dataclass(frozen=True)
-class Repairs:
-    """What :func:`repair` did: the number of clipped segments, and the video of each one that it dropped."""
-
-    clipped: int = 0
-    outside: tuple[str, ...] = ()  # the segment begins after the end of its video, or ends before its start
-    empty: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        dropped = {"outside their video": self.outside, "empty": self.empty}
-        parts = [
-            f"{len(ids)} dropped as {why} (in {name_some(dict.fromkeys(ids))})" for why, ids in dropped.items() if ids
-        ]
-        return ", ".join([f"{self.clipped} clipped to their video", *parts])
+    fps: float | None = None
 
 
 def read_annotations(path: str | Path, need_durations: bool = True) -> dict[str, Video]:
@@ -92,25 +79,25 @@ def parse_label_ids(database: Mapping[str, Any], where: str) -> dict[str, int]:
     return ids
 
 
-def repair(videos: Iterable[Video]) -> tuple[list[Video], Repairs]:
+def repair(videos: Iterable[Video]) -> tuple[list[Video], Counter[str]]:
     """Clip segments to their video and drop those that are then empty, for training targets.
 
+    The second value counts segments ``CLIPPED``, or dropped, because they are ``OUTSIDE`` their video or ``EMPTY``.
     Clipping less than a hundredth of a second is not counted: it is rounding in the annotation files.
     """
-    repaired, clipped = [], 0
-    outside: list[str] = []
-    empty: list[str] = []
+    repaired, changes = [], Counter[str]()
     for video in videos:
         kept = []
         for instance in video.instances:
             inside = clip_segment(instance.start, instance.end, video.duration)
             if inside is None:
-                (outside if _is_outside(instance, video) else empty).append(video.id)
+                changes[OUTSIDE if _is_outside(instance, video) else EMPTY] += 1
                 continue
-            clipped += max(abs(inside[0] - instance.start), abs(inside[1] - instance.end)) > 0.01
+            if max(abs(inside[0] - instance.start), abs(inside[1] - instance.end)) > 0.01:
+                changes[CLIPPED] += 1
             kept.append(Instance(*inside, instance.label))
         repaired.append(replace(video, instances=tuple(kept)))
-    return repaired, Repairs(clipped, tuple(outside), tuple(empty))
+    return repaired, changes
 
 
 def unit_fault(videos: Iterable[Video]) -> str:
@@ -214,7 +201,9 @@ def parse_video(name: str, entry: Any, where: str, need_duration: bool = True) -
         expect(label, f"each annotation needs a 'label', not {item!r}")
         expect(segment[0] <= segment[1], f"segment {segment} ends before it starts")
         instances.append(Instance(float(segment[0]), float(segment[1]), label))
-    return Video(name, clean_name(subset).lower(), float(duration), tuple(instances))
+    fps = entry.get("fps") or None
+    expect(fps is None or (_is_number(fps) and 1e-5 <= fps <= MAX_RATE), f"'fps' is no frame rate: {fps!r}")
+    return Video(name, clean_name(subset).lower(), float(duration), tuple(instances), fps=fps and float(fps))
 
 
 def _is_number(value: Any) -> bool:

@@ -7,25 +7,17 @@ from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
-class SubsetCounts:
-    """Published size of a subset: numbers of videos (any one of them is right), and of segments."""
-
-    videos: tuple[int, ...]
-    segments: int
-
-
-@dataclass(frozen=True)
 class DatasetFacts:
     """What is known of a data set."""
 
     title: str  # the name its authors use; also names the folder of its split lists
     tious: tuple[float, ...]  # thresholds of its evaluation protocol
     subsets: tuple[str, str]  # training and test, in lower case
-    num_snippets: int  # T
     # Upper edges of all error-analysis buckets but the last (DETAD): coverage (share of the video), length (seconds)
     # and instances (number in the video).
     buckets: Mapping[str, tuple[float, ...]]
-    counts: Mapping[str, SubsetCounts] = field(default_factory=dict)  # published sizes by subset
+    # Published sizes by subset: numbers of videos (any one of them is right), and of segments.
+    counts: Mapping[str, tuple[tuple[int, ...], int]] = field(default_factory=dict)
     num_classes: int = 0  # published
 
 
@@ -34,12 +26,11 @@ DATASETS: dict[str, DatasetFacts] = {
         title="ActivityNet",
         tious=(0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95),
         subsets=("training", "validation"),
-        num_snippets=100,
         buckets={"coverage": (0.2, 0.4, 0.6, 0.8), "length": (30, 60, 120, 180), "instances": (1, 4, 8)},
         counts={
-            "training": SubsetCounts((10_024,), 15_410),
-            "validation": SubsetCounts((4_926,), 7_654),
-            "testing": SubsetCounts((5_044,), 0),
+            "training": ((10_024,), 15_410),
+            "validation": ((4_926,), 7_654),
+            "testing": ((5_044,), 0),
         },
         num_classes=200,
     ),
@@ -47,12 +38,11 @@ DATASETS: dict[str, DatasetFacts] = {
         title="THUMOS14",
         tious=(0.3, 0.4, 0.5, 0.6, 0.7),
         subsets=("validation", "test"),
-        num_snippets=256,
         buckets={"coverage": (0.02, 0.04, 0.06, 0.08), "length": (3, 6, 12, 18), "instances": (1, 40, 80)},
         counts={
-            "validation": SubsetCounts((200,), 3_007),
+            "validation": ((200,), 3_007),
             # The 213th, video_test_0001292, has ambiguous segments only; the challenge takes those out.
-            "test": SubsetCounts((212, 213), 3_358),
+            "test": ((212, 213), 3_358),
         },
         num_classes=20,
     ),

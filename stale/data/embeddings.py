@@ -17,13 +17,18 @@ import h5py
 import numpy as np
 
 from stale.data.classes import phrase
-from stale.data.features import load_array, open_hdf5
+from stale.data.features import Backbone, load_array, open_hdf5, require_same_backbone
 from stale.errors import StaleError, name_some
 from stale.io import clean_name, read_json, refuse_zip_bomb
 
 
 class EmbeddingTable:
-    """The embeddings (K, C) float32 of K named classes; ``source`` names them in errors."""
+    """The embeddings (K, C) float32 of K named classes; ``source`` names them in errors.
+
+    ``backbone`` is the image encoder of the model that they are recorded to be of.
+    """
+
+    backbone = Backbone()
 
     def __init__(self, names: Sequence[str], vectors: np.ndarray, source: str) -> None:
         self.names, self.vectors, self.source = tuple(names), vectors, source
@@ -61,6 +66,10 @@ class EmbeddingTable:
             raise StaleError(f"{self.source}: no embedding of {name_some(hints)}; embed them by embed_classes.py")
         return [self._rows[_key(name)] for name in names]
 
+    def require_model_of(self, features: Backbone) -> None:
+        """Raise a StaleError if the embeddings are known to be of another model than ``features``."""
+        require_same_backbone(features, self.backbone, self.source, "the features are of")
+
 
 def read_embeddings(path: str | Path) -> EmbeddingTable:
     """Load class embeddings in any of the layouts above; a StaleError if there are none."""
@@ -79,6 +88,7 @@ def read_embeddings(path: str | Path) -> EmbeddingTable:
             raise StaleError(f"{source}: no .npz, HDF5 or JSON file of embeddings, or damaged ({reason})") from None
     if not isinstance(content, dict):
         raise StaleError(f"{source}: name → vector is expected")
+    backbone = Backbone()
     if "embeddings" in content and "classes" in content:
         vectors, names = np.asarray(content["embeddings"]), np.asarray(content["classes"]).ravel().tolist()
         names = [name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names]
@@ -87,8 +97,11 @@ def read_embeddings(path: str | Path) -> EmbeddingTable:
                 f"{source}: embeddings of shape {vectors.shape} and {len(names)} classes; K × C or templates × K × C "
                 "and K different names are expected"
             )
+        backbone = Backbone.of(content)
         content = dict(zip(names, np.moveaxis(vectors, -2, 0), strict=True))
-    return EmbeddingTable.of(content, source)
+    table = EmbeddingTable.of(content, source)
+    table.backbone = backbone
+    return table
 
 
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -22,14 +22,15 @@ from typing import Any
 import h5py
 import numpy as np
 
-from stale.data.annotations import MAX_SECONDS, Video, match_video_id
+from stale.data.annotations import MAX_RATE, MAX_SECONDS, Video, match_video_id
 from stale.errors import StaleError, name_some
 from stale.io import HARMLESS, MAX_RATIO, clean_name, read_json, refuse_zip_bomb
 
 _note = cache(logging.getLogger(__name__).warning)
 
 # The record of a video's features: snippets a second, seconds, and how the snippets were made.
-ATTRIBUTES = ("fps", "duration", "backbone", "weights_sha256", "sampling")
+ATTRIBUTES = ("fps", "duration", "backbone", "weights_sha256", "activation", "sampling")
+_MOST = {"fps": MAX_RATE, "duration": MAX_SECONDS}
 SIMULATED = "simulated"  # a mark of the whole file
 
 PACKED_ROWS, PACKED_INDEX = "features.npy", "index.json"
@@ -50,23 +51,25 @@ _EXPONENT = {2: (np.uint16, 0x7C00), 4: (np.uint32, 0x7F800000)}  # item size â†
 
 @dataclass(frozen=True)
 class Backbone:
-    """CLIP's image encoder by name and by the SHA-256 of its tensors; both empty where unknown."""
+    """An image encoder: name, SHA-256 of its tensors, activation function (CLIP's alone); "" where unknown."""
 
     backbone: str = ""
     weights_sha256: str = ""
+    activation: str = ""
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any]) -> Backbone:
-        """The image encoder that the attributes of features or of a checkpoint name."""
-        return cls(str(attributes.get("backbone", "")), str(attributes.get("weights_sha256", "")))
+        """The image encoder that is recorded with features, class embeddings or a checkpoint."""
+        return cls(*(str(attributes.get(field, "")) for field in cls.__dataclass_fields__))
 
     def as_dict(self) -> dict[str, str]:
         """The known attributes, as :meth:`of` takes them."""
         return {name: value for name, value in vars(self).items() if value}
 
     def __str__(self) -> str:
-        weights = f" (weights {self.weights_sha256[:8]})" if self.weights_sha256 else ""
-        return f"{self.backbone or 'an unknown image encoder'}{weights}"
+        known = [self.weights_sha256 and f"weights {self.weights_sha256[:8]}", self.activation]
+        details = ", ".join(filter(None, known))
+        return (self.backbone or "an unknown image encoder") + (f" ({details})" if details else "")
 
 
 def require_same_width(trained: int, given: int, where: str, fix: str = "use the same image encoder") -> None:
@@ -75,13 +78,14 @@ def require_same_width(trained: int, given: int, where: str, fix: str = "use the
         raise StaleError(f"{where} are {given} wide, but the run was trained on features {trained} wide: {fix}")
 
 
-def require_same_backbone(trained: Backbone, given: Backbone, where: str) -> None:
-    """Raise a StaleError if features (``where``) are known to come from another image encoder than a run's."""
+def require_same_backbone(
+    trained: Backbone, given: Backbone, where: str, than: str = "the run was trained on features of"
+) -> None:
+    """Raise a StaleError if what is given (``where``) is known to be of another model than ``trained``."""
     one, other = trained.as_dict(), given.as_dict()
-    known = next((name for name in ("weights_sha256", "backbone") if name in one and name in other), None)
-    if known and one[known] != other[known]:
-        reason = f"{where} come from {given}, but the run was trained on features of {trained}"
-        raise StaleError(f"{reason}: use the same image encoder")
+    known = [name for name in ("weights_sha256", "backbone") if name in one and name in other][:1]
+    if any(one[name] != other[name] for name in [*known, "activation"] if name in one and name in other):
+        raise StaleError(f"{where} come from {given}, but {than} {trained}: use the same image encoder for both")
 
 
 class FeatureStore:
@@ -99,6 +103,8 @@ class FeatureStore:
         self.annotated: Mapping[str, Video] = {}
         self.path, self.ids, self.width, self.simulated = path, ids, shape[1], bool(simulated)
         self.overlap = 0.0  # snippets by which windows reach over each end of the first and last snippet
+        self.stride = 1  # frames between snippets, and frames a second, as the settings say
+        self.frame_rate: float | None = None
         self.rescaled = False  # whether every video has the same number of snippets, so that they have no rate
         self.sources: Sequence[FeatureStore] = (self,)  # the stores that stand side by side in this one
         self.shared: Mapping[str, Any] = {}  # what is recorded of all videos
@@ -127,10 +133,14 @@ class FeatureStore:
         stored_id = self.find(video_id)
         if stored_id is None:
             raise StaleError(f"features of video '{video_id}' are missing in {self.path}")
-        where = f"features of video '{video_id}' in {self.path}"
+        where = self.where(video_id)
         with _one_line(f"{where} cannot be read"):
             array = load_array(self.open(stored_id), where)
         return spread_windows(check_features(array, where, self.width), self.overlap)
+
+    def where(self, video_id: str) -> str:
+        """What names the features of a video in messages."""
+        return f"features of video '{video_id}' in {self.path}"
 
     def read_parts(self, video_id: str) -> list[np.ndarray]:
         """The same, one array a source: the sources may differ in their rate.
@@ -141,22 +151,35 @@ class FeatureStore:
 
     def fit(self, video_id: str, features: np.ndarray) -> np.ndarray:
         """``features`` (snippets, D) as long as the annotated video, as far as they tell."""
-        video, where = self.annotated.get(video_id), f"features of video '{video_id}' in {self.path}"
-        seconds = None if video is None else self.extent(self.attributes(video_id), len(features), where)
-        if video is None or seconds is None or not _lasts(seconds, video):
+        video = self.annotated.get(video_id)
+        seconds = self.extents(video_id, len(features))[-1:] if video else []
+        if video is None or not seconds or not _lasts(seconds[0], video):
             return features
-        count = max(round(len(features) * video.duration / seconds), 1)
+        count = max(round(len(features) * video.duration / seconds[0]), 1)
         if abs(count - len(features)) <= 1:  # rounding
             return features
         return np.pad(features, ((0, max(count - len(features), 0)), (0, 0)), mode="mean")[:count]
 
-    def extent(self, recorded: Mapping[str, Any], count: int, where: str, fps: float | None = None) -> float | None:
-        """How many seconds ``count`` snippets last: by their rate, ``fps`` if none is recorded, else as recorded."""
+    def extents(self, video_id: str, count: float | None = None, fps: float | None = None) -> list[float]:
+        """How many seconds a video's ``count`` snippets last, as far as known: as recorded, then by their rate.
+
+        ``fps`` is the rate where none is recorded. A rate or duration that cannot be one is a StaleError.
+        """
+        recorded, stored_id, where = self.attributes(video_id), self.find(video_id), self.where(video_id)
+        known = [recorded_number(recorded, "duration", where)]
         rate = None if self.rescaled else recorded_rate(recorded, where, fps)
-        return count / rate if rate else recorded_number(recorded, "duration", where)
+        if rate and stored_id is not None:
+            if count is None:
+                with _one_line(f"{where} cannot be read"):
+                    count = len(self.open(stored_id)) + 2 * self.overlap
+            known.append(count / rate)
+        return [seconds for seconds in known if seconds]
 
     def attributes(self, video_id: str) -> dict[str, Any]:
-        """The recorded :data:`ATTRIBUTES` of a video, as text and numbers."""
+        """The recorded :data:`ATTRIBUTES` of a video, as text and numbers.
+
+        A rate that is not recorded is the frame rate, as the settings or the annotations say, over the stride.
+        """
         stored_id = self.find(video_id)
         if stored_id is None:
             return {}
@@ -166,6 +189,9 @@ class FeatureStore:
         for name, value in found.items():
             value = value.item() if isinstance(value, (np.ndarray, np.generic)) and np.size(value) == 1 else value
             found[name] = value if isinstance(value, (int, float)) else str(value)
+        video = self.annotated.get(video_id) if self.stride > 1 else None
+        if "fps" not in found and (frame_rate := self.frame_rate or (video and video.fps)):
+            found["fps"] = frame_rate / self.stride
         return found
 
     def backbone(self) -> Backbone:
@@ -181,7 +207,8 @@ class NpyFolder(FeatureStore):
         found: list[Path] = []
         for pattern in ("*", "**/*"):  # copies and other files may lie in folders beside the videos'
             for suffix in SUFFIXES:  # of one kind alone: a file of weights or class embeddings may lie beside .npy
-                found = found or sorted(file for file in path.glob(pattern + suffix) if not _hidden(file, path))
+                files = sorted(path.glob(pattern + suffix))
+                found = found or [file for file in files if "/." not in f"/{file.relative_to(path).as_posix()}"]
         if not found:
             raise StaleError(f"features folder {path} holds no .npy, .npz or .pt file")
         self.files = _by_id({str(file): file.stem for file in found}, id_pattern, path)
@@ -192,10 +219,6 @@ class NpyFolder(FeatureStore):
 
     def record(self, stored_id: str) -> Mapping[str, Any]:
         return read_sidecar(Path(self.files[stored_id]))
-
-
-def _hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 class PackedFolder(FeatureStore):
@@ -237,8 +260,7 @@ class Hdf5File(FeatureStore):
 
     def open(self, stored_id: str) -> Any:
         data = self.file[self.datasets[stored_id]]
-        where = f"features of video '{stored_id}' in {self.path}"
-        return data if data.ndim <= 2 else _squeeze(load_array(data, where))
+        return data if data.ndim <= 2 else _squeeze(load_array(data, self.where(stored_id)))
 
     def record(self, stored_id: str) -> Mapping[str, Any]:
         return {**self.shared, **self.file[self.datasets[stored_id]].attrs}
@@ -276,8 +298,6 @@ def open_features(path: str | Path | Sequence[str], id_pattern: str = "{id}") ->
         raise StaleError(f"features not found: {path}; set data.features to a folder of .npy or an HDF5 file")
     with _one_line(f"features {path}: not an HDF5 file or damaged"):
         file = open_hdf5(path, "features")
-        if "ids" in file and "features" in file:
-            raise StaleError(f"features {path}: packed by version 0.1.0; pack the features again")
         return _not_transposed(Hdf5File(path, file, id_pattern))
 
 
@@ -324,19 +344,12 @@ def spread_windows(features: np.ndarray, overlap: float) -> np.ndarray:
 def duration_mismatch(store: FeatureStore, video: Video, fps: float | None = None) -> str:
     """Say which features do not fit the annotated duration of their video; "" if they fit or it is not known.
 
-    Compared are the recorded duration and the number of snippets over their rate; ``fps`` is the rate where none is
-    recorded. A recorded rate or duration that is not a number above 0 is a StaleError.
+    Compared are all :meth:`FeatureStore.extents`.
     """
     for source in store.sources:
-        recorded, where = source.attributes(video.id), f"features of video '{video.id}' in {source.path}"
-        extents = [recorded_number(recorded, "duration", where)]
-        rate = None if source.rescaled else recorded_rate(recorded, where, fps)
-        if rate is not None and (stored_id := source.find(video.id)) is not None:
-            with _one_line(f"{where} cannot be read"):
-                extents.append(len(source.open(stored_id)) / rate)
-        for extent in extents:
-            if extent and not _lasts(extent, video):
-                return f"{source.path} ({extent:.1f} s, annotated {video.duration:.1f} s)"
+        for seconds in source.extents(video.id, fps=fps):
+            if not _lasts(seconds, video):
+                return f"{source.path} ({seconds:.1f} s, annotated {video.duration:.1f} s)"
     return ""
 
 
@@ -367,8 +380,8 @@ def recorded_number(recorded: Mapping[str, Any], name: str, where: str) -> float
     value = recorded.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-5 <= value <= MAX_SECONDS:
-        raise StaleError(f"{where}: '{name}' is {value!r}; a number from 0.00001 to {MAX_SECONDS:.0e} is expected")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-5 <= value <= _MOST[name]:
+        raise StaleError(f"{where}: '{name}' is {value!r}; a number from 0.00001 to {_MOST[name]:g} is expected")
     return float(value)
 
 
@@ -400,10 +413,10 @@ def read_sidecar(path: Path) -> dict[str, Any]:
 
 def _by_id(names: Mapping[str, str], id_pattern: str, path: Path) -> dict[str, str]:
     """Id â†’ key of ``names`` whose name fits the pattern; a StaleError if none does, or if an id is there twice."""
-    before, after = id_pattern.split("{id}")
+    before, mark, after = id_pattern.partition("{id}")
     found: dict[str, str] = {}
     for key, name in names.items():
-        if name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after):
+        if mark and name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after):
             video_id = name[len(before) : len(name) - len(after)]
             if video_id in found:
                 raise StaleError(f"features of video '{video_id}' are twice in {path}: {found[video_id]} and {key}")

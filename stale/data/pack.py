@@ -57,11 +57,11 @@ def pack(
 
     def usable() -> Generator[Packed, None, None]:
         for video_id in progress_bar(ids, "pack", unit="video", leave=False):
-            where = f"features of video '{video_id}' in {store.path}"
+            where = store.where(video_id)
             try:
                 features, record = store.read(video_id), store.attributes(video_id)
                 rate = None if store.rescaled else recorded_rate(record, where, fps)
-                duration = store.extent(record, len(features), where, fps)
+                duration = next(iter(store.extents(video_id, len(features), fps)[-1:]), None)
                 doubt = duration_mismatch(store, videos[video_id], fps) if videos else ""
                 if len(features) > 1 and (features == features[0]).all():
                     raise StaleError(f"{where}: {len(features)} equal snippets")

@@ -82,9 +82,9 @@ def training_videos(data: DataConfig, videos: Iterable[Video], split: ClassSplit
     if data.setting == "seen_cv":  # all videos with a pseudo-unseen class are kept for testing
         tested = {video.id for video in with_any_of(chosen, split.unseen)}
         chosen = [video for video in chosen if video.id not in tested]
-    chosen, repairs = repair(chosen)
-    if any(vars(repairs).values()):
-        _log.info("training segments: %s", repairs)
+    chosen, changes = repair(chosen)
+    if changes:
+        _log.info("training segments: %s", ", ".join(f"{count} {change}" for change, count in changes.items()))
     return with_any_of(chosen, split.seen)
 
 
@@ -162,6 +162,7 @@ def _check_embeddings(config: Config, split: ClassSplit, store: FeatureStore | N
     table = read_embeddings(config.model.text.embeddings)
     table.find(classes_of(split, "all"))
     if store and not config.model.visual_projection:
+        table.require_model_of(store.backbone())
         require_text_width(store.width - localizer_width(store, config.data), table.vectors.shape[1])
 
 
@@ -171,6 +172,7 @@ def open_all_features(data: DataConfig) -> FeatureStore:
     store = open_features([*sources, *filter(None, [data.localizer_features])], data.id_pattern)
     for source in store.sources[: len(sources)]:
         source.overlap = ((data.window or data.stride) / data.stride - 1) / 2
+        source.stride, source.frame_rate = data.stride, data.fps
     return store
 
 

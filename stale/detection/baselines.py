@@ -1,11 +1,4 @@
-"""Training-free baselines: what the features and CLIP's original text encoder give by themselves.
-
-They have settings of their own (:data:`OPTIONS`), whatever the model's.
-
-B videos, T snippets, K classes under test, C joint width.
-"""
-
-from __future__ import annotations
+"""Training-free baselines, with settings of their own (B videos, T snippets, K classes under test, C joint width)."""
 
 import torch
 from torch import Tensor
@@ -25,15 +18,9 @@ _TEMPERATURE = 0.01  # CLIP's
 def baseline_proposals(name: str, features: Tensor, text: Tensor) -> Proposals:
     """Proposals of a baseline in a batch.
 
-    ``whole_video``: the video's best class on the whole video, scored by its probability: the softmax of the classes'
-    similarities to the mean-pooled features.
-    ``snippets``: the similarity of each snippet to that class, min-max normalized and thresholded; a segment's score
-    is its highest value times the probability of the class.
-    ``whole_video_all_classes``, ``snippets_all_classes``: the same for every class, for videos with several classes.
-
-    Args:
-        features: (B, T, C).
-        text: (K, C) features of the classes under test, by the original text encoder.
+    ``whole_video``: the video's best class on the whole video, scored by its probability. ``snippets``: the similarity
+    of each snippet to that class, min-max normalized and thresholded. ``*_all_classes``: the same for every class.
+    Features are (B, T, C), text features (K, C) of the original text encoder.
     """
     snippets, classes = F.normalize(features.float(), dim=-1), F.normalize(text, dim=-1)
     video = (F.normalize(snippets.mean(1), dim=-1) @ classes.T / _TEMPERATURE).softmax(1)  # B × K

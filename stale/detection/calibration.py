@@ -1,9 +1,4 @@
-"""Calibration on the seen classes, for ``detection.classify_by=calibrated``: scores on one scale [ours].
-
-N instances, K seen classes, M proposals.
-"""
-
-from __future__ import annotations
+"""Calibration, for ``detection.classify_by=calibrated`` [ours] (N instances, K seen classes, M proposals)."""
 
 from dataclasses import replace
 
@@ -30,12 +25,8 @@ def calibrate(model: Stale, data: VideoDataset, classes: ClassFeatures, options:
     """Fit ``model.class_weights`` and ``model.quality_scales`` to the instances in ``data``.
 
     The weights (2,) of :func:`stale.detection.decode.similarities` maximize the likelihood of the instances' classes,
-    at their true segments, under a softmax over the classes; each video counts the same. No weight is negative.
-    The scale of a source is the least-squares factor from the quality of its best proposals to whether they are
-    instances.
-
-    Args:
-        data: training videos, with the labels of ``classes``.
+    at their true segments; each video counts the same. The scale of a source is the least-squares factor from the
+    quality of its best proposals to whether they are instances. ``data`` are training videos.
     """
     model.eval()
     found, labels, shares = [], [], []

@@ -3,8 +3,6 @@
 B videos, T snippets, K classes under test, N masks a video, M proposals a video, R connected regions, C joint width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,9 +32,7 @@ class Proposals:
 def decode(outputs: Outputs, options: DetectionConfig) -> Proposals:
     """Decode a batch's outputs into proposals; SoftNMS follows.
 
-    The default is the paper's: P and M through :func:`threshold_masks`. The other sources of proposals are [ours].
-    Unless ``classify_by`` is ``snippets`` all proposals are class-agnostic at first, and score alike: their quality
-    times the probability of the class.
+    By default P and M through :func:`threshold_masks`; other proposals score quality × class probability [ours].
     """
     parts = []
     for source in options.proposals:
@@ -64,18 +60,13 @@ def stack(videos: Sequence[Proposals]) -> Proposals:
 
 
 def agnostic_proposals(outputs: Outputs, options: DetectionConfig, source: str) -> tuple[Tensor, Tensor]:
-    """Class-agnostic proposals of one of :data:`SOURCES`: segments (B, M, 2) in snippets and their quality (B, M).
-
-    ``masks`` are those of the snippets with the highest L; ``foreground`` are regions of L itself, over its maximum;
-    ``points`` are the best segments of the point head.
-    """
+    """Class-agnostic proposals of one of :data:`SOURCES`: segments (B, M, 2) in snippets and their quality (B, M)."""
     L = outputs.foreground
     if source == "points":
         assert outputs.points is not None
         quality = outputs.points.scores()  # B × P
         best, index = quality.topk(min(options.max_proposals, quality.shape[1]), dim=1)
-        segments = outputs.points.segments().clamp(0, outputs.num_snippets)
-        return segments.gather(1, index.unsqueeze(2).expand(-1, -1, 2)), best
+        return _rows(outputs.points.segments().clamp(0, outputs.num_snippets), index), best
     assert L is not None
     if source == "masks":
         assert outputs.mask_logits is not None
@@ -90,20 +81,17 @@ def agnostic_proposals(outputs: Outputs, options: DetectionConfig, source: str) 
 def threshold_masks(P: Tensor, M: Tensor, options: DetectionConfig) -> Proposals:
     """Threshold the masks of the top-scoring snippets; each connected region is a proposal [U].
 
-    Its score is the class score times the highest mask score inside [U], or with ``proposal_score`` the ``mean`` inside
-    or the ``contrast``, the mean minus that of a quarter of its length on either side (AutoLoc). Of equal segments of a
-    class only the best is kept.
-
-    Args:
-        P: (B, K, N) class scores of N snippets.
-        M: (B, T, N) masks; column n is that of snippet n. In the paper N = T.
+    Its score is the class score times the highest mask score inside [U], or with ``proposal_score=contrast`` the mean
+    minus that of a quarter of its length on either side (AutoLoc). Of equal segments of a class only the best is kept.
+    P (B, K, N) are class scores of N snippets, M (B, T, N) their masks.
     """
     (B, K, N), T = P.shape, M.shape[1]
     class_score, pair = P.flatten(1).topk(min(options.top_snippets, K * N), dim=1)  # the top-scoring snippets
     label, snippet = pair // N, pair % N
     masks = M[torch.arange(B, device=M.device).unsqueeze(1), :, snippet].flatten(0, 1)  # their columns of M
     row, start, end = _find_regions(masks, options.thresholds, options.fill_holes)  # R regions, for every threshold
-    score = class_score.flatten()[row] * _MASK_SCORES[options.proposal_score](masks, row, start, end)
+    mask_score = _max if options.proposal_score == "max" else _contrast
+    score = class_score.flatten()[row] * mask_score(masks, row, start, end)
 
     keep = ((end - start >= options.min_length * T) & (score > 0)).nonzero().squeeze(1)
     regions = torch.stack([row // pair.shape[1], label.flatten()[row], start, end], 1)[keep]
@@ -111,12 +99,7 @@ def threshold_masks(P: Tensor, M: Tensor, options: DetectionConfig) -> Proposals
 
 
 def class_scores(outputs: Outputs, options: DetectionConfig) -> Tensor:
-    """P (B, K, T) of the classes under test, of :attr:`Outputs.probabilities` without the background.
-
-    A masked-out snippet has cosine 0 with every class, so the softmax alone gives it the same probability for each,
-    which can be more than a true foreground snippet has: ``foreground_weight`` multiplies L in [ours].
-    ``one_label`` sets the scores of all classes but the video's most likely one to 0 [C].
-    """
+    """P (B, K, T) without the background, times L [ours]; with ``one_label`` of the likeliest class alone [C]."""
     scores = outputs.probabilities[:, :-1]
     if options.one_label:
         label = outputs.class_logits[:, :-1].float().mean(2).argmax(1)  # B
@@ -138,21 +121,14 @@ def classify_proposals(outputs: Outputs, segments: Tensor, scores: Tensor, optio
 
     The probability is that of the features pooled over the segment (``classify_by=proposals``), the mean over its
     snippets (``snippets``), each times the video-level score if that is on, or the video-level score alone (``video``).
-    ``calibrated`` [ours] is the softmax over the classes of the weighted sum of both :func:`similarities`, with the
-    weights that training has fitted to the seen classes, times ``options.confidence``.
-
-    Args:
-        segments: (B, M, 2) in snippets.
-        scores: (B, M); 0 stands for padding.
+    ``calibrated`` [ours] is the softmax over the classes of the weighted sum of both :func:`similarities`.
+    Segments are (B, M, 2) in snippets, scores (B, M); 0 stands for padding.
     """
-    video = video_scores(outputs, options)  # B × K
-    if options.classify_by == "video":
-        assert video is not None
-        return _top_pairs(outputs, segments, scores.unsqueeze(2) * video.unsqueeze(1), options)
+    classes, video = None, video_scores(outputs, options)  # B × M × K, B × K
     if options.classify_by == "snippets":
         inside = inside_segments(segments, outputs.num_snippets).float()  # B × M × T
         classes = inside @ class_scores(outputs, options).transpose(1, 2) / inside.sum(2, keepdim=True)
-    else:
+    elif options.classify_by != "video":
         if options.classify_by == "calibrated":
             assert outputs.class_weights is not None
             logits = options.confidence * (similarities(outputs, segments) @ outputs.class_weights)  # B × M × K
@@ -164,16 +140,18 @@ def classify_proposals(outputs: Outputs, segments: Tensor, scores: Tensor, optio
         if outputs.true_classes is not None:
             logits = logits.masked_fill(~outputs.true_classes.unsqueeze(1), -torch.inf)
         one_class = options.classify_by == "calibrated" or not outputs.multi_label
-        classes = logits.softmax(2) if one_class else logits.sigmoid()  # B × M × K
-    classes = classes if video is None else classes * video.unsqueeze(1)
-    return _top_pairs(outputs, segments, scores.unsqueeze(2) * classes, options)
+        classes = logits.softmax(2) if one_class else logits.sigmoid()
+    if video is not None:
+        classes = video.unsqueeze(1) if classes is None else classes * video.unsqueeze(1)
+    assert classes is not None  # as the configuration is checked for
+    scores = scores.unsqueeze(2) * classes  # B × M × K
+    K, pairs = scores.shape[2], scores.flatten(1)  # B × M·K
+    best, index = pairs.topk(min(options.max_proposals, pairs.shape[1]), dim=1)
+    return Proposals(_rows(segments, index // K), best, index % K, outputs.num_snippets)
 
 
 def similarities(outputs: Outputs, segments: Tensor) -> Tensor:
-    """Cosines (B, M, K, 2) of each class with the video and with each of M segments (B, M, 2) in snippets.
-
-    The text is not adapted to the video, which would make the model sure of what the video resembles most.
-    """
+    """Cosines (B, M, K, 2) of each class, not adapted, with the video and with M segments (B, M, 2) in snippets."""
     assert outputs.video_cosine is not None and outputs.text is not None
     text = outputs.text.expand(len(segments), -1, -1)
     inside = classify_pooled(_pool(outputs, segments), text, temperature=1.0)
@@ -186,26 +164,16 @@ def _pool(outputs: Outputs, segments: Tensor) -> Tensor:
     return inside_segments(segments, outputs.num_snippets).float() @ outputs.classifier_features.float()
 
 
-def _top_pairs(outputs: Outputs, segments: Tensor, scores: Tensor, options: DetectionConfig) -> Proposals:
-    """The best pairs of one of M segments (B, M, 2) and one of K classes, by ``scores`` (B, M, K)."""
-    K, pairs = scores.shape[2], scores.flatten(1)  # B × M·K
-    best, index = pairs.topk(min(options.max_proposals, pairs.shape[1]), dim=1)
-    segment = (index // K).unsqueeze(2).expand(-1, -1, 2)
-    return Proposals(segments.gather(1, segment), best, index % K, outputs.num_snippets)
+def _rows(segments: Tensor, index: Tensor) -> Tensor:
+    """The segments (B, N, 2) at ``index`` (B, N) of ``segments`` (B, M, 2)."""
+    return segments.gather(1, index.unsqueeze(2).expand(-1, -1, 2))
 
 
 # Connected regions, of all masks at once
 
 
 def _find_regions(masks: Tensor, thresholds: Sequence[float], fill_holes: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the connected regions of ``masks > threshold`` (rows, T) for every threshold.
-
-    Args:
-        fill_holes: one region for each mask and threshold, from the first snippet above it to the last [C].
-
-    Returns:
-        Row, first snippet, and snippet after the last of each region, (R,) each.
-    """
+    """Row, first snippet, and snippet after the last, (R,) each, of the regions of ``masks > threshold`` (rows, T)."""
     length = masks.shape[1] + 2
     padded = F.pad(masks, (1, 1), value=-torch.inf).flatten()  # no region continues in the next row
     found = []
@@ -240,37 +208,19 @@ def _max(values: Tensor, row: Tensor, start: Tensor, end: Tensor) -> Tensor:
     return torch.maximum(flat[line + start], flat[line + end - 2**power])
 
 
-def _mean(values: Tensor, row: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Means (R,) of ``values[row, start:end]``."""
-    sums = _cumulative_sums(values)
-    return ((sums[row, end] - sums[row, start]) / (end - start)).to(values.dtype)
-
-
 def _contrast(values: Tensor, row: Tensor, start: Tensor, end: Tensor) -> Tensor:
     """Means (R,) of ``values[row, start:end]`` minus those of the surroundings, 0 where there are none."""
-    sums, reach = _cumulative_sums(values), ((end - start) // 4).clamp(min=1)
-    first, last = (start - reach).clamp(min=0), (end + reach).clamp(max=values.shape[1])
-    inner, length = sums[row, end] - sums[row, start], end - start
+    T, length = values.shape[1], end - start
+    until = torch.ones(T, T, dtype=torch.double, device=values.device).triu()  # deterministic on GPUs, unlike cumsum
+    sums, reach = F.pad(values.double() @ until, (1, 0)), (length // 4).clamp(min=1)
+    first, last = (start - reach).clamp(min=0), (end + reach).clamp(max=T)
+    inner = sums[row, end] - sums[row, start]
     outer, around = sums[row, last] - sums[row, first] - inner, last - first - length
     return (inner / length - outer / around.clamp(min=1)).to(values.dtype)
 
 
-_MASK_SCORES = {"max": _max, "mean": _mean, "contrast": _contrast}
-
-
-def _cumulative_sums(values: Tensor) -> Tensor:
-    """Sums (rows, T + 1) of ``values`` (rows, T) from the left, in double precision, to take differences of."""
-    T = values.shape[1]
-    until = torch.ones(T, T, dtype=torch.double, device=values.device).triu()  # deterministic on GPUs, unlike cumsum
-    return F.pad(values.double() @ until, (1, 0))
-
-
 def _best_of_equals(regions: Tensor, score: Tensor, shape: tuple[int, int, int], limit: int) -> Proposals:
-    """Keep the best of equal regions (R, 4): video, class, start, end; at most ``limit`` a video, by falling score.
-
-    Args:
-        shape: B, K, T.
-    """
+    """Keep the best of equal regions (R, 4): video, class, start, end; at most ``limit`` a video; ``shape`` B, K, T."""
     (B, K, T), (video, label, start, end) = shape, regions.unbind(1)
     key = ((video * K + label) * (T + 1) + start) * (T + 1) + end
     # Equal keys in any order; numpy sorts five times faster than torch.

@@ -1,14 +1,9 @@
-"""What each part of a trained run contributes, and where its mAP is lost: ``scripts/diagnose.py``.
+"""What each part of a trained run contributes (B videos, T snippets, K classes under test, C joint width).
 
-The run's test videos are forwarded in one pass for each vocabulary, in float32. Every value is a fraction; what a model
-does not have is left out. Ground truth is used throughout, so that nothing here is a result.
-
-B videos, T snippets, K classes under test, C joint width.
+Every value is a fraction, and none is a result: ground truth is used throughout.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -49,7 +44,7 @@ _PARTS = {
 }
 _HALF = 0.5  # threshold of M, and of min-max normalized L, for their regions
 
-Sums = dict[tuple[str, str], tuple[Tensor, float]]  # title, row → a sum over videos, snippets or columns; their number
+Sums = dict[tuple[str, str], tuple[Tensor, float]]  # title, row → a batch's sum of values; their number
 
 
 @torch.no_grad()
@@ -62,11 +57,10 @@ def diagnose(config: Config, model: Stale, tests: Mapping[str, TestData]) -> dic
     """
     if model.localizer is None:
         raise StaleError("the diagnosis compares the masks M, which model.localizer.kind=none does not predict")
-    store = next(iter(tests.values())).store
-    width = store.width, localizer_width(store, config.data)
-    split = next(iter(tests.values())).split
-    weights = weight_changes(initial_model(config, width, phrases(split.seen)).to(model.background.device), model)
-    half_width = fit_constant_mask(_training_targets(config))
+    test = next(iter(tests.values()))
+    width = test.store.width, localizer_width(test.store, config.data)
+    initial = initial_model(config, width, phrases(test.split.seen)).to(model.background.device)
+    weights, half_width = weight_changes(initial, model), fit_constant_mask(config)
     found = {name: _diagnose_vocabulary(config, model, test, half_width) for name, test in tests.items()}
     return {"vocabularies": found, "weights": weights, "constant_mask": half_width}
 
@@ -92,31 +86,19 @@ def _diagnose_vocabulary(config: Config, model: Stale, test: TestData, half_widt
         truth = true_targets(videos, classes.labels, features.shape[1], device)
         return measure(model, features, outputs["as trained"], truth, texts=texts, half_width=half_width), results
 
-    totals: Sums = {}
-    results: dict[str, Any] = {name: {} for name in CELLS}
-    size = config.detection.batch_size
-    for sums, batch in over_batches(len(test.videos), load, work, size=size, progress=True):
-        for key, (value, count) in sums.items():
-            total, counted = totals.get(key, (0.0, 0.0))
-            totals[key] = total + value, counted + count
-        for name, rows in batch.items():
-            results[name].update(rows)
     tious = facts(config.data.dataset).tious
-    scores = {name: evaluate_results(test.videos, results[name], test.classes, tious).average for name in CELLS}
-    return {"videos": len(test.videos), "classes": len(test.classes), **tables_of(totals), MEAN_AP: scores}
+    size, scores = config.detection.batch_size, {}
+    sums, results = zip(*over_batches(len(test.videos), load, work, size=size, progress=True), strict=True)
+    for name in CELLS:
+        rows = {video: found for batch in results for video, found in batch[name].items()}
+        scores[name] = evaluate_results(test.videos, rows, test.classes, tious).average
+    return {"videos": len(test.videos), "classes": len(test.classes), **tables_of(sums), MEAN_AP: scores}
 
 
 def measure(
     model: Stale, features: Tensor, outputs: Outputs, truth: Targets, *, texts: Mapping[str, Tensor], half_width: int
 ) -> Sums:
-    """Sum up what the parts of the model do on one batch.
-
-    Args:
-        features: (B, T, D), the model's input.
-        outputs: of the model without an oracle.
-        texts: text features (K, C) of the classes under test, by name; those named ``learned text`` are the model's.
-        half_width: of the constant mask.
-    """
+    """Sum up what the parts do on one batch (B, T, D); ``texts`` are text features (K, C) of the classes by name."""
     sums: Sums = {}
     foreground, background = truth.foreground, truth.valid & ~truth.foreground
 
@@ -154,18 +136,14 @@ def measure(
         area = area_under_curve(L, foreground, background)
         add(FOREGROUND, "AUC against the true foreground, mean over videos", area[area.isfinite()])
         add(FOREGROUND, "standard deviation over time, mean over videos", L.std(1, correction=0))
-        passing = model.config.masking.threshold < L
-        groups = {"all snippets": foreground | True, "true foreground": foreground, "background": background}
-        for name, group in groups.items():
-            add(FOREGROUND, f"passed by the threshold, of {name}", passing[group])
-        columns["regions of L"] = regions_around(min_max_normalize(L) > _HALF)
+        above = min_max_normalize(L) > _HALF
+        region = F.pad((above[:, 1:] != above[:, :-1]).cumsum(1), (1, 0))  # B × T, numbered along time
+        columns["regions of L"] = (region.unsqueeze(2) == region.unsqueeze(1)) & above.unsqueeze(1)
 
     # Instance masks
     for row, masks in columns.items():
         inter, union = (masks & truth.masks).sum(1), (masks | truth.masks).sum(1)  # B × T
         add(MASKS, row, (inter / union)[foreground])
-    lengths = [masks.sum(1)[foreground].sum() for masks in (columns["M"], truth.masks)]
-    add(MASKS, "length of M's columns, share of the true length", *lengths)
 
     # Adaptation: the classes without the background
     if model.adaptation is not None:
@@ -177,47 +155,41 @@ def measure(
     return sums
 
 
-def tables_of(totals: Sums) -> dict[str, dict[str, float | None]]:
+def tables_of(batches: Sequence[Sums]) -> dict[str, dict[str, float | None]]:
     """Means of the :func:`measure` of all batches: title → row → fraction, None for a mean of nothing."""
-    tables: dict[str, dict[str, float | None]] = {}
-    for (title, row), (total, count) in totals.items():
-        if title != ADAPTATION:
-            tables.setdefault(title, {})[row] = float(total) / count if count else None
-    means = {row: total / count for (title, row), (total, count) in totals.items() if title == ADAPTATION}
-    if means:  # squared norms, of changes to text of norm 1
+    tables: dict[str, dict[str, Any]] = {}
+    for title, row in batches[0]:
+        total, count = (sum(sums[title, row][part] for sums in batches) for part in (0, 1))
+        tables.setdefault(title, {})[row] = total / count if count else None
+    if means := tables.pop(ADAPTATION, {}):  # squared norms, of changes to text of norm 1
         shared = means.pop("mean over videos").square().sum(1).mean()
         means["part specific to videos"] = (means["change"] - shared).clamp(min=0)
-        tables[ADAPTATION] = {row: float(value) ** 0.5 for row, value in means.items()}
-    return tables
+        tables[ADAPTATION] = {row: value**0.5 for row, value in means.items()}
+    return {
+        title: {row: None if value is None else float(value) for row, value in rows.items()}
+        for title, rows in tables.items()
+    }
 
 
 def area_under_curve(scores: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """AUC (B,) of scores (B, T): how many pairs of a positive and a negative are in order, a tie counting half.
-
-    NaN where a video has no pair.
-    """
+    """AUC (B,) of scores (B, T): the share of pairs in order, a tie counting half; NaN where a video has no pair."""
     first, second = scores.unsqueeze(2), scores.unsqueeze(1)
     in_order = (first > second).float() + 0.5 * (first == second).float()  # B × T × T
     pairs = positive.unsqueeze(2) & negative.unsqueeze(1)
     return (in_order * pairs).sum((1, 2)) / pairs.sum((1, 2))
 
 
-def regions_around(above: Tensor) -> Tensor:
-    """(B, T) → (B, T, T): column t is the connected region around snippet t, empty where t is not in any."""
-    region = F.pad((above[:, 1:] != above[:, :-1]).cumsum(1), (1, 0))  # B × T, numbered along time
-    same = region.unsqueeze(2) == region.unsqueeze(1)
-    return same & above.unsqueeze(1)
-
-
-def fit_constant_mask(batches: Iterable[Targets]) -> int:
-    """Half the width, in snippets, of the constant mask around a snippet with the highest IoU over all columns."""
-    found = []
-    for targets in batches:
+def fit_constant_mask(config: Config) -> int:
+    """Half the width, in snippets, of the constant mask with the highest IoU over all columns in training."""
+    videos, split = load_annotations(config.data)
+    chosen, T, found = training_videos(config.data, videos.values(), split), config.data.num_snippets, []
+    for first in range(0, len(chosen), config.detection.batch_size):
+        segments, labels = segment_lists(chosen[first : first + config.detection.batch_size], split.seen, T)
+        targets = build_targets(segments, labels, len(split.seen), T)
         assert targets.masks is not None
         columns = targets.masks.transpose(1, 2)[targets.foreground]  # one for each foreground snippet, × T
         start, snippet = columns.float().argmax(1), targets.foreground.nonzero()[:, 1]
         found.append(torch.stack([snippet, start, start + columns.sum(1)]))
-        T = columns.shape[1]
     snippet, start, end = torch.cat(found, 1)
     scores = []
     for half_width in range(T):
@@ -227,27 +199,17 @@ def fit_constant_mask(batches: Iterable[Targets]) -> int:
     return int(torch.stack(scores).argmax())
 
 
-def _training_targets(config: Config) -> Iterator[Targets]:
-    """Targets of the seen classes' training videos, in batches; features are not needed."""
-    videos, split = load_annotations(config.data)
-    chosen, T = training_videos(config.data, videos.values(), split), config.data.num_snippets
-    for first in range(0, len(chosen), config.detection.batch_size):
-        segments, labels = segment_lists(chosen[first : first + config.detection.batch_size], split.seen, T)
-        yield build_targets(segments, labels, len(split.seen), T)
-
-
 def weight_changes(initial: Stale, model: Stale) -> dict[str, float]:
     """‖θ - θ_0‖ / ‖θ_0‖ of each component; those whose initial weights are all zero are left out."""
     start = dict(initial.named_parameters())
     if any(name not in start or weights.shape != start[name].shape for name, weights in model.named_parameters()):
         raise StaleError(f"model.text.weights {model.config.text.weights}: not the file that the run was trained with")
-    changes: dict[str, float] = {}
-    norms: dict[str, float] = {}
+    squares: dict[str, Tensor] = {}  # of the change, and of the initial weights
     for name, weights in model.named_parameters():
         part = next((part for prefix, part in _PARTS.items() if name.startswith(prefix)), name.partition(".")[0])
-        changes[part] = changes.get(part, 0.0) + float((weights - start[name]).double().square().sum())
-        norms[part] = norms.get(part, 0.0) + float(start[name].double().square().sum())
-    return {part: (changes[part] / norm) ** 0.5 for part, norm in norms.items() if norm}
+        own = torch.stack([weights - start[name], start[name]]).double().square().view(2, -1).sum(1)
+        squares[part] = squares.get(part, 0.0) + own
+    return {part: float(change / norm) ** 0.5 for part, (change, norm) in squares.items() if norm}
 
 
 def report(found: Mapping[str, Any]) -> str:

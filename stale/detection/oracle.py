@@ -1,11 +1,4 @@
-"""Ground truth in place of a prediction: what a stage would be worth if the one before it were perfect.
-
-An upper bound and never a result: wherever it is used, the protocol of the detections says so.
-
-B videos, N instances of the video that has most, T snippets, K classes under test.
-"""
-
-from __future__ import annotations
+"""Ground truth in place of a prediction: an upper bound and no result (B videos, N instances, T snippets)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,10 +31,7 @@ def describe_oracle(config: Config) -> str:
 
 
 def true_segments(videos: Sequence[Video], labels: Sequence[str], num_snippets: int) -> tuple[Tensor, Tensor]:
-    """The instances of the videos: segments (B, N, 2) in snippets, and their classes (B, N), negative for others.
-
-    A video without any instance of ``labels`` is a StaleError.
-    """
+    """Instances of ``labels``, of which every video must have one: segments (B, N, 2) in snippets, classes (B, N)."""
     segments, classes = segment_lists(videos, labels, num_snippets)
     without = [video.id for video, row in zip(videos, classes >= 0, strict=True) if not row.any()]
     if without:
@@ -58,12 +48,7 @@ def true_targets(
 
 
 def substitute(outputs: Outputs, truth: Targets, oracle: Sequence[str]) -> Outputs:
-    """Put ground truth in place of M (``localizer``) and of the classes of each video (``labels``).
-
-    With ``labels`` a class that does not occur in a video has probability 0 there; in a softmax the other classes and
-    the background share its probability. The oracle ``masks`` is an argument of the model, because L also decides what
-    is classified.
-    """
+    """Put ground truth in place of M (``localizer``) and of the classes of each video (``labels``)."""
     if "localizer" in oracle:
         assert truth.masks is not None
         inside = truth.masks.float()

@@ -1,13 +1,4 @@
-"""From features to detections: the one loop over batches of videos, and what a batch goes through.
-
-The test set, validation, own videos and pictures all take :func:`detect_batch`. Each batch of the test set is loaded
-from disk while the one before is worked on, and written before the next. Several processes (``torchrun``) share the
-batches; rank 0 writes.
-
-B videos, T snippets, D feature width, K classes under test, C joint width.
-"""
-
-from __future__ import annotations
+"""From features to detections, batch by batch (B videos, T snippets, D feature width, K classes, C joint width)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -55,25 +46,15 @@ class ClassFeatures:
 
 @dataclass(frozen=True, eq=False)
 class VideoDetections(Sequence):
-    """One video's detections, and the scores and the mask they come from. A sequence of its detections.
+    """One video's detections, and the scores and the mask they come from. A sequence of its detections."""
 
-    Attributes:
-        video: with its duration and, if it has any, its ground truth.
-        classes: the K labels under test.
-        detections: ``{"segment": [start, end] seconds, "label", "score"}`` by falling score.
-        class_scores: P without the background (K, T).
-        foreground: L (T,), None for a model without a representation mask.
-        threshold: θ_bin, the threshold of L.
-        thumbnails: a few (time in seconds, image (H, W, 3) uint8), where the video itself was decoded.
-    """
-
-    video: Video
-    classes: list[str]
-    detections: list[dict[str, Any]]
-    class_scores: np.ndarray
-    foreground: np.ndarray | None
-    threshold: float
-    thumbnails: Sequence[tuple[float, np.ndarray]] = ()
+    video: Video  # with its duration and, if it has any, its ground truth
+    classes: list[str]  # the K labels under test
+    detections: list[dict[str, Any]]  # {"segment": [start, end] seconds, "label", "score"} by falling score
+    class_scores: np.ndarray  # P without the background (K, T)
+    foreground: np.ndarray | None  # L (T,); None for a model without a representation mask
+    threshold: float  # θ_bin, the threshold of L
+    thumbnails: Sequence[tuple[float, np.ndarray]] = ()  # (seconds, image (H, W, 3) uint8), of a decoded video
 
     def __len__(self) -> int:
         return len(self.detections)
@@ -104,7 +85,7 @@ def class_features(
     Args:
         classes: labels of a data set, or classes with phrases of their own.
         templates: texts with ``{}`` for the phrase; default: the model's own prompt.
-        table: embeddings in place of the model's text encoder or of its own table; without ``classes``, all of them.
+        table: embeddings in place of the model's own text encoder or table; without ``classes``, all of them.
     """
     model.eval()
     encoder = model.text if table is None else FileEmbeddings.replacing(model.text, table)
@@ -123,23 +104,15 @@ def detect(
     options: DetectionConfig,
     progress: bool = True,
 ) -> VideoResults:
-    """Detect ``classes`` in every video, batch by batch. Several processes share the work; rank 0 has the results.
+    """Detect ``classes`` in every video by features (videos, T, D) or (snippets, D) of each; rank 0 has the results."""
 
-    Args:
-        features: (videos, T, D), or (snippets, D) of each, on any device; batches move to the model's.
+    def work(part: slice, block: Features) -> list[tuple[str, list[dict[str, Any]]]]:
+        found = detect_batch(model, videos[part], block, classes, options=options)
+        return [(item.video.id, item.detections) for item in found]
 
-    Returns:
-        Every video's detections, an empty list where nothing was found.
-    """
-
-    def work(part: slice, block: Features) -> VideoResults:
-        return _by_video(detect_batch(model, videos[part], block, classes, options=options))
-
-    def load(part: slice) -> Features:
-        return features[part]
-
-    found = over_batches(len(videos), load, work, size=options.batch_size, progress=progress)
-    return {video: detections for results in found for video, detections in results.items()}
+    size = options.batch_size
+    found = over_batches(len(videos), lambda part: features[part], work, size=size, progress=progress)
+    return {video: detections for results in found for video, detections in results}
 
 
 def over_batches(
@@ -189,12 +162,7 @@ def detect_batch(
 
 
 def propose(
-    model: Stale,
-    videos: Sequence[Video],
-    features: Tensor,
-    classes: ClassFeatures,
-    *,
-    options: DetectionConfig,
+    model: Stale, videos: Sequence[Video], features: Tensor, classes: ClassFeatures, *, options: DetectionConfig
 ) -> tuple[Outputs, Proposals]:
     """A batch's outputs and proposals; ground truth is used only for an oracle. Features are (B, T, D)."""
     num_snippets, device = features.shape[1], features.device
@@ -242,11 +210,9 @@ def to_results(
 def write_test_detections(
     model: Stale, config: Config, test: TestData, *, files: Mapping[str, Path], protocol: Mapping[str, Any]
 ) -> None:
-    """Write the results files of the model and of training-free baselines in a single pass over the features.
+    """Write the results ``files`` of ``model`` and training-free baselines, by name, in one pass over the features.
 
-    Args:
-        files: ``model``, ``curves`` (see :meth:`VideoDetections.curves`) and names of baselines → file.
-        protocol: how the model's detections were made.
+    The file ``curves`` takes :meth:`VideoDetections.curves`.
     """
     options, device = config.detection, model.background.device
     classes = class_features(model, test.classes)
@@ -267,10 +233,10 @@ def write_test_detections(
         for name, length in lengths.items():
             block = features[length]
             if name == "model":
-                detected = detect_batch(model, videos, block, classes, options=options)
-                found[name] = _by_video(detected)
+                of_model = detect_batch(model, videos, block, classes, options=options)
+                found[name] = {item.video.id: item.detections for item in of_model}
                 if "curves" in files:
-                    found["curves"] = {item.video.id: item.curves() for item in detected}
+                    found["curves"] = {item.video.id: item.curves() for item in of_model}
             else:
                 assert isinstance(block, Tensor)
                 block = block[..., : text.shape[1]]  # without the features for the point head alone
@@ -289,7 +255,3 @@ def write_test_detections(
         for found in over_batches(len(test.videos), load, work, size=options.batch_size, progress=writes):
             for name, results in found.items():
                 write[name](results)
-
-
-def _by_video(found: Sequence[VideoDetections]) -> VideoResults:
-    return {item.video.id: item.detections for item in found}

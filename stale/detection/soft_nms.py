@@ -3,23 +3,20 @@
 B videos, M proposals a video (padded with score 0), P picks.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
 from stale.config import DetectionConfig
 
-# Pairs of proposals up to which the factors of all are computed before the first pick: on a CPU as many as its cache
-# holds, on a GPU as its memory may. Beyond, each pick computes its own. Both ways give the same to the bit.
+# Pairs of proposals up to which the factors of all are computed before the first pick; beyond, each pick computes its
+# own. Both ways give the same to the bit.
 _MOST_PAIRS = {"cpu": 1 << 18, "cuda": 1 << 26}
 
 
 def soft_nms(segments: Tensor, scores: Tensor, labels: Tensor, options: DetectionConfig) -> tuple[Tensor, Tensor]:
     """Pick proposals by falling score, each lowering the scores of its class by exp(-tIoU² / σ).
 
-    With ``options.nms=official`` the factor is exp(-10 · tIoU²) / 0.6 wherever two overlap [C], which is above 1 where
-    the overlap is slight.
+    With ``options.nms=official`` the factor is exp(-10 · tIoU²) / 0.6 wherever two overlap [C].
 
     Args:
         segments: (B, M, 2), any unit; proposals of different labels (B, M) do not affect each other.
@@ -27,12 +24,12 @@ def soft_nms(segments: Tensor, scores: Tensor, labels: Tensor, options: Detectio
 
     Returns:
         Of at most ``options.max_detections`` picks a video, in order: indices (B, P) into M and their lowered scores
-        (B, P); where the score is 0 nothing was left to pick, and the index is any.
+        (B, P), 0 where nothing was left to pick.
     """
 
     def factors(segment: Tensor, label: Tensor) -> Tensor:
         """The factors (B, P, M) of P proposals (B, P, 2) and (B, P) on the scores of all."""
-        overlap = tiou(segment, segments) * _same(label, labels)
+        overlap = tiou(segment, segments) * (label.unsqueeze(2) == labels.unsqueeze(1))
         if options.nms == "gaussian":
             return overlap.square_().div_(-options.nms_sigma).exp_()
         return torch.where(overlap > 0, torch.exp(-10 * overlap.square()) / 0.6, torch.ones_like(overlap))
@@ -57,17 +54,12 @@ def soft_nms(segments: Tensor, scores: Tensor, labels: Tensor, options: Detectio
 def vote(segments: Tensor, scores: Tensor, labels: Tensor, picked: Tensor, *, threshold: float) -> Tensor:
     """Segment voting: the segments (B, P, 2) of the picks, each the mean of its neighbours weighted by their scores.
 
-    Neighbours are the proposals of its class, itself among them, with a tIoU of at least ``threshold``. The scores are
-    those before SoftNMS. The published form (ActionFormer) is of class-agnostic SoftNMS.
-
-    Args:
-        segments, scores, labels: as of :func:`soft_nms`.
-        picked: (B, P) indices into M.
+    Neighbours are the proposals of its class with a tIoU of at least ``threshold``; ``picked`` (B, P) are indices.
     """
     voted = []
     for segment, score, label, index in zip(segments, scores, labels, picked, strict=True):  # P × M of one is small
         own = segment[index]  # P × 2
-        weights = (tiou(own, segment) * _same(label[index], label) >= threshold) * score
+        weights = (tiou(own, segment) * (label[index].unsqueeze(1) == label) >= threshold) * score
         total = weights.sum(1, keepdim=True)
         # An empty segment has a tIoU of 0 with itself.
         voted.append(torch.where(total > 0, weights @ segment / total, own))
@@ -80,8 +72,3 @@ def tiou(first: Tensor, second: Tensor) -> Tensor:
     overlap = (torch.minimum(end, stop) - torch.maximum(start, begin)).clamp_(min=0)
     union = (end - start) + (stop - begin) - overlap
     return overlap / union.clamp_(min=1e-8)
-
-
-def _same(label: Tensor, other: Tensor) -> Tensor:
-    """Which labels (..., P) and (..., M) are the same (..., P, M)."""
-    return label.unsqueeze(-1) == other.unsqueeze(-2)

@@ -1,9 +1,4 @@
-"""Videos longer than ``data.max_snippets`` at their own rate: the model's outputs from overlapping windows.
-
-B videos, T snippets, W snippets of a window, K classes under test.
-"""
-
-from __future__ import annotations
+"""Videos longer than ``data.max_snippets`` at their own rate: the model's outputs from overlapping windows."""
 
 from dataclasses import replace
 
@@ -19,8 +14,7 @@ _ALIGNED = 32  # Windows begin at multiples of this, so that the points of all b
 def forward_in_windows(model: Stale, features: Tensor, text: Tensor, given_mask: Tensor | None) -> Outputs:
     """Outputs for features (B, T, D) of any length, in windows where they are longer than ``model.num_snippets``.
 
-    Windows overlap by half, and each gives its middle half; the first gives its beginning too, and the last its end.
-    The text that is adapted to a video is the mean over the windows.
+    Windows overlap by half, and each gives its middle half; adapted text is the mean over them.
     """
     T, step = features.shape[1], max(model.num_snippets // (4 * _ALIGNED), 1) * 2 * _ALIGNED  # half a window
     if max(model.num_snippets, 2 * step) >= T:
@@ -54,11 +48,10 @@ def _join_points(found: list[Outputs], starts: list[int], spans: list[tuple[int,
     for part, start, (first, last) in zip(found, starts, spans, strict=True):
         if part.points is None:
             return None
-        grid = part.points.grid
+        points, grid = part.points, part.points.grid
         kept = (grid.positions >= first) & (grid.positions < last)
-        positions, strides = grid.positions[kept] + start, grid.strides[kept]
-        parts.append((part.points, kept, positions, strides))
-    values = [torch.cat([getattr(p, name)[:, kept] for p, kept, *_ in parts], 1) for name in ("actionness", "tiou")]
-    distances = torch.cat([p.distances[:, kept] for p, kept, *_ in parts], 1)
-    grid = PointGrid(torch.cat([row[2] for row in parts]), torch.cat([row[3] for row in parts]))
-    return Points(values[0], distances, values[1], grid)
+        values = points.actionness[:, kept], points.distances[:, kept], points.tiou[:, kept]
+        parts.append((*values, grid.positions[kept] + start, grid.strides[kept]))
+    columns = (torch.cat(column, min(1, column[0].ndim - 1)) for column in zip(*parts, strict=True))
+    actionness, distances, tiou, positions, strides = columns
+    return Points(actionness, distances, tiou, PointGrid(positions, strides))

@@ -1,9 +1,4 @@
-"""Detections as files and tables: ActivityNet results JSON, CSV, WebVTT, SubRip.
-
-A detection is ``{"segment": [start, end] seconds, "label", "score"}``.
-"""
-
-from __future__ import annotations
+"""Detections, ``{"segment": [start, end] seconds, "label", "score"}``, as files: results JSON, CSV, WebVTT, SubRip."""
 
 import csv
 import html
@@ -13,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,7 @@ from stale.io import atomic_path, file_name, remove_leftovers, require_writable,
 from stale.version import __version__
 
 Detection = Mapping[str, Any]
+LEAST_SHARE = 1 / 3  # of a video's best score, below which a detection makes no subtitle
 
 
 def results_json(results: Mapping[str, Sequence[Detection]], **extra: Any) -> dict[str, Any]:
@@ -31,11 +28,7 @@ def results_json(results: Mapping[str, Sequence[Detection]], **extra: Any) -> di
 
 @contextmanager
 def results_file(path: Path, **extra: Any) -> Iterator[Callable[[Mapping[str, Sequence[Detection]]], None]]:
-    """Write :func:`results_json` part by part, so that memory does not grow with the number of videos.
-
-    Yields:
-        A function that writes the detections of further videos. The file appears at the end, or not at all.
-    """
+    """Yield a function that writes :func:`results_json` part by part; the file appears at the end, or not at all."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(json.dumps(results_json({}, **extra), ensure_ascii=False).removesuffix("}}"))
         separator = ""
@@ -59,7 +52,7 @@ def table(title: str, detections: Sequence[Detection]) -> str:
     for item in detections:
         start, end = map(clock, item["segment"])
         lines.append(f"{start:>9}  {end:>9}  {item['label']:<{width}}  {item['score']:.3f}")
-    return "\n".join(map(printable, [title, *lines]))
+    return "\n".join(map(printable, [f"{title}: the best {len(detections)}, by time", *lines]))
 
 
 def csv_text(results: Mapping[str, Sequence[Detection]]) -> str:
@@ -75,14 +68,14 @@ def csv_text(results: Mapping[str, Sequence[Detection]]) -> str:
 
 
 def vtt_text(detections: Sequence[Detection]) -> str:
-    """WebVTT (W3C), a cue for each detection, with markup characters escaped."""
+    """WebVTT (W3C), with markup characters escaped; its cues are those of :func:`best_at_a_time`."""
     return "\n".join(
         ["WEBVTT\n", *(f"{times}\n{html.escape(text, quote=False)}\n" for times, text in _cues(detections))]
     )
 
 
 def srt_text(detections: Sequence[Detection]) -> str:
-    """SubRip, a cue for each detection. It has no escapes: a word joiner keeps < and { from opening a tag."""
+    """SubRip, the same cues. It has no escapes: a word joiner keeps < and { from opening a tag."""
     cues = enumerate(_cues(detections), start=1)
     safe = ((number, times.replace(".", ","), re.sub(r"([<{])", "\\1\u2060", text)) for number, (times, text) in cues)
     return "\n".join(f"{number}\n{times}\n{text}\n" for number, times, text in safe)
@@ -97,6 +90,27 @@ def clock(seconds: float) -> str:
     return f"{hours}:{text:0>7}" if hours else text
 
 
+def best_at_a_time(detections: Sequence[Detection]) -> Sequence[Detection]:
+    """The parts of ``detections`` in which each is the best of its moment, one after another.
+
+    Those below a third of the best score are left out.
+    """
+    least = LEAST_SHARE * max((item["score"] for item in detections), default=0.0)
+    kept = [item for item in detections if item["score"] >= least]
+    times = sorted({time for item in kept for time in item["segment"]})
+    parts: list[dict[str, Any]] = []
+    for start, end in pairwise(times):
+        covering = [item for item in kept if item["segment"][0] <= start and end <= item["segment"][1]]
+        if not covering:
+            continue
+        best = max(covering, key=lambda item: item["score"])
+        if parts and parts[-1]["segment"][1] == start and parts[-1]["label"] == best["label"]:
+            best = {**best, "score": max(best["score"], parts[-1]["score"])}
+            start = parts.pop()["segment"][0]
+        parts.append({**best, "segment": [start, end]})
+    return parts
+
+
 def _cues(detections: Sequence[Detection]) -> Iterator[tuple[str, str]]:
     """(times, text) by rising start; a cue lasts at least a millisecond, the resolution of the formats."""
 
@@ -104,7 +118,7 @@ def _cues(detections: Sequence[Detection]) -> Iterator[tuple[str, str]]:
         minutes, milliseconds = divmod(round(seconds * 1000), 60_000)
         return f"{minutes // 60:02}:{minutes % 60:02}:{milliseconds // 1000:02}.{milliseconds % 1000:03}"
 
-    for item in sorted(detections, key=lambda item: item["segment"]):
+    for item in best_at_a_time(detections):
         start, end = item["segment"]
         yield f"{stamp(start)} --> {stamp(max(end, start + 0.001))}", f"{item['label']} {item['score']:.2f}"
 
@@ -115,8 +129,8 @@ class OutputFiles:
 
     Attributes:
         results: results JSON of all detections.
-        csv, vtt, srt, picture: the ``top`` best detections of a video that score at least ``min_score``. ``vtt``,
-            ``srt`` and ``picture`` are a file where there is a ``single`` video, else a folder.
+        csv, picture: the ``top`` best detections of a video that score at least ``min_score``.
+        vtt, srt: of these :func:`best_at_a_time`. Like ``picture`` a file for a ``single`` video, else a folder.
     """
 
     results: Path
@@ -125,7 +139,7 @@ class OutputFiles:
     srt: Path | None = None
     picture: Path | None = None
     single: bool = False
-    top: int = 20
+    top: int = 10
     min_score: float = 0.0
 
     def check(self) -> None:
@@ -144,13 +158,8 @@ def write_detections(
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
     """Show each video's table and write its files as soon as it is done, and the files of all videos at the end.
 
-    Args:
-        found: (video id, :class:`stale.detection.run.VideoDetections` or the error of a broken one).
-        made_by: how the detections were made, for the results JSON.
-        show: takes the table of a video.
-
-    Returns:
-        All detections by video, and video → reason of those that failed.
+    ``found`` are (video id, :class:`stale.detection.run.VideoDetections` or the error of a broken one). Returns all
+    detections by video, and video → reason of those that failed.
     """
     files.check()
     results: dict[str, list[dict[str, Any]]] = {}
@@ -166,7 +175,8 @@ def write_detections(
             results[video_id] = detections.detections
             ranked = sorted(detections, key=lambda item: -item["score"])
             best[video_id] = [item for item in ranked if item["score"] >= files.min_score][: files.top]
-            show(table(video_id, best[video_id]))
+            by_time = sorted(best[video_id], key=lambda item: item["segment"])
+            show(table(video_id, by_time))
             _write_video(detections, best[video_id], files, str(made_by.get("run", "")))
     if results:
         write_json(files.results, results_json(results, made_by=dict(made_by)), indent=1)

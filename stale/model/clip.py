@@ -21,23 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stale.config import MODELS
 from stale.errors import StaleError, name_some
-from stale.io import refuse_zip_bomb
+from stale.io import download, refuse_zip_bomb
 
 _log = logging.getLogger(__name__)
 
-# OpenAI's models: name → SHA-256 of the file, which is a part of its address too.
-MODELS = {
-    "RN50": "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
-    "RN101": "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599",
-    "RN50x4": "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd",
-    "RN50x16": "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa",
-    "RN50x64": "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c",
-    "ViT-B/32": "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
-    "ViT-B/16": "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
-    "ViT-L/14": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
-    "ViT-L/14@336px": "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
-}
+# Of a file in :data:`stale.config.MODELS`.
 ADDRESS = "https://openaipublic.azureedge.net/clip/models/{hash}/{file}"
 CACHE = Path("~/.cache/clip")  # openai-clip's own
 
@@ -90,11 +80,15 @@ _say_once = cache(_log.warning)
 
 
 def load_text_weights(source: str | Path, activation: str = "auto") -> dict[str, Tensor]:
-    """Load the text half of CLIP weights: as :func:`load_clip_weights`, but float32 except the token embedding.
+    """Load the text half of CLIP weights; see :func:`load_clip_weights` and :func:`text_half`."""
+    return text_half(load_clip_weights(source, "text weights"), activation)
+
+
+def text_half(loaded: ClipWeights, activation: str = "auto") -> dict[str, Tensor]:
+    """The tensors of the text encoder, in float32 except the token embedding.
 
     With the activation ``gelu`` in place of QuickGELU they hold a mark, ``exact_gelu``.
     """
-    loaded = load_clip_weights(source, "text weights")
     keep = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
     weights = {name: tensor for name, tensor in loaded.state.items() if name.startswith(keep)}
     for required in ("token_embedding.weight", "positional_embedding", "text_projection"):
@@ -146,15 +140,8 @@ def load_clip_weights(source: str | Path, what: str) -> ClipWeights:
 def _download(name: str, what: str) -> Path:
     if name not in MODELS:
         raise StaleError(f"{what} '{name}': no such file or CLIP model ({', '.join(MODELS)})")
-    import pooch  # imports requests
-
     file = f"{re.sub('[/@]', '-', name)}.pt"
-    url = ADDRESS.format(hash=MODELS[name], file=file)
-    try:
-        return Path(pooch.retrieve(url, f"sha256:{MODELS[name]}", file, CACHE.expanduser(), progressbar=True))
-    except (OSError, ValueError) as error:  # no network; a checksum that does not match
-        reason = " ".join(str(error).split())[:200]
-        raise StaleError(f"{what} '{name}' could not be downloaded: {reason}; fetch {url} by hand") from None
+    return download(ADDRESS.format(hash=MODELS[name], file=file), CACHE.expanduser(), MODELS[name])
 
 
 # OpenAI's TorchScript archives, whose code is not run

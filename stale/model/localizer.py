@@ -1,9 +1,4 @@
-"""Parallel heads, the action mask localizer: for every snippet, a mask over the whole video.
-
-B videos, T snippets, C joint width.
-"""
-
-from __future__ import annotations
+"""Parallel heads, the action mask localizer (B videos, T snippets, C joint width)."""
 
 from collections.abc import Callable
 
@@ -39,13 +34,10 @@ class DynamicConv1d(nn.Module):
 
 
 class MaskLocalizer(nn.Module):
-    """M = sigmoid(H_m(F_vis)): a stack of 1-D convolutions, whose output tells for every pair of snippets whether
-    snippet s belongs to the instance at snippet t.
+    """M = sigmoid(H_m(F_vis)), by a stack of 1-D convolutions: whether snippet s is of the instance at snippet t.
 
-    With ``absolute`` coordinates [P] the output channels are positions s. A convolution computes the same at every t,
-    so that it must infer t from the features. With ``relative`` coordinates [ours] they are offsets s - t, and the
-    column is then shifted into position. Both learn how long the seen actions last. With ``pairwise`` coordinates
-    [ours] they are an embedding of the snippet, and a small network decides on the pair (:class:`PairScore`).
+    With ``absolute`` coordinates the output channels are positions s [P], with ``relative`` ones offsets s - t [ours],
+    with ``pairwise`` ones an embedding of the snippet, for :class:`PairScore` [ours].
     """
 
     def __init__(self, width: int, num_snippets: int, config: LocalizerConfig) -> None:
@@ -67,11 +59,7 @@ class MaskLocalizer(nn.Module):
         self.pair_score = PairScore() if config.coordinates == "pairwise" else None
 
     def forward(self, visual: Tensor, foreground: Tensor | None = None) -> Tensor:
-        """F_vis (B, T, C) → mask logits (B, T, T); [:, :, t] is the mask that snippet t predicts.
-
-        Args:
-            foreground: logits of L (B, T), for ``pairwise`` coordinates; None: nothing is known of the foreground.
-        """
+        """F_vis (B, T, C) and logits of L (B, T), if known → mask logits (B, T, T); [:, :, t] is that of snippet t."""
         x = self.reduce(visual).transpose(1, 2)  # B × C × T
         for layer, norm in zip(self.layers[:-1], self.norms, strict=True):
             x = norm(layer(x)).relu()  # B × hidden × T
@@ -83,11 +71,7 @@ class MaskLocalizer(nn.Module):
 
 
 class PairScore(nn.Module):
-    """Whether two snippets belong to the same instance [ours], from features that do not depend on the class.
-
-    They are the cosine of the snippets' embeddings, the representation mask L at both, its lowest and its mean value
-    between them, and their distance. Embeddings are taken less their mean over the video.
-    """
+    """Whether two snippets are of one instance [ours]: by their embeddings, L there and between, and distance."""
 
     def __init__(self, hidden: int = 16) -> None:
         super().__init__()
@@ -133,10 +117,7 @@ def _from_left(layer: nn.Linear, x: Tensor, addend: Tensor) -> Tensor:
 
 
 def in_parts(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """``function`` of ``inputs`` (B, ...), whose T × T maps are of few videos at a time where T is large.
-
-    The last axis of the first input is T. Gradients compute the parts again, so that the maps are not stored.
-    """
+    """``function`` of ``inputs`` (B, ..., T), where T × T is large of few videos at once, and again for gradients."""
     count = max(_MOST_PAIRS // inputs[0].shape[-1] ** 2, 1)
     if count >= len(inputs[0]):
         return function(*inputs)

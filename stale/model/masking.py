@@ -1,9 +1,4 @@
-"""Class-agnostic representation masking: which snippets are foreground.
-
-B videos, T snippets, C joint width, Q mask queries.
-"""
-
-from __future__ import annotations
+"""Class-agnostic representation masking (B videos, T snippets, C joint width, Q mask queries)."""
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +7,7 @@ from stale.config import MaskingConfig
 
 
 class SnippetDecoder(nn.Module):
-    """Residual 1-D convolutions on features of reduced width: local context for the foreground [ours].
-
-    It depends neither on the number of snippets nor on their position. The dropout on the features themselves prevents
-    it from memorizing the seen classes.
-    """
+    """Residual 1-D convolutions; dropout on the features keeps it from memorizing the seen classes [ours]."""
 
     def __init__(self, width: int, config: MaskingConfig) -> None:
         super().__init__()
@@ -43,11 +34,7 @@ class SnippetDecoder(nn.Module):
 
 
 class MaskFormerMask(nn.Module):
-    """Foreground logits by MaskFormer: Q queries with a mask each, weighed at every snippet [P].
-
-    As MaskFormer's pixel decoder does for pixels, a :class:`SnippetDecoder` gives the snippets their context
-    [ours]; with ``blocks=0`` the queries meet F_vis itself.
-    """
+    """Foreground logits by MaskFormer [P]: Q queries with a mask each, on a :class:`SnippetDecoder` or F_vis itself."""
 
     def __init__(self, width: int, config: MaskingConfig) -> None:
         super().__init__()
@@ -111,11 +98,7 @@ def build_masking(width: int, config: MaskingConfig) -> nn.Module | None:
 
 
 def apply_threshold(foreground: Tensor, config: MaskingConfig) -> Tensor:
-    """L (B, T) → the factor on the features (B, T), L_bin = L > θ_bin [P, U].
-
-    ``config.gradient`` decides how gradient passes: ``hard`` stops it, ``straight_through`` passes it as if nothing
-    were thresholded, ``soft`` uses L itself in place of L_bin.
-    """
+    """L (B, T) → the factor on the features (B, T), L_bin = L > θ_bin [P, U]; L itself with ``gradient=soft``."""
     if config.gradient == "soft":
         return foreground
     binary = (foreground > config.threshold).to(foreground.dtype)

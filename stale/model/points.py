@@ -1,13 +1,4 @@
-"""Class-agnostic point head: where instances are, at several temporal scales (stale/README.md, "Parallel heads").
-
-The anchor-free recipe of ActionFormer (Zhang et al., ECCV 2022) with the plain max pooling of TemporalMaxer in place of
-attention [ours]. Every point of a pyramid predicts whether an instance is centered near it, the distances to its start
-and end, and how well these fit.
-
-B videos, T snippets, D feature width, P points of all levels together.
-"""
-
-from __future__ import annotations
+"""Parallel heads, the class-agnostic point head (B videos, T snippets, D feature width, P points of all levels)."""
 
 import math
 from dataclasses import dataclass
@@ -21,18 +12,13 @@ from stale.config import PointsConfig
 
 @dataclass(frozen=True)
 class PointGrid:
-    """The points over T snippets. Each level has half as many as the one before.
+    """The points over T snippets. Each level has half as many as the one before."""
 
-    Attributes:
-        positions: (P,) in snippets; point i of a level of stride s lies at the center of snippet s · i.
-        strides: (P,) in snippets.
-    """
-
-    positions: Tensor
-    strides: Tensor
+    positions: Tensor  # (P,) in snippets; point i of a level of stride s lies at the center of snippet s · i
+    strides: Tensor  # (P,) in snippets
 
     @classmethod
-    def of(cls, num_snippets: int, levels: int, device: torch.device | None = None) -> PointGrid:
+    def of(cls, num_snippets: int, levels: int, device: torch.device | None = None) -> "PointGrid":
         """The points of ``levels`` levels over ``num_snippets`` snippets."""
         indices = [torch.arange(0, num_snippets, 2**level, device=device) for level in range(levels)]
         strides = [torch.full_like(index, 2**level) for level, index in enumerate(indices)]
@@ -76,11 +62,7 @@ class ConvBlock(nn.Module):
 
 
 class PointHead(nn.Module):
-    """Embedding by convolutions, a pyramid by max pooling, and heads that all levels share.
-
-    The features are taken less their mean over the training snippets: image features of CLIP have most of their length
-    in common, and dropout of that would drown what differs.
-    """
+    """Embedding by convolutions, a pyramid by max pooling, and heads that all levels share."""
 
     mean: Tensor
 
@@ -88,7 +70,8 @@ class PointHead(nn.Module):
         super().__init__()
         self.config, hidden = config, config.hidden
         widths = [width, *[hidden] * config.layers]
-        self.register_buffer("mean", torch.zeros(width))  # of the training features
+        # Of the training features: CLIP's have most of their length in common, whose dropout would drown what differs.
+        self.register_buffer("mean", torch.zeros(width))
         self.dropout = nn.Dropout(config.dropout)
         self.embed = nn.ModuleList(map(ConvBlock, widths[:-1], widths[1:]))
         self.pool = nn.MaxPool1d(3, stride=2, padding=1)

@@ -3,8 +3,6 @@
 B videos, T snippets, D feature width, C joint width, K classes in the current vocabulary.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,13 +54,7 @@ class Outputs:
 
     @property
     def probabilities(self) -> Tensor:
-        """P (B, K+1, T), the softmax of the logits, or with ``multi_label`` a sigmoid for each class [ours]:
-
-            P[k, t] = sigmoid(z[k, t] - z[background, t])
-
-        The background is the threshold of the classes there, and its own row is 0. So is a masked-out snippet, all
-        logits of which are 0.
-        """
+        """P (B, K+1, T): softmax, or with ``multi_label`` sigmoids, of which the background is the threshold [ours]."""
         logits = self.class_logits.float()
         if not self.multi_label:
             return logits.softmax(1)
@@ -78,7 +70,7 @@ class Outputs:
 
 
 class Stale(nn.Module):
-    """The model of the paper; ``stale/README.md`` describes every component under the heading that its file names."""
+    """The model of the paper (``stale/README.md``)."""
 
     multi_label = False  # loss.classification_form=sigmoid
     class_weights: Tensor
@@ -87,10 +79,7 @@ class Stale(nn.Module):
     def __init__(
         self, text: ClassEncoder, feature_width: int, num_snippets: int, config: ModelConfig, localizer_width: int = 0
     ) -> None:
-        """Build the components for features of width D and T snippets, around the text encoder, which sets C.
-
-        ``localizer_width`` is that of the features for the point head alone, which are the last of D; 0 without any.
-        """
+        """``feature_width`` is D, whose last ``localizer_width`` are features for the point head alone."""
         super().__init__()
         width, feature_width = text.output_width, feature_width - localizer_width
         if not config.visual_projection:
@@ -110,14 +99,13 @@ class Stale(nn.Module):
         self.points = PointHead(localizer_width or width, config.points) if config.points.enabled else None
         self.background = nn.Parameter(torch.randn(width) * width**-0.5)  # learned, the last of the classes
         self.log_temperature = nn.Parameter(torch.tensor(config.temperature).log())  # of τ
-        # Of detection.similarities in the probability of a class, fitted to the seen classes; like τ they start at it.
+        # Fitted to the seen classes by detection.calibration: of similarities, and of the sources of proposals.
         self.register_buffer("class_weights", torch.full((2,), 1 / config.temperature))
-        self.register_buffer("quality_scales", torch.ones(3))  # likewise, of the sources of proposals
+        self.register_buffer("quality_scales", torch.ones(3))
         self.classifier: nn.Module | None = None  # context for the classified features alone (two-stage baselines)
-        if config.classifier_features == "own":
-            self.classifier = build_temporal_model(width, config.temporal)
-        elif config.classifier_features == "raw":
-            self.classifier = TemporalModel()
+        if config.classifier_features != "shared":
+            own = config.classifier_features == "own"
+            self.classifier = build_temporal_model(width, config.temporal) if own else TemporalModel()
 
     @property
     def mask_given(self) -> bool:
@@ -136,8 +124,7 @@ class Stale(nn.Module):
 
         Args:
             given_mask: (B, T) of 0 and 1, the ground truth's foreground in place of L: an oracle.
-            foreground: (B, T) bool, snippets that pass whatever L is: in training those of the ground truth, or those
-                which L still masks out would teach the classifier nothing [ours].
+            foreground: (B, T) bool, snippets that pass whatever L is: in training those of the ground truth [ours].
             valid: (B, T) bool, False for snippets that are padding and must not influence the others.
         """
         if self.mask_given and given_mask is None:
@@ -208,20 +195,14 @@ class Stale(nn.Module):
         return unit_variance(self.projection(features))
 
     def classify(self, visual: Tensor, mask: Tensor, language: Tensor) -> Tensor:
-        """Logits (B, K+1, T): cosine of F_fg = F_vis · mask and F_lan' over the temperature τ.
-
-        The mask multiplies the cosine instead of the features. For a binary mask that is the same, because a
-        masked snippet has cosine 0; a soft mask on the features would be undone by their normalization.
-        """
+        """Logits (B, K+1, T): cosine of F_fg = F_vis · mask and F_lan' over the temperature τ."""
+        # A factor on the features would be undone by their normalization, unless it is 0.
         with torch.autocast(visual.device.type, enabled=False):  # bfloat16 would round logits near 1 / τ to 0.5
             cosine = F.normalize(language.float(), dim=-1) @ F.normalize(visual.float(), dim=-1).transpose(1, 2)
             return cosine * mask.float().unsqueeze(1) / self.log_temperature.exp()
 
     def video_cosine(self, features: Tensor, text: Tensor) -> Tensor:
-        """Cosine (B, K) of a video's mean feature, before the temporal model, and each class's text features [ours].
-
-        Training on snippets moves features and text towards the seen classes; this comparison stays as open as CLIP's.
-        """
+        """Cosine (B, K) of a video's mean feature, before the temporal model, and each class's text features [ours]."""
         with torch.autocast(features.device.type, enabled=False):
             features, _ = self.split_features(features.float())
             video = F.normalize(self.projection(features), dim=-1).mean(1)
@@ -247,7 +228,8 @@ def load_text(config: ModelConfig) -> TextTransformer | FileEmbeddings:
     """Load what the language embedding starts from: CLIP's text transformer, or class embeddings."""
     if config.text.embeddings:
         return FileEmbeddings(read_embeddings(config.text.embeddings), config.text.adapter)
-    return TextTransformer.from_weights(load_text_weights(config.text.weights, config.text.activation))
+    weights = load_text_weights(config.text.weights, config.text.activation)
+    return TextTransformer.from_weights(weights, config.text.heads)
 
 
 def build_model(
@@ -257,10 +239,7 @@ def build_model(
     source: TextTransformer | FileEmbeddings,
     seen: Sequence[str] = (),
 ) -> Stale:
-    """Build STALE with the configured components, for training on classes with the phrases ``seen``.
-
-    ``feature_width`` is D, or D and how much of it is for the point head alone.
-    """
+    """Build STALE for classes with the phrases ``seen``; D, or D and how much of it is for the point head alone."""
     width, localizer_width = (feature_width, 0) if isinstance(feature_width, int) else feature_width
     text: ClassEncoder
     if isinstance(source, FileEmbeddings):
@@ -300,7 +279,7 @@ def restore_model(config: Config, checkpoint: Mapping[str, Any], path: object = 
             text = ClassEmbeddings(torch.empty_like(state["text.names"]), state["text.embedding"].shape[1])
         else:
             inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-            text = TextEncoder(TextTransformer(inner), config.model.text)
+            text = TextEncoder(TextTransformer(inner, config.model.text.heads), config.model.text)
         widths = {"feature_width": checkpoint["feature_width"], "localizer_width": checkpoint.get("localizer_width", 0)}
         model = Stale(text, num_snippets=config.data.longest, config=config.model, **widths)
         model.load_state_dict(state)

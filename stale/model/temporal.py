@@ -1,9 +1,4 @@
-"""Visual embedding: a temporal model adds context to the snippets' features.
-
-B videos, T snippets, C joint width.
-"""
-
-from __future__ import annotations
+"""Visual embedding, the temporal model (B videos, T snippets, C joint width)."""
 
 import torch
 from torch import Tensor, nn
@@ -28,37 +23,23 @@ class AttentionBlock(nn.Module):
 
 
 class TemporalConv(nn.Module):
-    """Convolution over time, residual and LayerNorm: a row of the ablation."""
+    """Convolution over time, residual, LayerNorm; with ``dilation`` a layer of MS-TCN (Farha and Gall, CVPR 2019)."""
 
-    def __init__(self, width: int, config: TemporalConfig) -> None:
+    def __init__(self, width: int, config: TemporalConfig, dilation: int = 0) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(width, width, kernel_size=3, padding=1)
-        self.dropout = nn.Dropout(config.dropout)
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(B, T, C) → (B, T, C)."""
-        padded = x if valid is None else x * valid.unsqueeze(2)
-        convolved = self.conv(padded.transpose(1, 2)).transpose(1, 2)
-        return self.norm(x + self.dropout(convolved.relu()))
-
-
-class DilatedConv(nn.Module):
-    """Dilated convolution, 1×1 convolution and residual: a layer of MS-TCN (Farha and Gall, CVPR 2019)."""
-
-    def __init__(self, width: int, config: TemporalConfig, dilation: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(width, width, kernel_size=3, padding=dilation, dilation=dilation)
-        self.out = nn.Conv1d(width, width, kernel_size=1)
+        padding = max(dilation, 1)
+        self.conv = nn.Conv1d(width, width, kernel_size=3, padding=padding, dilation=padding)
+        self.out = nn.Conv1d(width, width, kernel_size=1) if dilation else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)  # start as the identity [ours], as AttentionBlock does
+        self.norm = nn.Identity() if dilation else nn.LayerNorm(width)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """(B, T, C) → (B, T, C)."""
         padded = x if valid is None else x * valid.unsqueeze(2)
         convolved = self.out(self.conv(padded.transpose(1, 2)).relu()).transpose(1, 2)
-        return x + self.dropout(convolved)
+        return self.norm(x + self.dropout(convolved))
 
 
 class TemporalModel(nn.Sequential):
@@ -75,18 +56,17 @@ def build_temporal_model(width: int, config: TemporalConfig) -> TemporalModel:
     """Build the temporal model ``config.kind``: (B, T, C) → (B, T, C)."""
     if config.kind == "none":
         return TemporalModel()
-    if config.kind == "ms_tcn":
-        return TemporalModel(*(DilatedConv(width, config, dilation=2**layer) for layer in range(config.layers)))
-    block = TemporalConv if config.kind == "conv" else AttentionBlock
-    return TemporalModel(*(block(width, config) for _ in range(config.layers)))
+    if config.kind == "transformer":
+        return TemporalModel(*(AttentionBlock(width, config) for _ in range(config.layers)))
+    dilations = [2**layer if config.kind == "ms_tcn" else 0 for layer in range(config.layers)]
+    return TemporalModel(*(TemporalConv(width, config, dilation) for dilation in dilations))
 
 
 def attend(attention: nn.MultiheadAttention, query: Tensor, memory: Tensor, valid: Tensor | None = None) -> Tensor:
     """Attention of queries (B or 1, Q, C) to memory (B, T, C), with the weights of ``attention`` → (B, Q, C).
 
     ``valid`` (B, T) is False for what is not attended to; at least one in each video is True. In training, dropout
-    takes values out for all queries, in place of single weights of each query: for one query that is the same, and
-    there is no Q × T map of each head to store.
+    takes values out for all queries, in place of weights of each, which needs no Q × T map of each head.
     """
     (B, _, C), heads, p = memory.shape, attention.num_heads, attention.dropout
     weight, bias = attention.in_proj_weight.split([C, 2 * C]), attention.in_proj_bias.split([C, 2 * C])

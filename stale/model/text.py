@@ -61,18 +61,7 @@ class Packing:
     """K prompts of at most L tokens as M rows: the P tokens that all begin with once, then the rests without padding.
 
     No token depends on a later one, so that the first P have the same values in every prompt, and what follows the end
-    token has no effect. A rest has at most R = L - P tokens. It attends to the prefix and itself::
-
-        keys:    SOT p1 p2 | diving .  EOT | skating .  EOT
-        SOT       ×        |               |
-        p1        ×  ×     |               |                   prefix: causal, P × P
-        p2        ×  ×  ×  |               |
-        diving    ×  ×  ×  |   ×           |
-        .         ×  ×  ×  |   ×    ×      |                   rest: causal behind the whole prefix, R × (P + R)
-        EOT       ×  ×  ×  |   ×    ×   ×  |
-        skating   ×  ×  ×  |               |   ×
-        .         ×  ×  ×  |               |   ×     ×
-        EOT       ×  ×  ×  |               |   ×     ×   ×
+    token has no effect. A rest has at most R = L - P tokens, which attend to the prefix and those before.
     """
 
     length: int  # P, at most the position of the first end token
@@ -155,13 +144,16 @@ class TextTransformer(nn.Module):
 
     token_embedding: Tensor
 
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
-        """Build an empty transformer with the sizes of the state dict of another."""
+    def __init__(self, state: Mapping[str, Tensor], heads: int | None = None) -> None:
+        """Build an empty transformer with the sizes of the state dict of another; ``heads`` as ``model.text.heads``."""
         super().__init__()
         num_tokens, width = state["token_embedding"].shape
         layers = len({name.split(".")[2] for name in state if name.startswith("transformer.resblocks.")})
-        if not layers or not width or width % 64:
-            raise ValueError(f"{layers} layers, {width} wide; CLIP has at least one and a multiple of 64")
+        heads = heads or (0 if width % 64 else width // 64)
+        if not layers or not heads or width % heads:
+            raise ValueError(
+                f"{layers} layers, {width} wide, {heads} heads; set model.text.heads, which divide the width"
+            )
         self.width, self.output_width = width, state["text_projection"].shape[1]
         self.context_length = state["positional_embedding"].shape[0]
         self.register_buffer("token_embedding", torch.empty_like(state["token_embedding"]))
@@ -169,18 +161,18 @@ class TextTransformer(nn.Module):
         if "exact_gelu" in state:
             self.register_buffer("exact_gelu", torch.ones(()))  # a mark, which a checkpoint keeps
         activation = nn.GELU() if "exact_gelu" in state else QuickGELU()
-        blocks = [ResidualBlock(width, heads=width // 64, activation=activation) for _ in range(layers)]
+        blocks = [ResidualBlock(width, heads=heads, activation=activation) for _ in range(layers)]
         self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(blocks)})
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.zeros(width, self.output_width))
 
     @classmethod
-    def from_weights(cls, weights: Mapping[str, Tensor]) -> TextTransformer:
+    def from_weights(cls, weights: Mapping[str, Tensor], heads: int | None = None) -> TextTransformer:
         """Build a transformer of what ``load_text_weights`` returns; a StaleError if it forms none."""
         state = dict(weights)
         state["token_embedding"] = state.pop("token_embedding.weight")
         try:
-            transformer = cls(state)
+            transformer = cls(state, heads)
             transformer.load_state_dict(state)
         except (RuntimeError, ValueError, IndexError) as error:
             reason = " ".join(str(error).split())[:300]

@@ -7,9 +7,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from stale.data.annotations import Video, all_labels, by_subset, read_annotations, repair, unit_fault
+from stale.data.annotations import (
+    CLIPPED,
+    EMPTY,
+    OUTSIDE,
+    Video,
+    all_labels,
+    by_subset,
+    read_annotations,
+    repair,
+    unit_fault,
+)
 from stale.data.classes import same_text
 from stale.data.features import FeatureStore, duration_mismatch, open_features
 from stale.data.splits import NUM_SPLITS, SPLIT_FOLDERS, load_split
@@ -51,8 +59,12 @@ def check(
     splits: Path | None = None,
     source: Source | None = None,
     sample: int | None = None,
+    id_pattern: str = "{id}",
 ) -> Report:
-    """Check annotations, splits and features (with ``sample`` of only so many videos a subset), and how they fit."""
+    """Check annotations, splits and features (with ``sample`` of only so many videos a subset), and how they fit.
+
+    ``id_pattern`` is as in :func:`stale.data.features.open_features`.
+    """
     report = Report(name)
     if not annotations.exists():
         report.missing.append(f"annotations: no {annotations}")
@@ -69,17 +81,16 @@ def check(
         report.missing.append(f"features: none at {features}" if features else "features: none found")
         return report
     try:
-        store = open_features(features).annotate(videos)
+        store = open_features(features, id_pattern).annotate(videos)
     except StaleError as error:
         report.faults.append(str(error))
         return report
-    _check_coverage(report, videos, store, features)
-    _check_content(report, videos, store, sample)
+    _check_features(report, videos, store, path=features, sample=sample)
     return report
 
 
 def _check_annotations(report: Report, videos: dict[str, Video], path: Path, source: Source | None) -> None:
-    repairs = repair(videos.values())[1]
+    changes = repair(videos.values())[1]
     labels = all_labels(videos.values())
     report.annotations = {
         "path": str(path),
@@ -87,9 +98,9 @@ def _check_annotations(report: Report, videos: dict[str, Video], path: Path, sou
         "segments": sum(len(video.instances) for video in videos.values()),
         "classes": len(labels),
         "subsets": {},
-        "segments_beyond_the_video": repairs.clipped,
-        "segments_outside_the_video": len(repairs.outside),
-        "segments_empty": len(repairs.empty),
+        "segments_beyond_the_video": changes[CLIPPED],
+        "segments_outside_the_video": changes[OUTSIDE],
+        "segments_empty": changes[EMPTY],
     }
     for subset, chosen in by_subset(videos.values()).items():
         present = set(all_labels(chosen))
@@ -109,8 +120,9 @@ def _check_annotations(report: Report, videos: dict[str, Video], path: Path, sou
         report.faults += [f"annotations: {fault}" for fault in count_faults(source, videos)]
     if fault := unit_fault(videos.values()):
         report.faults.append(f"annotations: {fault}")
-    elif any(vars(repairs).values()):
-        report.remarks.append(f"segments in training: {repairs}; evaluation counts them as the file has them")
+    elif changes:
+        counts = ", ".join(f"{count} {change}" for change, count in changes.items())
+        report.remarks.append(f"segments in training: {counts}; evaluation counts them as the file has them")
 
 
 def _check_splits(report: Report, labels: list[str], folder: Path | None, source: Source | None) -> None:
@@ -140,70 +152,63 @@ def _check_splits(report: Report, labels: list[str], folder: Path | None, source
                 report.faults.append(f"splits: {name}: {error}")
 
 
-def _check_coverage(report: Report, videos: dict[str, Video], store: FeatureStore, path: Path) -> None:
-    """Check that all videos with segments have features: neither training nor evaluation uses another."""
-    report.features = {"path": str(path), "videos": len(store.ids), "width": store.width, "simulated": store.simulated}
-    if report.features["simulated"]:
-        report.remarks.append("the features are SIMULATED: results on them say nothing about the data set")
+def _check_features(
+    report: Report, videos: dict[str, Video], store: FeatureStore, path: Path, sample: int | None
+) -> None:
+    """Check that all videos with segments have features, load them, and compare them with the annotated durations."""
     unknown = sorted({*store.ids} - {store.find(name) for name in videos})
-    report.features["not_annotated"] = len(unknown)
-    if unknown:
-        report.remarks.append(f"features of {len(unknown)} videos are not annotated: {name_some(unknown)}")
-    report.features["subsets"] = {}
-    for subset, chosen in by_subset(videos.values()).items():
-        needed = [video for video in chosen if video.instances]
-        absent = [video for video in needed if store.find(video.id) is None]
-        report.features["subsets"][subset] = {
-            "needed": len(needed),
-            "missing": len(absent),
-            "missing_videos": [video.id for video in absent],
-        }
-        if absent:
-            share = f"{len(absent):,} of {len(needed):,} {subset} videos"
-            report.missing.append(f"features: {share}: {name_some(video.id for video in absent)}")
-
-
-def _check_content(report: Report, videos: dict[str, Video], store: FeatureStore, sample: int | None) -> None:
-    """Load features: precision, lengths, rates, what is unusable, and what does not fit the annotated duration."""
-    chosen: list[Video] = []
-    for part in by_subset(videos.values()).values():
-        there = [video for video in part if store.find(video.id) is not None]
-        count = min(sample or len(there), len(there))
-        chosen += [there[i] for i in np.linspace(0, len(there) - 1, count).round().astype(int)]  # evenly spaced
-    rates: dict[str, Counter[str]] = {}
-    lengths: Counter[int] = Counter()
-    precisions: Counter[str] = Counter()
     unusable: dict[str, str] = {}
     mismatches: dict[str, str] = {}
-    for video in progress_bar(chosen, "features", unit="video", leave=False, disable=len(chosen) < 50):
-        try:
-            features = store.read(video.id)
-            mismatch = duration_mismatch(store, video)
-        except StaleError as error:
-            unusable[video.id] = str(error)
-            continue
-        lengths[len(features)] += 1
-        precisions[str(features.dtype)] += 1
-        rate = len(features) / video.duration
-        rounded = max(round(rate * 2) / 2, 0.5) if rate >= 1 else max(round(rate, 1), 0.1)
-        rates.setdefault(video.subset, Counter())[f"{rounded:g}"] += 1
-        if mismatch:
-            mismatches[video.id] = mismatch
+    subsets, rates = {}, {}
+    lengths: Counter[int] = Counter()
+    precisions: Counter[str] = Counter()
+    for subset, chosen in by_subset(videos.values()).items():
+        there = [video for video in chosen if store.find(video.id) is not None]
+        needed = [video.id for video in chosen if video.instances]
+        absent = sorted({*needed} - {video.id for video in there}, key=needed.index)
+        subsets[subset] = {"needed": len(needed), "missing": len(absent), "missing_videos": absent}
+        if absent:
+            counts = f"{len(absent):,} of {len(needed):,}"
+            report.missing.append(f"features: {counts} {subset} videos: {name_some(absent)}")
+        count = min(sample or len(there), len(there))
+        rates[subset] = Counter[str]()
+        for at in progress_bar(range(count), subset, unit="video", leave=False, disable=count < 50):
+            video = there[round(at * (len(there) - 1) / max(count - 1, 1))]  # evenly spaced
+            try:
+                features, mismatch = store.read(video.id), duration_mismatch(store, video)
+            except StaleError as error:
+                unusable[video.id] = str(error)
+                continue
+            if mismatch:
+                mismatches[video.id] = mismatch
+            lengths[len(features)] += 1
+            precisions[str(features.dtype)] += 1
+            rate = len(features) / video.duration
+            rates[subset][f"{max(round(rate * 2) / 2, 0.5) if rate >= 1 else max(round(rate, 1), 0.1):g}"] += 1
+    if store.simulated:
+        report.remarks.append("the features are SIMULATED: results on them say nothing about the data set")
+    if unknown:
+        report.remarks.append(f"features of {len(unknown)} videos are not annotated: {name_some(unknown)}")
     if unusable:
         report.faults.append(f"{len(unusable)} unusable: {next(iter(unusable.values()))}")
     if mismatches:
         some = name_some(f"{name} in {mismatch}" for name, mismatch in mismatches.items())
         report.faults.append(f"{len(mismatches)} are far longer or shorter than the annotated duration: {some}")
-    fixed = next(iter(lengths)) if len(lengths) == 1 and len(chosen) > 1 else None
-    report.features |= {
-        "loaded": len(chosen),
+    fixed = len(lengths) == 1 and lengths.total() > 1
+    report.features = {
+        "path": str(path),
+        "videos": len(store.ids),
+        "width": store.width,
+        "simulated": store.simulated,
+        "not_annotated": len(unknown),
+        "subsets": subsets,
+        "loaded": lengths.total() + len(unusable),
         "precision": dict(precisions),
         "unusable": unusable,
         "duration_mismatches": mismatches,
-        "fixed_length": fixed,
+        "fixed_length": next(iter(lengths)) if fixed else None,
+        "snippets_a_second": {} if fixed else {name: dict(n.most_common(10)) for name, n in rates.items() if n},
     }
-    if fixed is None:
-        report.features["snippets_a_second"] = {name: dict(count.most_common(10)) for name, count in rates.items()}
 
 
 def as_text(report: Report) -> str:
@@ -229,7 +234,7 @@ def as_text(report: Report) -> str:
         for subset, row in found["subsets"].items():
             if row["needed"]:
                 lines.append(f"  {subset}: {row['missing']:,} of {row['needed']:,} videos with segments lack features")
-        for subset, counts in found.get("snippets_a_second", {}).items():
+        for subset, counts in found["snippets_a_second"].items():
             rates = ", ".join(f"{rate}: {count:,} videos" for rate, count in counts.items())
             lines.append(f"  {subset}: snippets a second  {rates}")
     for heading, items in (("MISSING", report.missing), ("FAULTY", report.faults), ("note", report.remarks)):

@@ -4,9 +4,6 @@
   "label"}]}}}``;
 * ``actionformer``: the same with ``fps`` a video and ``label_id`` an instance;
 * ``opentad``: the same with ``frame``, the number of frames, and the classes in ``category_idx.txt`` beside it;
-* ``t3al``: ``{video: {"duration_second", "duration_frame", "feature_frame", "annotations": [...]}}``, times as text,
-  and the subsets in ``video_info_new.csv`` beside it, or in the names of THUMOS14's videos (STALE's released code and
-  BSN share this layout);
 * ``csv``: a row an instance, ``video,subset,duration,fps,start,end,label``. A video without instances has one row with
   the last three empty. The column ``fps`` may be missing.
 
@@ -17,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -26,12 +22,10 @@ from typing import Any
 
 from stale.data.annotations import Video, all_labels, parse_label_ids, parse_video, read_annotations
 from stale.errors import StaleError, name_some
-from stale.io import clean_ids, clean_name, read_json, read_text, write_json, write_text
+from stale.io import clean_name, read_json, read_text, write_json, write_text
 
-MAX_FPS = 1e6
 WRITTEN = ("activitynet", "actionformer", "opentad", "csv")
 OPENTAD_CLASSES = "category_idx.txt"
-T3AL_SUBSETS = "video_info_new.csv"
 
 _COLUMNS = ("video", "subset", "duration", "fps", "start", "end", "label")
 
@@ -41,7 +35,6 @@ class Annotations:
     """Videos by id, and what their file says besides."""
 
     videos: dict[str, Video]
-    fps: dict[str, float] = field(default_factory=dict)  # frames a second of the videos for which they are known
     subsets: dict[str, str] = field(default_factory=dict, compare=False)  # lower case → as the file writes it
     label_ids: dict[str, int] = field(default_factory=dict, compare=False)  # numbers of labels
 
@@ -53,13 +46,9 @@ def load_any_layout(path: str | Path) -> Annotations:
         found = _load_csv(path)
     else:
         content = read_json(path, "annotation file")
-        entries = list(content.values()) if isinstance(content, dict) else []
-        if isinstance(content, dict) and "database" in content:
-            found = _load_database(path, content)
-        elif entries and all(isinstance(entry, dict) and "duration_second" in entry for entry in entries):
-            found = _load_t3al(path, content)
-        else:
-            raise StaleError(f"annotation file {path}: of no known layout ({', '.join(WRITTEN)}, t3al)")
+        if not isinstance(content, dict) or "database" not in content:
+            raise StaleError(f"annotation file {path}: of no known layout ({', '.join(WRITTEN)})")
+        found = _load_database(path, content)
     check_ids(found.videos, f"annotation file {path}")
     return found
 
@@ -71,13 +60,13 @@ def write_as(layout: str, annotations: Annotations, path: str | Path) -> None:
     """
     if layout not in WRITTEN:
         raise StaleError(f"layout '{layout}' is not written; use one of {', '.join(WRITTEN)}")
-    if layout == "opentad" and (unknown := [name for name in annotations.videos if name not in annotations.fps]):
+    if layout == "opentad" and (unknown := [name for name, video in annotations.videos.items() if not video.fps]):
         raise StaleError(f"layout {layout} counts frames, but no fps is known of {name_some(unknown)}; give --fps")
     if layout == "csv":
         rows: list[Sequence[Any]] = [_COLUMNS]
         for name, video in annotations.videos.items():
             times: list[Sequence[Any]] = [(item.start, item.end, item.label) for item in video.instances]
-            head = (name, video.subset, video.duration, annotations.fps.get(name, ""))
+            head = (name, video.subset, video.duration, video.fps or "")
             rows += [(*head, *item) for item in times or [("", "", "")]]
         buffer = io.StringIO()
         csv.writer(buffer, lineterminator="\n").writerows(rows)
@@ -89,10 +78,10 @@ def write_as(layout: str, annotations: Annotations, path: str | Path) -> None:
     database: dict[str, dict[str, Any]] = {}
     for name, video in annotations.videos.items():
         database[name] = {"subset": annotations.subsets.get(video.subset, video.subset), "duration": video.duration}
-        if name in annotations.fps:
-            database[name]["fps"] = annotations.fps[name]
-        if layout == "opentad":
-            database[name]["frame"] = round(video.duration * annotations.fps[name])
+        if video.fps:
+            database[name]["fps"] = video.fps
+            if layout == "opentad":
+                database[name]["frame"] = round(video.duration * video.fps)
         database[name]["annotations"] = [
             {"segment": [item.start, item.end], "label": item.label}
             | ({"label_id": index[item.label]} if layout == "actionformer" else {})
@@ -114,8 +103,8 @@ def normalise(annotations: Annotations, ignored_labels: Iterable[str] = ()) -> A
         kept = [instance for instance in video.instances if instance.label not in ignored]
         if kept or not video.instances:
             kept.sort(key=lambda instance: (instance.start, instance.end, instance.label))
-            videos[name] = Video(name, video.subset, video.duration, tuple(kept))
-    return Annotations(videos, {name: fps for name, fps in sorted(annotations.fps.items()) if name in videos})
+            videos[name] = replace(video, instances=tuple(kept))
+    return Annotations(videos)
 
 
 def check_ids(ids: Iterable[str], where: str) -> None:
@@ -136,73 +125,35 @@ def _number(text: Any) -> Any:
         return text
 
 
-def _rate(text: Any, where: str) -> float | None:
-    """Frames a second, None for an empty text; a StaleError if it is no rate."""
-    if text in (None, ""):
-        return None
-    rate = _number(text)
-    if not isinstance(rate, float) or not 0 < rate <= MAX_FPS:
-        raise StaleError(f"{where}: fps is {text!r}; a number above 0, at most {MAX_FPS:,.0f}, is expected")
-    return rate
-
-
 def _load_database(path: Path, content: dict[str, Any]) -> Annotations:
     videos, entries = read_annotations(path), content["database"].values()
-    rates = {name: entry.get("fps") for name, entry in zip(videos, entries, strict=True)}
-    known = {name: float(fps) for name, fps in rates.items() if isinstance(fps, (int, float)) and 0 < fps <= MAX_FPS}
     ids, table = parse_label_ids(content["database"], f"annotation file {path}"), path.with_name(OPENTAD_CLASSES)
     if not ids and any("frame" in entry for entry in entries) and table.is_file():
         ids = {clean_name(line): number for number, line in enumerate(read_text(table, "class list").splitlines())}
-    return Annotations(videos, known, _spellings(entry["subset"] for entry in entries), ids)
+    return Annotations(videos, _spellings(entry["subset"] for entry in entries), ids)
 
 
 def _spellings(subsets: Iterable[str]) -> dict[str, str]:
     return {name.lower(): name for name in map(clean_name, subsets)}
 
 
-def _load_t3al(path: Path, content: dict[str, Any]) -> Annotations:
-    table = path.with_name(T3AL_SUBSETS)
-    rows = {row["video"]: row for _, row in _load_rows(table, ("video", "subset"))} if table.is_file() else {}
-    videos, rates = {}, {}
-    for name, entry in zip(clean_ids(content, f"annotation file {path}"), content.values(), strict=True):
-        where = f"annotation file {path}"
-        in_name = re.fullmatch(r"video_(validation|test)_\d+", name)  # THUMOS14
-        if name not in rows and not in_name:
-            raise StaleError(f"{where}: video '{name}': no subset; {table} must give it")
-        instances = entry.get("annotations")
-        for item in instances if isinstance(instances, list) else ():
-            if isinstance(item, dict) and isinstance(item.get("segment"), list):
-                item["segment"] = [_number(time) for time in item["segment"]]
-        parsed = {"subset": rows[name]["subset"] if name in rows else in_name and in_name[1], "annotations": instances}
-        videos[name] = parse_video(name, {**parsed, "duration": _number(entry["duration_second"])}, where)
-        fps, frames = _rate(rows.get(name, {}).get("fps"), where), entry.get("duration_frame")
-        if fps is not None:
-            rates[name] = fps
-        elif isinstance(frames, (int, float)) and 0 < frames <= MAX_FPS * videos[name].duration:
-            rates[name] = round(frames / videos[name].duration, 2)
-    return Annotations(videos, rates, _spellings(row["subset"] for row in rows.values()))
-
-
 def _load_csv(path: Path) -> Annotations:
     videos: dict[str, Video] = {}
-    rates: dict[str, float] = {}
-    rows = _load_rows(path, [column for column in _COLUMNS if column != "fps"])
+    rows = load_rows(path, [column for column in _COLUMNS if column != "fps"])
     for number, row in rows:
         name, where = row["video"], f"annotation file {path}, line {number}"
         instance = {"segment": [_number(row["start"]), _number(row["end"])], "label": row["label"]}
-        entry = {"subset": row["subset"], "duration": _number(row["duration"])}
+        entry = {"subset": row["subset"], "duration": _number(row["duration"]), "fps": _number(row.get("fps"))}
         entry["annotations"] = [instance] if row["start"] or row["end"] or row["label"] else []
         parsed = parse_video(name, entry, where)
         known = videos.setdefault(name, replace(parsed, instances=()))
         if (known.subset, known.duration) != (parsed.subset, parsed.duration):
             raise StaleError(f"{where}: video '{name}' has another subset or duration than in an earlier line")
-        videos[name] = replace(known, instances=known.instances + parsed.instances)
-        if (fps := _rate(row.get("fps"), where)) is not None:
-            rates[name] = fps
-    return Annotations(videos, rates, _spellings(row["subset"] for _, row in rows))
+        videos[name] = replace(known, instances=known.instances + parsed.instances, fps=parsed.fps or known.fps)
+    return Annotations(videos, _spellings(row["subset"] for _, row in rows))
 
 
-def _load_rows(path: Path, needed: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
+def load_rows(path: Path, needed: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
     """The rows of a table without blank ones, each with its line: clean values by column, in lower case.
 
     Columns are separated by commas, semicolons or tabs.

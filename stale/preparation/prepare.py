@@ -10,6 +10,7 @@ from typing import NamedTuple
 from stale.data.annotations import Video, all_labels
 from stale.data.datasets import DATASETS, DatasetFacts
 from stale.errors import StaleError, name_some
+from stale.io import download
 from stale.preparation.converters import Annotations, load_any_layout, normalise, write_as
 
 
@@ -51,16 +52,6 @@ SOURCES = {source.name: source for source in (ACTIVITYNET, THUMOS14)}
 # Below the data set's folder.
 FEATURES = ("features.h5", "features.hdf5", "features", "features_simulated")
 
-_FEATURES_BY_HAND = """\
-Features must be fetched by hand; cloud folders forbid anything else. Their links are on these pages:
-  https://github.com/sauradip/STALE            (the authors; they took the features from EffPrompt's authors)
-  https://github.com/ju-chen/Efficient-Prompt  (EffPrompt's)
-Put them, or features of your own, into
-  {folder}/features/<video>.npy     one array a video, snippets x width, float16 or float32, or
-  {folder}/features.h5              the same in one HDF5 file
-An id may have or lack the prefix v_. All must have one width, that of the text encoder in model.text.weights
-(512 for CLIP's ViT-B/16). Then run this command again with --check."""
-
 
 class Step(NamedTuple):
     """What became of the ``annotations`` or ``features``; ``state`` is made, kept or missing."""
@@ -78,22 +69,25 @@ def prepare(source: Source, root: str | Path, copy: Path | None = None) -> list[
     """
     folder = Path(root) / source.name
     path = folder / source.annotations
+    state, compared = "kept", ""
     if path.exists():
         content = _checked(source, load_any_layout(path), path)
-        annotations = Step("annotations", "kept", f"{path} ({_summary(content)})")
     else:
         content = _obtain(source, Path(root) / "downloads", copy)
         write_as("activitynet", content, path)
-        digest, tested = sha256(path.read_bytes()).hexdigest(), "the copy this project was tested with"
-        compared = f"content equal to {tested}"
-        if digest != source.reference:
-            hashes = f"(SHA-256 {digest[:12]}…, tested with {source.reference[:12]}…)"
-            compared = f"the counts are right, but the content differs from {tested} {hashes}"
-        annotations = Step("annotations", "made", f"{path} ({_summary(content)}); {compared}")
-    found = find_features(folder)
-    if found is None:
-        return [annotations, Step("features", "missing", _FEATURES_BY_HAND.format(folder=folder))]
-    return [annotations, Step("features", "kept", f"{found}; --check looks into them")]
+        same = sha256(path.read_bytes()).hexdigest() == source.reference
+        equal = "content equal to" if same else "the counts are right, but the content differs from"
+        state, compared = "made", f"; {equal} the copy this project was tested with"
+    segments = sum(len(video.instances) for video in content.videos.values())
+    labels = all_labels(content.videos.values())
+    counts = f"{len(content.videos):,} videos, {segments:,} segments, {len(labels)} classes"
+    found, by_hand = find_features(folder), f"fetch them by hand to {folder}/features/VIDEO.npy or {folder}/features.h5"
+    return [
+        Step("annotations", state, f"{path} ({counts}){compared}"),
+        Step("features", "kept", f"{found}; --check looks into them")
+        if found
+        else Step("features", "missing", f"{by_hand}, or extract them; links and forms are in data/README.md"),
+    ]
 
 
 def find_features(folder: str | Path) -> Path | None:
@@ -101,37 +95,18 @@ def find_features(folder: str | Path) -> Path | None:
     return next((path for name in FEATURES if (path := Path(folder) / name).exists()), None)
 
 
-def fetch(url: str, folder: str | Path) -> Path:
-    """Download ``url`` into ``folder``, with three retries; a file that is there already is kept.
-
-    It is a StaleError that says what to do by hand if the network fails.
-    """
-    import pooch  # here, because it imports requests, which takes long
-
-    folder, name = Path(folder), url.rpartition("/")[2]
-    downloads = pooch.create(folder, base_url="", registry={name: None}, urls={name: url}, retry_if_failed=3)
-    try:
-        return Path(downloads.fetch(name, downloader=pooch.HTTPDownloader(progressbar=False, timeout=30)))
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors
-        reason = " ".join(str(error).split())
-        raise StaleError(
-            f"{url} could not be downloaded ({reason}); download it yourself to {folder / name} and run again"
-        ) from None
-
-
 def _obtain(source: Source, downloads: Path, copy: Path | None) -> Annotations:
-    if copy is not None:
-        return _checked(source, normalise(load_any_layout(copy), source.ignored_labels), copy)
-    if source.url is None:
+    if copy is None and source.url is None:
         raise StaleError(
             f"the annotations of {source.facts.title} must be fetched by hand: download {source.by_hand} and run "
             "again with --from FILE"
         )
-    path = fetch(source.url, downloads)
+    path = copy or download(source.url or "", downloads)
     try:
         return _checked(source, normalise(load_any_layout(path), source.ignored_labels), path)
     except StaleError:
-        path.unlink()  # or the next run would take it for a finished download
+        if copy is None:
+            path.unlink()  # or the next run would take it for a finished download
         raise
 
 
@@ -143,11 +118,6 @@ def _checked(source: Source, content: Annotations, path: Path) -> Annotations:
     return content
 
 
-def _summary(content: Annotations) -> str:
-    segments = sum(len(video.instances) for video in content.videos.values())
-    return f"{len(content.videos):,} videos, {segments:,} segments, {len(all_labels(content.videos.values()))} classes"
-
-
 def count_faults(source: Source, videos: dict[str, Video]) -> list[str]:
     """Name each number of videos, segments or classes that is not the public one; empty for a sound copy."""
     expected, faults = source.facts, []
@@ -157,11 +127,11 @@ def count_faults(source: Source, videos: dict[str, Video]) -> list[str]:
     unknown = sorted({video.subset for video in videos.values()} - expected.counts.keys())
     if unknown:
         faults.append(f"unknown subset {name_some(unknown)}")
-    for name, counts in expected.counts.items():
+    for name, (num_videos, num_segments) in expected.counts.items():
         chosen = [video for video in videos.values() if video.subset == name]
         segments = sum(len(video.instances) for video in chosen)
-        if len(chosen) not in counts.videos:
-            faults.append(f"{len(chosen):,} {name} videos, not {' or '.join(f'{n:,}' for n in counts.videos)}")
-        if segments != counts.segments:
-            faults.append(f"{segments:,} {name} segments, not {counts.segments:,}")
+        if len(chosen) not in num_videos:
+            faults.append(f"{len(chosen):,} {name} videos, not {' or '.join(f'{n:,}' for n in num_videos)}")
+        if segments != num_segments:
+            faults.append(f"{segments:,} {name} segments, not {num_segments:,}")
     return faults

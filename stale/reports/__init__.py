@@ -278,9 +278,9 @@ def _compare(runs: Sequence[Mapping[str, Any]], ap: Sequence[np.ndarray], videos
 
 def _read_curves(subject: Subject) -> dict[str, dict[str, str]]:
     """Video → class (empty: the foreground) → its curve in :data:`LEVELS`, where inference.py saved them."""
-    path = RunFolder(subject.path).curves(subject.assessment.metrics["protocol"]["vocabulary"])
+    path = RunFolder(subject.path).snippet_scores(subject.assessment.metrics["protocol"]["vocabulary"])
     index = {"": "", **{name: str(k) for k, name in enumerate(subject.assessment.truth.classes)}}
-    saved = read_json(path, "curves")["results"] if path.is_file() else {}
+    saved = read_json(path, "snippet scores")["results"] if path.is_file() else {}
 
     def levels(values: Sequence[float]) -> str:
         return "".join(LEVELS[(0.35 * np.clip(values, 0, 100)).round().astype(int)])

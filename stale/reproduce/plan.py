@@ -12,16 +12,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import reduce
 from itertools import product
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
 from typing import IO
 
-from stale.config import Config, differing_keys, load_config, missing_files, save_config
+from tqdm import tqdm
+
+from stale.config import Config, differing_keys, flat, load_config, missing_files, save_config
 from stale.errors import StaleError
 from stale.evaluation.results import ALLOW_UNSEEN
 from stale.progress import progress_bar
@@ -188,9 +189,8 @@ def _digest(config: Config) -> str:
 
     Only departures from the defaults count, so that a setting added later leaves finished runs in place.
     """
-    values = config.model_dump()
     keys = set(differing_keys(config, Config())) - {"data.setting", "data.split", "data.fold"}
-    changed = {key: reduce(lambda section, name: section[name], key.split("."), values) for key in keys}
+    changed = {key: value for key, value in flat(config).items() if key in keys}
     return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -227,12 +227,15 @@ def run_jobs(jobs: Sequence[Job], root: Path, devices: Sequence[str] = ("",)) ->
     processes: set[subprocess.Popen[bytes]] = set()
     failures: dict[str, str] = {}
     bar = progress_bar(total=len(jobs), initial=len(jobs) - len(left), desc="runs", unit="run")
+    working: dict[str, Job] = {}  # by name
+    began = time.monotonic()
     pool = ThreadPoolExecutor(len(devices))
     stopped = Event()
 
     def run_job(job: Job) -> str:
         """Run the job's commands one after another; return the error, empty on success."""
         device, log_path = free.get(), job.folder / LOG
+        working[job.name] = job
         job.folder.mkdir(parents=True, exist_ok=True)
         lock = (job.folder / ".lock").open("w")  # inherited by the commands, which may outlive a killed parent
         try:
@@ -250,15 +253,21 @@ def run_jobs(jobs: Sequence[Job], root: Path, devices: Sequence[str] = ("",)) ->
             return ""
         finally:
             lock.close()
+            del working[job.name]
             free.put(device)
 
     try:
         futures = {pool.submit(run_job, job): job for job in left}
-        for future in as_completed(futures):
-            name, error = futures[future].name, future.result()
-            failures |= {name: error} if error else {}
-            bar.update()
-            bar.write(f"{name}: {error or 'finished'}", file=sys.stderr)
+        unfinished = set(futures)
+        while unfinished:
+            done, unfinished = wait(unfinished, timeout=5, return_when=FIRST_COMPLETED)
+            for future in done:
+                name, error = futures[future].name, future.result()
+                failures |= {name: error} if error else {}
+                bar.update()
+                bar.write(f"{name}: {error or 'finished'}", file=sys.stderr)
+            seconds = time.monotonic() - began
+            bar.set_postfix_str(describe_progress([*working.values()], len(left) - len(unfinished), len(left), seconds))
     finally:  # Ctrl-C and SIGTERM arrive here as exceptions: the commands must not outlive the pool
         stopped.set()
         for process in list(processes):
@@ -266,6 +275,18 @@ def run_jobs(jobs: Sequence[Job], root: Path, devices: Sequence[str] = ("",)) ->
         pool.shutdown(wait=True, cancel_futures=True)
         bar.close()
     return failures
+
+
+def describe_progress(working: Sequence[Job], finished: int, count: int, seconds: float) -> str:
+    """The runs at work with their epochs, and the time left of ``count`` runs that have taken ``seconds`` so far."""
+    parts, done = [], float(finished)
+    for job in working:
+        epochs, records = job.config.train.epochs, RunFolder(job.folder).read_history()
+        epoch = records[-1]["epoch"] if records else 0
+        parts.append(f"{job.name} epoch {epoch}/{epochs}")
+        done += epoch / epochs
+    left = tqdm.format_interval(seconds / done * (count - done)) if done else "unknown"
+    return "; ".join([*parts, f"time left {left}"])
 
 
 def acquire(lock: IO[str], seconds: float = 3.0) -> bool:

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stale.config import MODEL_NAME, Config
+from stale.config import MODELS, Config
 from stale.data.features import open_features
 from stale.errors import StaleError
 from stale.evaluation.aggregate import AVERAGE, OTHER, SYSTEM, aggregate, protocol_line, read_runs
 from stale.io import read_json, read_text, write_json
 from stale.reproduce.catalog import SETTING_TITLES, Row, Table
 from stale.reproduce.plan import Cell
-from stale.run_folder import RunFolder
+from stale.run_folder import BASELINES, RunFolder
 
 LEAST_TOLERANCE = 0.01  # one point of mAP: processors round differently, and training amplifies it
 # The tIoUs of the published tables, by data set.
@@ -40,6 +40,7 @@ class Line:
     published: Mapping[str, float]  # column → result; empty if none was published or could be checked
     source: str  # of ``published``, and whether it used external scores
     obstacle: str  # why ours and ``published`` cannot be compared; empty if they can
+    training_free: float | None = None  # the best mean average mAP of a training-free baseline on the same runs
 
     def difference(self, column: str) -> float | None:
         """Return ours minus the published result, None where they cannot be compared."""
@@ -64,10 +65,11 @@ def make_lines(table: Table, cells: Sequence[Cell], dataset: str, published: Seq
     lines = []
     for (setting, key), cell in by_key.items():
         row, mine = cell.row, runs[setting, key]
-        ours, paired, protocol = {}, {}, ""
+        ours, paired, protocol, free = {}, {}, "", []
         if mine:
             content = aggregate(_read_metrics(cell, mine.values()))
             ours = content["rows"][SYSTEM]
+            free = [content["rows"][name][AVERAGE]["mean"] for name in BASELINES if name in content["rows"]]
             # The epoch, and the number of videos without external scores, differ between runs.
             line = re.sub(r", epoch \d+|, nothing for \d+ of \d+ videos", "", protocol_line(content))
             protocol = line.removeprefix("protocol: ")
@@ -85,7 +87,8 @@ def make_lines(table: Table, cells: Sequence[Cell], dataset: str, published: Seq
         results = {column: float(known[name]) / 100 for column, name in names.items() if known.get(name)}
         found = (setting, row, mine, len(cell.jobs), ours, protocol, paired, other.row.name if other else "")
         source = f"{known['source']}; external scores: {known['external_scores']}" if known else ""
-        lines.append(Line(*found, results, source, _obstacle(row, cell.jobs[0].config, known) if known else ""))
+        obstacle = _obstacle(row, cell.jobs[0].config, known) if known else ""
+        lines.append(Line(*found, results, source, obstacle, training_free=max(free, default=None)))
     return lines
 
 
@@ -113,7 +116,7 @@ def backbone_of(config: Config) -> str:
         if store.simulated or store.backbone().backbone:
             return "simulated" if store.simulated else store.backbone().backbone
     weights, other = config.model.text.weights, config.model.text.embeddings or config.model.visual_projection
-    return weights if MODEL_NAME.match(weights) and not other else ""
+    return weights if weights in MODELS and not other else ""
 
 
 def read_published(path: Path) -> list[dict[str, str]]:

@@ -1,10 +1,7 @@
 """The four losses L_c, L_m, L_comp, L_const and their weighted sum (stale/README.md, "Losses").
 
-B videos, T snippets, C joint width, K seen classes. Every loss takes (outputs, targets, normalizers, config): a new
-option is a field of ``LossConfig`` and its use here.
+B videos, T snippets, C joint width, K seen classes.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -22,11 +19,7 @@ from stale.training.targets import Targets
 
 @dataclass(frozen=True)
 class LossNormalizers:
-    """Counts by which the means in the losses divide, each a scalar tensor.
-
-    A process that has a share of the batch divides by the counts of the whole batch. The processes' losses and
-    gradients then add up to those of the batch.
-    """
+    """Counts of the batch, of all processes together, by which the means in the losses divide: scalar tensors."""
 
     own: float | None  # how often this process counts in the whole batch; None: the counts are of this process alone
     videos: Tensor  # B
@@ -38,21 +31,20 @@ class LossNormalizers:
     points: Tensor  # positive points
 
     @classmethod
-    def of(cls, targets: Targets) -> LossNormalizers:
+    def of(cls, targets: Targets) -> "LossNormalizers":
         """The counts of ``targets``."""
         valid = targets.valid
         videos = valid.new_full((), len(valid), dtype=torch.long)
-        inside = outside = instances = points = torch.zeros_like(videos)
+        inside = outside = instances = torch.zeros_like(videos)
         if targets.masks is not None:
-            in_columns = (targets.masks & targets.valid.unsqueeze(2)).sum(1)  # B × T
-            inside, instances = (in_columns * targets.valid).sum(), _instance_weights(targets).sum()
-            outside = targets.valid.sum(1).square().sum() - inside
-        if targets.points is not None:
-            points = targets.points.positive.sum()
+            in_columns = (targets.masks & valid.unsqueeze(2)).sum(1)  # B × T
+            inside, instances = (in_columns * valid).sum(), _instance_weights(targets).sum()
+            outside = valid.sum(1).square().sum() - inside
+        points = torch.zeros_like(videos) if targets.points is None else targets.points.positive.sum()
         counts = {"inside": inside, "outside": outside, "instances": instances, "points": points}
         return cls(None, videos, valid.sum(), targets.foreground.sum(), **counts)
 
-    def over_processes(self, weight: float = 1.0) -> LossNormalizers:
+    def over_processes(self, weight: float = 1.0) -> "LossNormalizers":
         """The sum over all processes, in one exchange. This process counts ``weight`` times."""
         if distributed.world_size() == 1:
             return self
@@ -69,24 +61,21 @@ class Criterion:
     def __call__(
         self, outputs: Outputs, targets: Targets, normalizers: LossNormalizers | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum, and each loss by name, unweighted. Losses of weight 0 are left out, but not all.
-
-        ``normalizers`` are counts of the whole batch if ``targets`` are a share of it; default: counts of ``targets``.
-        """
-        normalizers, losses = normalizers or LossNormalizers.of(targets), {}
-        if self.config.classification:
-            losses["classification"] = classification_loss(outputs, targets, normalizers, self.config)
-        if self.config.localization and outputs.mask_logits is not None:
-            losses["localization"] = localization_loss(outputs, targets, normalizers, self.config)
-        if self.config.consistency and outputs.mask_logits is not None:
-            losses["consistency"] = consistency_loss(outputs, targets, normalizers, self.config)
-        if self.config.foreground and outputs.foreground_logits is not None:
-            losses["foreground"] = foreground_loss(outputs, targets, normalizers, self.config)
-        if self.config.points and outputs.points is not None:
-            losses["points"] = points_loss(outputs, targets, normalizers, self.config)
+        """The weighted sum, and each loss of weight above 0 by name; default: the normalizers of ``targets``."""
+        normalizers, config, losses = normalizers or LossNormalizers.of(targets), self.config, {}
+        parts = {  # each loss, and the output without which there is none
+            "classification": (classification_loss, outputs.class_logits),
+            "localization": (localization_loss, outputs.mask_logits),
+            "consistency": (consistency_loss, outputs.mask_logits),
+            "foreground": (foreground_loss, outputs.foreground_logits),
+            "points": (points_loss, outputs.points),
+        }
+        for name, (loss, output) in parts.items():
+            if getattr(config, name) and output is not None:
+                losses[name] = loss(outputs, targets, normalizers, config)
         if not losses:
             raise StaleError("no loss is left to train with: give one a weight above 0 (loss.classification, ...)")
-        return torch.stack([getattr(self.config, name) * loss for name, loss in losses.items()]).sum(), losses
+        return torch.stack([getattr(config, name) * loss for name, loss in losses.items()]).sum(), losses
 
 
 def classification_loss(outputs: Outputs, targets: Targets, normalizers: LossNormalizers, config: LossConfig) -> Tensor:
@@ -94,14 +83,10 @@ def classification_loss(outputs: Outputs, targets: Targets, normalizers: LossNor
 
         L_c = mean over t of  - Σ_k y[k, t] log P[k, t]
 
-    A masked-out snippet has P = 1 / (K+1) whatever the weights, and would add a constant [ours].
     ``focal`` weighs the terms by (1 - P[k, t])² (Lin et al., ICCV 2017), ``batch_focal`` the mean L by (1 - exp(-L))²
     [C]. ``pooled`` classifies whole instances. ``sigmoid`` is the sum over the K classes of the binary cross-entropy of
-    :attr:`Outputs.probabilities`; every class of a snippet is positive, and a background snippet has none [ours]. It
-    takes snippets of a seen and another class too: nothing in it says that the other class is not there.
-
-    With ``classification_video`` the same loss of the whole video is added [C]: F_fg pooled over all snippets, against
-    the classes of the video's foreground without the background.
+    :attr:`Outputs.probabilities`, also at snippets of a seen and another class [ours]. ``classification_video`` adds
+    the loss of F_fg pooled over the video, against the classes of its foreground [C].
     """
     form, loss = config.classification_form, outputs.class_logits.new_zeros(())
     if form == "pooled":
@@ -124,12 +109,7 @@ def classification_loss(outputs: Outputs, targets: Targets, normalizers: LossNor
 def _classification_mean(
     logits: Tensor, target: Tensor, mask: Tensor, normalizers: LossNormalizers, *, form: str
 ) -> Tensor:
-    """Mean cross-entropy over dimension 1 at ``mask``, in the forms that :func:`classification_loss` describes.
-
-    Args:
-        logits, target: (B, classes, ...).
-        mask: (B, ...), counted over all processes that share the batch.
-    """
+    """Mean cross-entropy over the classes of logits and target (B, classes, ...) at ``mask`` (B, ...)."""
     count = mask.sum() if normalizers.own is None else distributed.all_reduce(normalizers.own * mask.sum())
     if form == "sigmoid":
         margin, positive = logits[:, :-1].float() - logits[:, -1:].float(), (target[:, :-1] > 0).float()
@@ -145,10 +125,7 @@ def _classification_mean(
 
 
 def _pooled_classification_loss(outputs: Outputs, targets: Targets, normalizers: LossNormalizers) -> Tensor:
-    """Cross-entropy over the K classes of features pooled over each instance, as in EffPrompt; no background.
-
-    Where instances overlap, a snippet belongs to its owner (``targets.assign_owners``).
-    """
+    """Cross-entropy over the K classes of features pooled over each instance, as in EffPrompt; no background."""
     assert outputs.classifier_features is not None and outputs.language is not None  # optional for detection only
     assert targets.masks is not None
     features = outputs.classifier_features.float()  # B × T × C
@@ -164,8 +141,7 @@ def localization_loss(outputs: Outputs, targets: Targets, normalizers: LossNorma
         L_m = mean over t of  μ ½ (mean of BCE(M[:, t], G[:, t]) where G = 1  +  mean where G = 0)
               +  λ · mean over t of (1 - Dice(M[:, t], G[:, t]))
 
-    μ is ``config.bce`` and λ ``config.dice``. The BCE is balanced in every column [ours]: over ``all`` pairs of
-    snippets [U], most of which lie in the background, an instance's extent hardly counts.
+    μ is ``config.bce`` and λ ``config.dice``. The BCE is balanced in every column [ours], or over ``all`` pairs [U].
     """
     assert outputs.mask_logits is not None and targets.masks is not None  # without masks there is no such loss
     logits, valid, foreground = outputs.mask_logits.float(), targets.valid, targets.foreground
@@ -180,7 +156,7 @@ def localization_loss(outputs: Outputs, targets: Targets, normalizers: LossNorma
             bce = _masked_mean(within, valid, normalizers.inside) + _masked_mean(beyond, valid, normalizers.outside)
         loss = loss + config.bce * bce / 2
     if config.dice:
-        dice = in_parts(_column_dice, logits, inside, valid)  # B × T
+        dice = in_parts(lambda x, G, valid: _dice(x.sigmoid() * valid.unsqueeze(2), G), logits, inside, valid)  # B × T
         loss = loss + config.dice * _masked_mean(1 - dice, foreground, normalizers.foreground)
     return loss
 
@@ -191,18 +167,8 @@ def _column_entropy(logits: Tensor, inside: Tensor, valid: Tensor) -> Tensor:
     return torch.stack([(entropy * inside).sum(1), (entropy * (valid.unsqueeze(2) & ~inside)).sum(1)], 1)
 
 
-def _column_dice(logits: Tensor, inside: Tensor, valid: Tensor) -> Tensor:
-    """(B, T), Dice of the valid snippets of each column."""
-    return _dice(logits.sigmoid() * valid.unsqueeze(2), inside)
-
-
 def foreground_loss(outputs: Outputs, targets: Targets, normalizers: LossNormalizers, config: LossConfig) -> Tensor:
-    """L_comp, between the representation mask L and the class-agnostic foreground G, per video [U]:
-
-        L_comp = 1 - Dice(L, G)
-
-    ``bce`` is the mean of the snippets' binary cross-entropy [C]; ``dice_bce`` is the sum of both.
-    """
+    """L_comp = 1 - Dice(L, foreground), per video [U]; ``bce``: of all snippets [C]; ``dice_bce``: their sum [ours]."""
     assert outputs.foreground_logits is not None  # without a mask there is no such loss
     logits, foreground, valid = outputs.foreground_logits.float(), targets.foreground.float(), targets.valid  # B × T
     loss = logits.new_zeros(())
@@ -220,8 +186,7 @@ def points_loss(outputs: Outputs, targets: Targets, normalizers: LossNormalizers
 
         focal loss of the actionness  +  Σ over positive points of (1 - DIoU)  +  Σ of BCE(predicted tIoU, tIoU)
 
-    Focal loss has α = 0.25, γ = 2 (Lin et al., ICCV 2017). DIoU is tIoU less the squared distance of the centers over
-    the length of the hull (Zheng et al., AAAI 2020).
+    Focal loss has α = 0.25, γ = 2; DIoU is tIoU less (distance of the centers / length of the hull)².
     """
     points, goal = outputs.points, targets.points
     assert points is not None and goal is not None
@@ -247,10 +212,9 @@ def consistency_loss(outputs: Outputs, targets: Targets, normalizers: LossNormal
         f_clf   = Σ_{t in S}          p[t] · F_vis[t]        p[t] = max_k P[k, t] without the background, 0 below θ
         f_mask  = Σ_{t in S}  Σ_s  M[s, t] · F_vis[s]        M[s, t] = 0 below θ
 
-    S holds the ``consistency_snippets`` valid snippets with the highest p, and θ is ``consistency_threshold``. Scores
-    above θ are weights, so that gradient reaches both heads; with ``consistency_gradient=visual``, only F_vis [C].
-    ``consistency_centered`` takes F_vis less its mean over the video's valid snippets, and a distance of 0 where
-    nothing is above θ [ours].
+    S holds the ``consistency_snippets`` valid snippets with the highest p, and θ is ``consistency_threshold``. Gradient
+    reaches both heads, or with ``consistency_gradient=visual`` only F_vis [C]. ``consistency_centered`` takes F_vis
+    less its mean over the valid snippets, and a distance of 0 where nothing is above θ [ours].
     """
     assert outputs.mask_logits is not None  # without masks there is no such loss
     probabilities, mask_logits = outputs.probabilities, outputs.mask_logits.float()
@@ -293,8 +257,6 @@ def _instance_weights(targets: Targets) -> Tensor:
 
 
 def _masked_mean(values: Tensor, mask: Tensor, count: Tensor) -> Tensor:
-    """Mean of ``values`` at ``mask``, which has ``count`` elements in the whole batch; 0 if there are none.
-
-    The division by a tensor does not wait for a GPU, as indexing by the mask would.
-    """
+    """Mean of ``values`` at ``mask``, which has ``count`` elements in the whole batch; 0 if there are none."""
+    # Indexing by the mask would wait for a GPU.
     return (values * mask).sum() / count.clamp(min=1)

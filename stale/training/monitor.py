@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from stale.config import Config
-from stale.model.localizer import in_parts
 from stale.model.stale import Outputs, Stale
 from stale.training.losses import LossNormalizers
 from stale.training.targets import Targets
@@ -28,8 +27,7 @@ def part_statistics(
     """What the masks of a batch do; the values of all processes add up, as losses do.
 
     ``passing``: share of the valid snippets whose L is above ``threshold``, θ_bin; ``foreground_deviation``: standard
-    deviation of L over time, mean over the videos; ``mask_deviation``: of M over time, mean over the columns of the
-    foreground.
+    deviation of L over time, mean over the videos.
     """
     statistics = {}
     if outputs.foreground_logits is not None:
@@ -37,9 +35,6 @@ def part_statistics(
         passing = (threshold < L) & targets.valid
         statistics["passing"] = passing.sum() / normalizers.valid.clamp(min=1)
         statistics["foreground_deviation"] = L.std(1).sum() / normalizers.videos
-    if outputs.mask_logits is not None:
-        deviation = in_parts(lambda logits: logits.float().sigmoid().std(1), outputs.mask_logits)  # B × T
-        statistics["mask_deviation"] = (deviation * targets.foreground).sum() / normalizers.foreground.clamp(min=1)
     return statistics
 
 
@@ -51,11 +46,20 @@ class Monitor:
         self._start: dict[str, list[Tensor]] = {}
 
     def begin(self, model: Stale) -> None:
-        """Remember the weights, to tell at the end of the epoch which have moved."""
-        self._start = {name: [p.detach().cpu().clone() for p in own] for name, own in _components(model).items()}
+        """Remember the weights at the start of an epoch."""
+        self._start = {name: [p.detach().cpu().clone() for p in own] for name, own in components(model).items()}
 
-    def warnings(self, means: Mapping[str, float], model: Stale) -> Iterator[str]:
-        """One line for each part that does nothing, with what to change."""
+    def movement(self, model: Stale) -> dict[str, float]:
+        """Change of each component's weights since :meth:`begin`, relative to their norms then."""
+        change = {}
+        for name, weights in components(model).items():
+            pairs = list(zip(weights, self._start[name], strict=True))
+            norm = sum(float(q.norm()) for _, q in pairs)
+            change[name] = sum(float((p.detach().cpu() - q).norm()) for p, q in pairs) / max(norm, 1e-12)
+        return change
+
+    def warnings(self, means: Mapping[str, float], moved: Mapping[str, float]) -> Iterator[str]:
+        """One line for each part that does nothing, with what to change; ``moved`` is of :meth:`movement`."""
         masking, loss = self.config.model.masking, self.config.loss
         passing = means.get("passing", 0.5)
         if masking.applied and (passing < 1e-4 or passing > 1 - 1e-4):
@@ -66,8 +70,6 @@ class Monitor:
                 "the representation mask is constant over time: raise train.learning_rate, set "
                 "loss.foreground_form=dice_bce, or give it context by model.masking.blocks"
             )
-        if loss.localization and means.get("mask_deviation", 1.0) < _FLAT:
-            yield "the localizer's masks are constant over time: raise train.localizer_learning_rate or train.epochs"
         trivial = math.log(self.num_classes + 1)
         if loss.classification_form == "cross_entropy" and abs(means.get("classification", 0.0) - trivial) < 1e-3:
             yield f"the classification loss is that of guessing, ln(K+1) = {trivial:.4g}: does the mask pass anything?"
@@ -75,17 +77,14 @@ class Monitor:
         if abs(means.get("consistency", 0.5) - trivial) < 1e-5:
             threshold = loss.consistency_threshold
             yield f"the consistency loss is constant: no score is above loss.consistency_threshold ({threshold:g})"
-        for name, weights in _components(model).items():
-            start = self._start.get(name, [])
+        for name, movement in moved.items():
             if name == "background" and loss.classification_form == "pooled":  # which does not use it
                 continue
-            moved = sum(float((p.detach().cpu() - q).norm()) for p, q in zip(weights, start, strict=False))
-            if start and moved <= _MOVED * sum(float(q.norm()) for q in start):
+            if movement <= _MOVED:
                 yield f"the weights of {name} have not moved: no gradient reaches them, or their rate is too low"
-        self._start = {}
 
 
-def _components(model: Stale) -> dict[str, list[torch.nn.Parameter]]:
+def components(model: Stale) -> dict[str, list[torch.nn.Parameter]]:
     """The trained parameters of each component, by the name of its settings."""
     found: dict[str, list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

@@ -3,8 +3,6 @@
 B videos, T snippets, N instances of the video that has most, K classes of the vocabulary, in training the seen classes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -19,35 +17,24 @@ _ROUNDS = 2  # of assigning snippets to instances without any
 
 
 @dataclass(frozen=True)
-class Targets:
-    """What the losses compare the outputs with.
-
-    Attributes:
-        classes: (B, K+1, T), a distribution over the classes for each snippet. The background comes last.
-        masks: (B, T, T) bool. Column t is the extent of the instance that owns snippet t; background columns are empty.
-        foreground: (B, T) bool, the snippets inside an instance of the vocabulary.
-        valid: (B, T) bool, False for snippets inside instances of other classes only, and for padding. No loss counts
-            these.
-        unambiguous: (B, T) bool, False for all snippets inside instances of other classes, and for padding. The
-            classification loss counts no other snippets.
-        points: what the point head should predict, None without one.
-    """
-
-    classes: Tensor
-    masks: Tensor | None  # None for a model without the action mask localizer
-    foreground: Tensor
-    valid: Tensor
-    unambiguous: Tensor
-    points: PointTargets | None = None
-
-
-@dataclass(frozen=True)
 class PointTargets:
     """What the point head's outputs are compared with, for P points."""
 
     positive: Tensor  # (B, P) bool, near the center of an instance whose length suits the point's level
     valid: Tensor  # (B, P) bool, False inside instances of other classes and at padding
     distances: Tensor  # (B, P, 2) to start and end of the instance in snippets, where positive
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the losses compare the outputs with."""
+
+    classes: Tensor  # (B, K+1, T), a distribution over the classes for each snippet, the background last
+    masks: Tensor | None  # (B, T, T) bool, in column t the extent of the instance that owns snippet t; None without M
+    foreground: Tensor  # (B, T) bool, the snippets inside an instance of the vocabulary
+    valid: Tensor  # (B, T) bool, False inside instances of other classes only, and for padding: no loss counts these
+    unambiguous: Tensor  # (B, T) bool, False inside all instances of other classes, which L_c does not count either
+    points: PointTargets | None = None
 
 
 def build_targets(
@@ -63,24 +50,17 @@ def build_targets(
     """Targets of a batch, on the device of its segments.
 
     A snippet is inside an instance that contains its center; an instance without any has the snippet at its middle.
-    Where instances overlap (THUMOS14's CliffDiving inside Diving), their classes share the snippet's probability
-    equally, and the mask is that of the snippet's owner, :func:`assign_owners` [ours]. A snippet inside an instance of
-    the vocabulary and an ignored one is foreground, but its class is not trained.
-
-    Args:
-        segments: (B, N, 2) in snippets.
-        labels: (B, N), the class, ``IGNORED`` or ``PADDING``.
-        valid: (B, T), False for snippets that are padding.
-        masks: whether the model has the action mask localizer.
-        points: the settings of the point head, if the model has one.
+    Where instances overlap, their classes share the snippet's probability equally, and the mask is that of the
+    snippet's owner, :func:`assign_owners` [ours].
+    Segments are (B, N, 2) in snippets, labels (B, N) classes, ``IGNORED`` or ``PADDING``; ``valid`` (B, T) is False for
+    padding; ``masks`` and ``points`` tell of the action mask localizer and the point head.
     """
     inside = inside_segments(segments, num_snippets)  # B × N × T
     if valid is not None:
         inside = inside & valid.unsqueeze(1)
-    known = inside & (labels >= 0).unsqueeze(2)
-    ignored = inside & (labels == IGNORED).unsqueeze(2)
-    foreground = known.any(1)  # B × T
-    counted = foreground | ~ignored.any(1)
+    known, ignored = (inside & which.unsqueeze(2) for which in (labels >= 0, labels == IGNORED))
+    foreground, ignored = known.any(1), ignored.any(1)  # B × T
+    counted = foreground | ~ignored
     if valid is not None:
         counted = counted & valid
     at_points = None if points is None else build_point_targets(segments, labels, counted, points)
@@ -92,27 +72,20 @@ def build_targets(
     classes[:, -1] = (~foreground).float()
     classes /= classes.sum(1, keepdim=True)
 
-    unambiguous = counted & ~ignored.any(1)
-    if not masks:
-        return Targets(classes, None, foreground, counted, unambiguous=unambiguous, points=at_points)
-    # masks[b, :, t] = the extent of the owner of snippet t
-    owner = assign_owners(segments, known)  # B × T
-    extents = known.gather(1, owner.unsqueeze(2).expand(-1, -1, num_snippets))  # B × T × T, a row for each snippet
-    extents = (extents & foreground.unsqueeze(2)).transpose(1, 2)
-    return Targets(classes, extents, foreground, counted, unambiguous=unambiguous, points=at_points)
+    extents = None
+    if masks:  # [b, :, t] = the extent of the owner of snippet t
+        owner = assign_owners(segments, known).unsqueeze(2).expand(-1, -1, num_snippets)
+        extents = (known.gather(1, owner) & foreground.unsqueeze(2)).transpose(1, 2)
+    return Targets(classes, extents, foreground, counted, unambiguous=counted & ~ignored, points=at_points)
 
 
 def build_point_targets(segments: Tensor, labels: Tensor, counted: Tensor, config: PointsConfig) -> PointTargets:
     """Which points are positive, and their distances to start and end (ActionFormer's rules).
 
-    A point at level l is positive for an instance that contains it, whose center lies within ``config.radius`` strides
-    of it, and whose farther boundary lies [4, 8) strides away from it, from 0 at the first level and without end at the
-    last, [2^(l+1), 2^(l+2)) snippets. Of several such instances it takes the shortest. An instance shorter than a
-    snippet counts as one snippet long, so that each has a positive point unless a shorter one takes it.
-
-    Args:
-        segments, labels: as in :func:`build_targets`.
-        counted: (B, T), False for snippets that no loss counts.
+    A point is positive for an instance that contains it, whose center lies within ``config.radius`` strides of it, and
+    whose farther boundary lies [2, 4) strides away, from 0 at the first level and without end at the last. Of several
+    such instances it takes the shortest. An instance shorter than a snippet counts as one snippet long. ``counted``
+    (B, T) is False for snippets that no loss counts.
     """
     grid = PointGrid.of(counted.shape[1], config.levels, counted.device)
     center, half = segments.mean(2), (segments.diff().squeeze(2) / 2).clamp(min=0.5)  # B × N
@@ -133,14 +106,9 @@ def build_point_targets(segments: Tensor, labels: Tensor, counted: Tensor, confi
 def assign_owners(segments: Tensor, known: Tensor) -> Tensor:
     """(B, T), the instance whose extent is the mask target of each snippet; of a background snippet, any [ours].
 
-    It is the shortest instance around the snippet. An instance that owns no snippet then takes one of those inside it:
-    the nearest to its middle whose owner has another one. Of several instances that ask the same owner only the first
-    takes one, the others in the next round. After ``_ROUNDS`` of them, instances without a snippet are left almost only
-    where there are more instances than snippets.
-
-    Args:
-        segments: (B, N, 2) in snippets.
-        known: (B, N, T) bool, the snippets inside each instance of the vocabulary.
+    It is the shortest instance around the snippet. One that owns no snippet then takes the nearest to its middle whose
+    owner has another; of several that ask the same owner only the first, the others in the next of ``_ROUNDS``.
+    ``known`` (B, N, T) are the snippets inside each instance of the vocabulary.
     """
     (_, N, T), device = known.shape, known.device
     instance = torch.arange(N, device=device)

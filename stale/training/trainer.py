@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,28 +23,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from stale import distributed
 from stale.checkpoint import git_revision, load_checkpoint, save_checkpoint
-from stale.config import WITHOUT_EFFECT, Config, TrainConfig, differing_keys, load_config, save_config
+from stale.config import WITHOUT_EFFECT, Config, TrainConfig, differing_keys, flat, load_config, save_config
 from stale.data.dataset import Batch, VideoDataset
 from stale.data.datasets import facts
 from stale.data.features import Backbone, require_same_backbone, require_same_width
 from stale.data.selection import TrainingData, load_training_data, phrases
 from stale.detection.calibration import calibrate
 from stale.detection.run import class_features, detect
-from stale.device import autocast, choose_device, choose_precision, determinism, out_of_memory_hint
+from stale.device import (
+    autocast,
+    choose_device,
+    choose_precision,
+    determinism,
+    out_of_memory_hint,
+    peak_memory,
+    versions,
+)
 from stale.errors import StaleError, name_some
 from stale.evaluation import evaluate_results
-from stale.io import append_text, read_text, remove_leftovers, write_json, write_text
+from stale.evaluation.model_card import write_model_card
+from stale.io import append_text, remove_leftovers, write_json, write_text
 from stale.model.stale import Stale, initial_model
 from stale.model.text import Prompts
 from stale.progress import progress_bar
-from stale.run_folder import RunFolder, log_into, start_logging
+from stale.run_folder import RunFolder, command_line, log_into, start_logging
 from stale.training.losses import Criterion, LossNormalizers
-from stale.training.monitor import Monitor, part_statistics
+from stale.training.monitor import Monitor, components, part_statistics
 from stale.training.targets import Targets, build_targets, count_unowned
+from stale.version import __version__
 
 # Settings that a resumed run may change.
 _FREE = {"train.epochs", *WITHOUT_EFFECT}
@@ -91,8 +103,10 @@ def train(config: Config, output: str | Path, resume: bool = False, overwrite: b
                     remove_leftovers(run.checkpoint(name))
                 save_config(config, run.config)
                 log_into(run.log, log)
+                _log.info("command: %s", command_line())
+                _log.info("stale %s (revision %s), %s", __version__, git_revision() or "unknown", versions(device))
                 write_json(run.split, {**_split_record(data), "revision": git_revision()}, indent=1)
-                _truncate_history(run.history, trainer.epoch)
+                _truncate_history(run, trainer.epoch)
             # Loop
             trainer.fit()
         except BaseException:
@@ -153,13 +167,15 @@ class Trainer:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]  # at the schedule's factor 1
         average = get_ema_multi_avg_fn(config.train.ema)
         self.average = AveragedModel(model, multi_avg_fn=average) if config.train.ema else None
+        position = {id(p): n for n, group in enumerate(self.optimizer.param_groups) for p in group["params"]}
+        self.group_of = {name: position[id(own[0])] for name, own in components(model).items()}
         # Loss
         self.criterion = Criterion(config.loss)
-        self.train_step = _compile_or_distribute(self._train_step(data.split.seen), config.train.compile)
+        self.train_step = _distribute(self._train_step(data.split.seen))
         # Progress
         self.epoch = 0  # of the last checkpoint
         self.best: dict[str, Any] = {"epoch": 0, "mAP": -1.0}
-        self._features = {"feature_width": data.feature_width, "features": data.backbone.as_dict()}
+        self._features: dict[str, Any] = {"feature_width": data.feature_width, "features": data.backbone.as_dict()}
         if data.localizer_width:
             self._features["localizer_width"] = data.localizer_width
         self._board: Any = None
@@ -170,6 +186,8 @@ class Trainer:
         sizes = f"{len(self.train_data)} training videos, {len(self.held_out)} held out, {len(self.split.seen)} classes"
         where = f"{self.device}, {str(self.precision).removeprefix('torch.')}, processes: {distributed.world_size()}"
         _log.info("%s; %s%s", sizes, where, f"; resumed after epoch {self.epoch}" if self.epoch else "")
+        counts = {name: sum(p.numel() for p in own) for name, own in components(self.model).items()}
+        _log.info("trained parameters: %s", _listed({"all": sum(counts.values()), **counts}, ","))
         if self.model.localizer is not None:
             data, T = self.train_data, self.config.data.num_snippets
             if unowned := count_unowned(data.segments, data.labels, T):
@@ -180,34 +198,56 @@ class Trainer:
 
             self._board = SummaryWriter(str(self.run.path / "tensorboard")) if distributed.is_main_process() else None
         monitor = Monitor(self.config, len(self.split.seen))
-        monitor.begin(self.model)
+        first, began = self.epoch + 1, time.perf_counter()
         try:
-            for epoch in range(self.epoch + 1, options.epochs + 1):
+            for epoch in range(first, options.epochs + 1):
                 started = time.perf_counter()
+                if watched := epoch == first or self._board is not None:
+                    monitor.begin(self.model)
                 with out_of_memory_hint("train.batch_size", options.batch_size, " in a new run"):
                     losses = self.train_epoch(epoch)
                 # A finite loss can have a gradient that is not; such weights must not replace the last checkpoint.
                 faulty = [name for name, weights in self.model.named_parameters() if not weights.isfinite().all()]
                 if faulty:
                     raise StaleError(f"weights are not finite after epoch {epoch} ({name_some(faulty)}); {_NOT_FINITE}")
-                report = f"epoch {epoch}/{options.epochs}: {_show(losses)}"
-                if epoch % options.validate_every == 0 or epoch == options.epochs:
+                report = f"epoch {epoch}/{options.epochs}: {_listed(losses)}"
+                if validated := epoch % options.validate_every == 0 or epoch == options.epochs:
                     score = self.validate(epoch)
                     if len(self.held_out):
-                        report += f"; held-out seen mAP {score:.4f} (best {self.best['mAP']:.4f})"
+                        report += f"; held-out seen mAP {100 * score:.2f} % (best {100 * self.best['mAP']:.2f} %)"
                 self.save(epoch)
-                _log.info("%s; %.1f s", report, time.perf_counter() - started)
-                for warning in monitor.warnings(losses, self.model):
+                now = time.perf_counter()
+                left = tqdm.format_interval((now - began) / (epoch + 1 - first) * (options.epochs - epoch))
+                memory = peak_memory(self.device) / 2**30
+                _log.info("%s; %.1f s, peak memory %.1f GiB, time left %s", report, now - started, memory, left)
+                moved = monitor.movement(self.model) if watched else {}
+                for warning in monitor.warnings(losses, moved if epoch == first else {}):
                     _log.warning("epoch %d: %s", epoch, warning)
+                rates = {name: self.optimizer.param_groups[n]["lr"] for name, n in self.group_of.items()}
+                self._show("learning_rate/", rates, epoch)
+                self._show("weights_moved/", moved, epoch)
+                if validated and distributed.is_main_process():
+                    from stale.charts import draw_curves  # matplotlib, which takes long to import
+                    from stale.plots import save_figure
+
+                    save_figure(draw_curves(self.run.read_history()), self.run.curves)
         except KeyboardInterrupt:
             kept, action = (f"epoch {self.epoch}", "continues") if self.epoch else ("no epoch", "starts again")
             message = "interrupted in epoch %d; %s is kept: the same command with --resume %s"
             _log.info(message, self.epoch + 1, kept, action)
             raise
+        if self._board is not None:
+            settings = {key: str(value) for key, value in flat(self.config).items()}
+            self._board.add_hparams(settings, {"held_out_mAP": self.best.get("mAP", math.nan)}, run_name=".")
+            self._board.close()
+        if distributed.is_main_process() and self.run.checkpoint("best").is_file():
+            write_model_card(self.run, self._features["features"])
         if len(self.held_out):
-            _log.info("best epoch %(epoch)d, held-out mAP %(mAP).4f on seen classes", self.best)
+            epoch, score = self.best["epoch"], 100 * self.best["mAP"]
+            _log.info("best epoch %d, held-out mAP %.2f %% on seen classes", epoch, score)
         elif self.test_data is None:
             _log.info("no video was held out (data.holdout=0): best.pt is the last checkpoint, epoch %d", self.epoch)
+        _log.info("next: python inference.py --run %s", shlex.quote(str(self.run.path)))
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """Train on every video once. Returns the mean of each loss."""
@@ -247,20 +287,19 @@ class Trainer:
         batch = self.train_data.batch(share if len(share) else indices[:1])
         targets = self.targets(batch, len(self.split.seen))
         normalizers = LossNormalizers.of(targets).over_processes(weight)
-        with _compiler_errors():
-            total, losses = self.train_step(batch.features, targets, normalizers, batch.valid)
-            self.optimizer.zero_grad()
-            # times the number of processes, because the gradients' mean is taken
-            self.scaler.scale(total * (weight * distributed.world_size())).backward()
-        if self.config.train.clip_norm:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
+        total, losses = self.train_step(batch.features, targets, normalizers, batch.valid)
+        self.optimizer.zero_grad()
+        # times the number of processes, because the gradients' mean is taken
+        self.scaler.scale(total * (weight * distributed.world_size())).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm or math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update_parameters(self.model)
         values = distributed.all_reduce(weight * torch.stack([total, *losses.values()]).detach())
-        return dict(zip(("total", *losses), values.unbind(), strict=True))
+        # A step that float16 skips has no finite norm; it counts 0.
+        return dict(zip(("total", *losses), values.unbind(), strict=True)) | {"gradient_norm": norm.nan_to_num(0, 0)}
 
     def targets(self, batch: Batch, num_classes: int) -> Targets:
         """The targets of a batch that the model's parts need."""
@@ -295,7 +334,9 @@ class Trainer:
         score = math.nan
         if distributed.is_main_process() and len(held_out):
             tious = facts(self.config.data.dataset).tious
-            score = evaluate_results(held_out.videos, results, self.split.seen, tious).average
+            metrics = evaluate_results(held_out.videos, results, self.split.seen, tious)
+            score = metrics.average
+            self._show("held_out_AP/", dict(zip(metrics.classes, metrics.ap.mean(0).tolist(), strict=True)), epoch)
         score = distributed.gather(score)[0]
         result: dict[str, Any] = {"epoch": epoch, "mAP": score} if len(held_out) else {"epoch": epoch}
         if self.test_data is not None:
@@ -366,16 +407,19 @@ class Trainer:
 
     def _record(self, record: Mapping[str, Any]) -> None:
         """Append a line to history.jsonl, and its values to TensorBoard's curves."""
-        if not distributed.is_main_process():
-            return
-        append_text(self.run.history, json.dumps(record) + "\n")
-        if self._board is not None:
-            for name in record.keys() - {"epoch", "step"}:
-                self._board.add_scalar(name, record[name], record.get("step", record["epoch"]))
+        if distributed.is_main_process():
+            append_text(self.run.history, json.dumps(record) + "\n")
+            values = {name: value for name, value in record.items() if name not in ("epoch", "step")}
+            self._show("", values, record.get("step", record["epoch"]))
+
+    def _show(self, group: str, values: Mapping[str, float], step: int) -> None:
+        """Add values to TensorBoard's curves."""
+        for name, value in values.items() if self._board is not None else ():
+            self._board.add_scalar(group + name, value, step)
 
 
 class TrainStep(nn.Module):
-    """Model and losses as one module, which can be distributed and compiled as a whole.
+    """Model and losses as one module, which can be distributed as a whole.
 
     ``prompts`` are those of the K classes, on the model's device. ``precision`` is the model's; losses are in float32.
     """
@@ -408,41 +452,25 @@ class TrainStep(nn.Module):
         return self._fixed_text
 
 
-def _compile_or_distribute(train_step: TrainStep, compiled: bool) -> nn.Module:
+def _distribute(train_step: TrainStep) -> nn.Module:
     if distributed.world_size() == 1:
-        if compiled:
-            train_step.compile()  # at its first call, and again at the first batch of another size
         return train_step
-    if compiled:
-        raise StaleError("train.compile=true is for one process: communication cannot be compiled; set it false")
     # Static: every step trains the same parameters, which with some settings are not all.
     parallel = DistributedDataParallel(train_step, static_graph=True, gradient_as_bucket_view=True)
     parallel.broadcast_buffers = False  # the only buffer, the token embedding, never changes
     return parallel
 
 
-@contextmanager
-def _compiler_errors() -> Iterator[None]:
-    """Turn errors of torch.compile inside the block into a StaleError that says how to do without it."""
-    try:
-        yield
-    except Exception as error:
-        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise
-        reason = " ".join(str(error).split())[:300]
-        raise StaleError(f"train.compile=true: torch cannot compile the step here ({reason}): set it false") from error
-
-
 def _means(losses: Sequence[Mapping[str, Tensor]], epoch: int) -> dict[str, float]:
     """The mean of each loss over the steps; a StaleError if one is not finite."""
     means = {name: float(torch.stack([step[name] for step in losses]).mean()) for name in losses[0]}
     if not all(map(math.isfinite, means.values())):
-        raise StaleError(f"the loss is not finite in epoch {epoch} ({_show(means)}); {_NOT_FINITE}")
+        raise StaleError(f"the loss is not finite in epoch {epoch} ({_listed(means)}); {_NOT_FINITE}")
     return means
 
 
-def _show(means: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in means.items())
+def _listed(values: Mapping[str, float], form: str = ".4g") -> str:
+    return ", ".join(f"{name} {value:{form}}" for name, value in values.items())
 
 
 def _settle(run: RunFolder) -> None:
@@ -485,11 +513,7 @@ def _split_record(data: TrainingData) -> dict[str, Any]:
     return {**record, "held_out": [video.id for video in data.held_out.videos], **data.digests}
 
 
-def _truncate_history(path: Path, epoch: int) -> None:
-    """Drop the lines after ``epoch``, which is trained again, and a line that was not written completely."""
-    kept = []
-    for line in read_text(path, "history").splitlines(keepends=True) if path.exists() else ():
-        with suppress(ValueError, RecursionError, LookupError, TypeError):
-            if json.loads(line)["epoch"] <= epoch:
-                kept.append(line)
-    write_text(path, "".join(kept))
+def _truncate_history(run: RunFolder, epoch: int) -> None:
+    """Drop the records after ``epoch``, which is trained again, and a line that was not written completely."""
+    kept = [record for record in run.read_history() if record["epoch"] <= epoch]
+    write_text(run.history, "".join(f"{json.dumps(record)}\n" for record in kept))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -23,12 +23,6 @@ from stale.video.frames import VideoInfo, frames_at, probe
 from stale.video.image_encoder import ImageEncoder
 
 
-def check_rate(fps: float, where: str) -> None:
-    """Raise a StaleError if ``fps`` cannot be a number of snippets a second."""
-    if not 1e-4 <= fps <= 1000:
-        raise StaleError(f"{where} is {fps}: a number of snippets a second from 0.0001 to 1000 is expected")
-
-
 @dataclass(frozen=True)
 class Sampling:
     """Where snippets lie: ``fps`` a second, or one every ``stride`` frames, the mean of its ``length`` frames."""
@@ -38,7 +32,7 @@ class Sampling:
     length: int = 1
 
     def __post_init__(self) -> None:
-        check_rate(self.fps, "--fps")
+        recorded_number(vars(self), "fps", "snippets a second")
         if self.length < 1 or (self.stride is not None and self.stride < 1):
             raise StaleError(f"sampling by {self}: stride and snippet length must be above 0")
         if self.stride is None and self.length != 1:
@@ -70,15 +64,6 @@ class VideoFeatures:
         return len(self.features) / self.duration
 
 
-@dataclass
-class ExtractionReport:
-    """Ids of videos done now and finished earlier, and path → reason of the broken ones."""
-
-    done: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    broken: dict[str, str] = field(default_factory=dict)
-
-
 def extract_features(
     videos: Sequence[Path],
     folder: Path,
@@ -87,11 +72,11 @@ def extract_features(
     *,
     batch_size: int = 64,
     workers: int = 2,
-) -> ExtractionReport:
+) -> tuple[list[Path], dict[Path, str]]:
     """Write ``video.npy`` and its record ``video.json`` of each video into ``folder``; finished videos are skipped.
 
-    It is a StaleError if ``folder`` is a file, or holds features that are damaged, packed, or of another backbone or
-    sampling; nothing is overwritten.
+    Returns the videos that were not finished earlier, and why some are broken. It is a StaleError if ``folder`` is a
+    file, or holds features that are damaged, packed, or of another backbone or sampling; nothing is overwritten.
     """
     if folder.suffix in (".h5", ".hdf5") or (folder.exists() and not folder.is_dir()):
         raise StaleError(
@@ -99,7 +84,7 @@ def extract_features(
         )
     settings = {**encoder.backbone.as_dict(), "sampling": str(sampling)}
     made = settings | {"vectors": "after the projection into the joint space, not normalised"}
-    report, todo = ExtractionReport(), []
+    todo, broken = [], {}
     store = open_features(folder) if any(folder.glob("[!.]*.npy")) else None
     if not isinstance(store, NpyFolder | None):
         raise StaleError(f"{folder} holds packed features, to which nothing can be added: choose another --output")
@@ -109,31 +94,30 @@ def extract_features(
             remove_leftovers(file)
             todo.append(path)
             continue
-        recorded = store.record(path.stem)
-        same_weights = "weights_sha256" in settings and recorded.get("weights_sha256") == settings["weights_sha256"]
-        for name in ("sampling",) if same_weights else ("backbone", "weights_sha256", "sampling"):
-            if recorded.get(name) != settings.get(name):
+        # Earlier versions did not record the activation.
+        recorded = {"activation": settings.get("activation"), **store.record(path.stem)}
+        same_weights = recorded.get("weights_sha256") == settings["weights_sha256"]
+        for name, value in settings.items():
+            if recorded.get(name) != value and not (same_weights and name == "backbone"):
                 raise StaleError(
                     f"{folder} holds features of '{path.stem}' with another {name} ({recorded.get(name)}, now "
-                    f"{settings.get(name)}): choose another --output, or delete what lies there"
+                    f"{value}): choose another --output, or delete what lies there"
                 )
         fps, duration = (recorded_number(recorded, name, str(file)) or 0 for name in ("fps", "duration"))
         if store.open(path.stem).shape != (round(fps * duration), encoder.width):
             raise StaleError(f"{file} does not fit its record: delete it, or choose another --output")
-        report.skipped.append(path.stem)
-    with progress_bar(total=len(videos), initial=len(report.skipped), desc="extract", unit="video") as bar:
+    with progress_bar(total=len(videos), initial=len(videos) - len(todo), desc="extract", unit="video") as bar:
         for path, result in encode_videos(todo, encoder, sampling, batch_size=batch_size, workers=workers):
             if isinstance(result, StaleError):
-                report.broken[str(path)] = str(result)
+                broken[path] = str(result)
             else:
                 record = {"fps": result.fps, "duration": result.duration, **made}
                 write_json(folder / f"{path.stem}.json", record)  # first: the .npy, once there, counts as finished
                 with atomic_path(folder / f"{path.stem}.npy") as temporary:
                     np.save(temporary, result.features)
-                report.done.append(path.stem)
             bar.set_postfix_str(path.stem, refresh=False)
             bar.update()
-    return report
+    return todo, broken
 
 
 def encode_videos(

@@ -27,7 +27,6 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 TOLERANCE = 1e-6
 
-_PREFIX = "visual."
 _HEADS = {1280: 16, 1408: 16, 1664: 16}  # of open_clip's wider encoders; up to 1024, a head is 64 wide
 
 
@@ -45,30 +44,36 @@ class ImageEncoder:
         *,
         name: str = "",
         activation: str = "quick_gelu",
+        heads: int | None = None,
     ) -> None:
         """Build the encoder from the ``visual.*`` tensors of a CLIP state dict.
 
-        ``where`` names them in errors, ``name`` is that of the model, where it is known.
+        ``where`` names them in errors, ``name`` is that of the model, where it is known; ``heads`` are derived from the
+        width by default.
         """
-        state = {name.removeprefix(_PREFIX): t.detach() for name, t in weights.items() if name.startswith(_PREFIX)}
+        state = image_half(weights)
         if not state:
             raise StaleError(f"{where} hold no image encoder ('visual.' tensors): give CLIP's own, by file or name")
         if "class_embedding" not in state or "proj" not in state:
             raise StaleError(f"the image encoder of {where} is no vision transformer; use a ViT, such as ViT-B/16")
         self.device = device
         self._half = device.type == "cuda"
-        model, self.resolution = _build(state, where, activation)
+        model, self.resolution = _build(state, where, activation, heads)
         self.width: int = state["proj"].shape[1]
-        self.backbone = Backbone(name or "ViT width {}, patch {}, {} px".format(*_shape(state)), digest(state))
+        name = name or "ViT width {}, patch {}, {} px".format(*_shape(state))
+        self.backbone = Backbone(name, digest(state), activation)
         self._model: Any = model.to(device).eval()
         if self._half:
             load_clip_module("model").convert_weights(self._model)  # layer norms stay in float32, as OpenAI's
 
     @classmethod
-    def load(cls, source: str | Path, device: torch.device, activation: str = "auto") -> ImageEncoder:
+    def load(
+        cls, source: str | Path, device: torch.device, activation: str = "auto", heads: int | None = None
+    ) -> ImageEncoder:
         """Load the image encoder of CLIP weights, a file or a name such as ``ViT-B/16``; it must be a ViT."""
         loaded = load_clip_weights(source, "image weights")
-        return cls(loaded.state, device, loaded.where, name=loaded.name, activation=loaded.activation(activation))
+        activation = loaded.activation(activation)
+        return cls(loaded.state, device, loaded.where, name=loaded.name, activation=activation, heads=heads)
 
     def crop(self, image: np.ndarray) -> np.ndarray:
         """The part of an RGB image (H, W, 3) uint8 that is encoded: (R, R, 3) uint8."""
@@ -81,8 +86,13 @@ class ImageEncoder:
         return self._model(pixels.half() if self._half else pixels).float().cpu().numpy()
 
 
-def load_open_clip(model: str, pretrained: str) -> tuple[Any, Any]:
-    """A model of open_clip on the CPU in float32, and its preprocessing; a StaleError if it cannot be had."""
+def image_half(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the image encoder in a CLIP state dict, without their prefix."""
+    return {name.removeprefix("visual."): t.detach() for name, t in weights.items() if name.startswith("visual.")}
+
+
+def load_open_clip(model: str, pretrained: str) -> tuple[Any, Any, Backbone]:
+    """A model of open_clip on the CPU in float32, its preprocessing and record; a StaleError if it cannot be had."""
     try:
         open_clip = importlib.import_module("open_clip")
     except Exception as error:  # it imports torchvision, which fails in several ways beside another build of torch
@@ -94,7 +104,8 @@ def load_open_clip(model: str, pretrained: str) -> tuple[Any, Any]:
     except Exception as error:  # unknown names, no network, damaged files: open_clip has no error of its own
         reason = " ".join(str(error).split())[:300]
         raise StaleError(f"open_clip cannot load {model} with the weights '{pretrained}': {reason}") from None
-    return network, preprocess
+    name = " ".join(["open_clip", model, Path(pretrained).name]).strip()
+    return network, preprocess, Backbone(name, digest(network.visual.state_dict()))
 
 
 def crop(image: np.ndarray, size: int) -> np.ndarray:
@@ -122,13 +133,13 @@ def _shape(state: Mapping[str, Tensor]) -> tuple[int, int, int]:
     return width, patch, patch * round((len(state["positional_embedding"]) - 1) ** 0.5)
 
 
-def _build(state: Mapping[str, Tensor], where: object, activation: str) -> tuple[nn.Module, int]:
+def _build(state: Mapping[str, Tensor], where: object, activation: str, heads: int | None) -> tuple[nn.Module, int]:
     """Build openai-clip's vision transformer from the shapes of its weights; also return its resolution R."""
     try:
         width, patch, resolution = _shape(state)
-        heads = _HEADS.get(width, width // 64 if width % 64 == 0 and width <= 1024 else 0)
+        heads = heads or _HEADS.get(width, width // 64 if width % 64 == 0 and width <= 1024 else 0)
         if not heads:
-            raise ValueError(f"the number of heads of width {width} is not known; use extract_features.py --library")
+            raise ValueError(f"the number of heads of width {width} is not known: give extract_features.py --heads")
         layers = len({name.split(".")[2] for name in state if name.startswith("transformer.resblocks.")})
         transformer = load_clip_module("model").VisionTransformer
         model = transformer(resolution, patch, width, layers, heads, state["proj"].shape[1])

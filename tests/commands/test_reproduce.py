@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import runpy
 import shlex
 import signal
@@ -17,14 +18,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from scripts import reproduce
 from stale.config import differing_keys, load_config
 from stale.errors import StaleError
 from stale.reproduce.catalog import TABLES, choose_rows
-from stale.reproduce.plan import Cell, Job, Sources, Test, jobs_of, make_plan, missing_inputs, run_jobs
+from stale.reproduce.plan import (
+    Cell,
+    Job,
+    Sources,
+    Test,
+    describe_progress,
+    jobs_of,
+    make_plan,
+    missing_inputs,
+    run_jobs,
+)
 from stale.reproduce.report import Line, backbone_of, compare, make_lines, read_published, to_expected, to_markdown
 from stale.run_folder import RunFolder
+from synthetic_data import write_synthetic
 from tests.helpers import REPOSITORY, SEEN, UNSEEN, write_folder
 
 SMALL = ("train.epochs=1", "data.splits=null", "model.masking.layers=1", "data.num_snippets=16")
@@ -85,7 +98,6 @@ def lines_of(table: str, cells: list[Cell], dataset: str = "tiny", **changes: st
         ("error_propagation", [], 6),
         ("closed_set", ["--rows", "stale", "effprompt"], 2),
         ("official_code", ["--rows", "stale", "fill_holes", "predicted_videos", "all_held_out", "all"], 5),
-        ("beyond", ["--settings", "75_25"], 5),
         ("directions", ["--rows", "stale", "schedule"], 2),
         ("temporal", ["--rows", "ms_tcn"], 1),
         ("parts", ["--settings", "75_25", "--rows", "mask", "localizer"], 2),
@@ -106,10 +118,24 @@ def test_every_table_runs(
     assert "epoch" not in text
     if table in ("masking", "error_propagation"):
         assert "oracle GROUND-TRUTH FOREGROUND MASKS L" in text
-    if table == "beyond":
-        assert text.count("| paired with STALE |") == 1
-        assert "vocabulary seen" in text
     assert not run(table, *rows, settings=more), "finished runs are skipped"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("profile", "config"), [("long", "demo"), ("short", "demo_short")])
+def test_the_main_tables_on_both_synthetic_profiles(run: Callable, tmp_path: Path, profile: str, config: str) -> None:
+    """Every class in two training videos and one test video; the shipped configuration for an epoch."""
+    write_synthetic(tmp_path, training_videos=2, validation_videos=1, profile=profile)
+    paths = {"data.annotations": "annotations.json", "data.features": "features.h5"}
+    paths["model.text.weights"] = "text_encoder.pt"
+    settings = [f"{key}={tmp_path / name}" for key, name in paths.items()]
+    for table, lines in (("zero_shot", 5), ("beyond", 5)):
+        more = ("--config", str(REPOSITORY / "configs" / f"{config}.yaml"), "--settings", "75_25")
+        run(table, *more, folder=tmp_path, settings=["data.holdout=0", *settings])
+        text = (tmp_path / f"{table}.md").read_text(encoding="utf-8")
+        assert text.count("ours (1 run)") == lines
+        assert not re.search(r"\bnan\b", text)
+    assert text.count("| paired with STALE |") == 1 and "vocabulary seen" in text
 
 
 @pytest.mark.slow
@@ -265,6 +291,15 @@ def test_each_device_runs_one_job_at_a_time(data: Path, tmp_path: Path, monkeypa
     assert used == {"0", "1"}
 
 
+def test_progress_names_runs_epochs_and_the_time_left(data: Path, tmp_path: Path) -> None:
+    job = jobs_of(plan("masking", data, tmp_path, rows=["none"]))[0]
+    job.config.train.epochs = 4
+    assert describe_progress([job], 0, 2, 9.0) == f"{job.name} epoch 0/4; time left unknown"
+    job.folder.mkdir(parents=True)
+    RunFolder(job.folder).history.write_text('{"epoch": 1}\n{"epoch": 2}\n{"epoch": 3, ')
+    assert describe_progress([job], 1, 3, 90.0) == f"{job.name} epoch 2/4; time left 01:30"
+
+
 def test_published_results_have_a_row_each() -> None:
     rows = read_published(PUBLISHED)
     assert len(rows) == 35
@@ -329,11 +364,12 @@ def test_external_scores_stand_beside_the_trivial_row(
     (tmp_path / "labels.json").write_text(json.dumps({"class": labels, "results": scores}))
     run("external_scores", "--settings", "75_25", "--video-scores", str(tmp_path / "labels.json"))
     text = capsys.readouterr().out
-    assert text.count("ours (1 run)") == 3 and text.count("| paired with label file on the whole video") == 1
+    assert text.count("ours (1 run)") == 5 and text.count("| paired with label file on the whole video") == 2
     assert "WITH EXTERNAL SCORES" in text and "external scores labels.json with --allow-unseen-supervision" in text
     sources = Sources(REPOSITORY, (data,), SMALL, video_scores=str(tmp_path / "labels.json"))
     table = TABLES["external_scores"]
-    cells = make_plan(table, table.rows, ["75_25"], splits=[0], output=output, sources=sources)
+    rows = choose_rows(table, ["stale", "stale_external", "trivial"])
+    cells = make_plan(table, rows, ["75_25"], splits=[0], output=output, sources=sources)
     own, external, trivial = make_lines(table, cells, "activitynet", read_published(PUBLISHED))
     (job,) = jobs_of(cells)
     metrics = json.loads((job.folder / "metrics_external_labels.json").read_text())
@@ -359,6 +395,7 @@ def test_a_row_on_other_features_says_what_to_set(run: Callable, data: Path, tmp
 def test_a_finished_table_is_kept(run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("masking", "--rows", "none", folder=tmp_path)
     before = (tmp_path / "masking.md").read_text()
+    assert Image.open(tmp_path / "masking.75_25.png").size == (900, 170)
     run("masking", "--rows", "none", "--report", folder=tmp_path, settings=["train.seed=7"])
     assert (tmp_path / "masking.md").read_text() == before
     assert "masking.md is not written: no run is finished" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from scripts import bench, plot_video
 from scripts.demo import MARK, clear
 from stale.errors import StaleError
-from tests.helpers import REPOSITORY
+from tests.helpers import REPOSITORY, make_clip
 
 COMMANDS = [
     "train.py",
@@ -21,24 +22,36 @@ COMMANDS = [
     "eval.py",
     *(f"scripts/{x.name}" for x in (REPOSITORY / "scripts").glob("*.py")),
 ]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}  # also where the package is not installed
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "80"}  # also where the package is not installed
 
 
 def run_python(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], cwd=REPOSITORY, capture_output=True, text=True, env=ENVIRONMENT)
 
 
+# Prints what is wrong with the help of a command: heavy imports, options without a text, lines beyond 80 columns.
+CHECK_HELP = """
+import atexit, runpy, sys
+from stale.commands import CommandParser
+parsers, start = [], CommandParser.__init__
+CommandParser.__init__ = lambda self, **options: (start(self, **options), parsers.append(self))[0]
+def check():
+    heavy = {"torch", "pandas", "h5py", "matplotlib"} & set(sys.modules)
+    silent = [action.dest for parser in parsers for action in parser._actions if not action.help]
+    after_usage = [parser.format_help().partition("\\n\\n")[2] for parser in parsers]
+    print([*heavy, *silent, *(line for text in after_usage for line in text.splitlines() if len(line) > 80)])
+atexit.register(check)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_help_imports_nothing_heavy(command: str) -> None:
-    script = (
-        "import atexit, runpy, sys\n"
-        "atexit.register(lambda: print({'torch', 'pandas', 'h5py', 'matplotlib'} & set(sys.modules)))\n"
-        f"sys.argv = [{command!r}, '--help']\n"
-        f"runpy.run_path({command!r}, run_name='__main__')\n"
-    )
-    result = run_python("-c", script)
+def test_help_is_complete_narrow_and_quick(command: str) -> None:
+    result = run_python("-c", CHECK_HELP, command, "--help")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1] == "set()"
+    assert result.stdout.splitlines()[-1] == "[]"
+    assert "exit codes: 0 done" in result.stdout and "--version" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -49,6 +62,25 @@ def test_benchmarks_write_and_print_their_rows(tmp_path: Path, capsys: pytest.Ca
     written, printed = json.loads((tmp_path / "out.json").read_text()), capsys.readouterr().out
     assert list(dict.fromkeys(row["name"].split(":")[0] for row in written)) == names.split()
     assert all(row["seconds"] > 0 and row["name"] in printed and row["size"] in printed for row in written)
+
+
+def test_the_quickstart_notebook_runs(
+    clip_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("av")
+    cells = json.loads((REPOSITORY / "scripts/quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code), "clear all outputs"
+    shutil.copytree(clip_run, tmp_path / "runs/demo")
+    make_clip(tmp_path / "clip.mkv").rename(tmp_path / "clip.mp4")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    names: dict[str, object] = {}
+    for cell in code:
+        exec("".join(cell["source"]), names)  # as a kernel does, in one namespace
+    assert len(names["found"].class_scores) == 2, "those of the last cell's words"
+    assert "detections" in capsys.readouterr().out
+    assert (tmp_path / "runs/demo/metrics.json").is_file()
 
 
 def test_the_demo_replaces_only_its_own_run(tmp_path: Path) -> None:

@@ -1,13 +1,10 @@
 """Training and detection end to end on a tiny data set: vocabularies, detections of every video, the three commands."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,6 @@ from tests.helpers import (
     SEEN,
     SNIPPETS,
     UNSEEN,
-    assert_same_runs,
     history,
     tiny_config,
 )
@@ -85,35 +81,11 @@ def test_a_checkpoint_of_seen_names_loads_under_other_vocabularies(
 
 
 def test_a_checkpoint_holds_no_vocabulary(run: RunFolder) -> None:
-    state = load_checkpoint(run.checkpoint("last"))
-    state.pop("optimizer")
-
-    def texts(value: Any) -> Iterator[str]:
-        if isinstance(value, dict):
-            for key, item in value.items():
-                yield from (str(key), *texts(item))
-        elif isinstance(value, (list, tuple)):
-            for item in value:
-                yield from texts(item)
-        elif isinstance(value, str):
-            yield value
-
-    words = " ".join(texts(state)).lower()
-    assert not any(label.lower() in words or phrase(label) in words for label in SEEN)
-    assert all(len(SEEN) not in tensor.shape for tensor in state["model"].values())
-
-
-def test_batches_do_not_change_detections(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def detected() -> dict[str, list[tuple]]:
-        results = read_json(run.detections("unseen"), "detections")["results"]
-        return {video: [(*row["segment"], row["label"]) for row in rows[:5]] for video, rows in results.items()}
-
-    infer(run)
-    together, config = detected(), run.load_config()
-    config.detection.batch_size = 3
-    monkeypatch.setattr(RunFolder, "load_config", lambda self: config)
-    infer(run)
-    assert detected() == together
+    content = run.checkpoint("last").read_bytes().lower()
+    assert b"feature_width" in content, "texts are stored as they are"
+    assert not any(text.lower().encode() in content for label in SEEN for text in (label, phrase(label)))
+    weights = load_checkpoint(run.checkpoint("last"))["model"]
+    assert all(len(SEEN) not in tensor.shape for tensor in weights.values())
 
 
 @pytest.mark.parametrize(
@@ -124,7 +96,7 @@ def test_batches_do_not_change_detections(run: RunFolder, monkeypatch: pytest.Mo
         ("model.text.prompt=template", "model.text.encoder=frozen"),
         ("model.masking.kind=none", "model.adaptation.enabled=false"),
         ("model.localizer.kind=plain", "model.localizer.coordinates=relative", "model.temporal.kind=conv"),
-        ("loss.consistency=0", "train.clip_norm=0", "train.text_learning_rate=1e-5"),
+        ("loss.consistency=0", "train.clip_norm=0", "train.text_learning_rate=1e-5", "train.deterministic=true"),
     ],
     ids=" ".join,
 )
@@ -136,7 +108,7 @@ def test_other_settings_train_and_detect(data: Path, tmp_path: Path, assignments
     assert ("foreground" in records[0]) == ("model.masking.kind=none" not in assignments)
     results = read_json(run.detections("unseen"), "detections")
     masked = "model.masking.kind=none" not in assignments
-    for video, curves in read_json(run.curves("unseen"), "curves")["results"].items():
+    for video, curves in read_json(run.snippet_scores("unseen"), "curves")["results"].items():
         detected = [item["label"] for item in results["results"][video]]
         assert [curve["label"] for curve in curves] == [*list(dict.fromkeys(detected))[:5], *([""] if masked else [])]
         assert all(len(curve["percent"]) == SNIPPETS and min(curve["percent"]) >= 0 for curve in curves)
@@ -147,23 +119,6 @@ def command(script: str, *arguments: str, cwd: Path, modules: Path | None = None
     line = [sys.executable, str(REPOSITORY / script), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(modules or "")}
     return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
-
-
-@pytest.mark.slow
-def test_the_commands(data: Path, run: RunFolder, tmp_path: Path) -> None:
-    steps = [
-        ("train.py", "--config", str(data), "--set", "data.setting=75_25", "data.split=0", "--output", "run"),
-        ("inference.py", "--run", "run"),
-        ("eval.py", "--run", "run"),
-    ]
-    for script, *arguments in steps:
-        result = command(script, *arguments, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
-    made = RunFolder(tmp_path / "run")
-    assert_same_runs(made, run)
-    metrics = read_json(made.metrics("unseen"), "metrics")
-    assert 0 <= metrics["average_mAP"] <= 1
-    assert metrics["num_classes"] == len(UNSEEN)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from stale.data.annotations import (
+    CLIPPED,
+    EMPTY,
+    OUTSIDE,
     Instance,
-    Repairs,
     Video,
     all_labels,
     in_subset,
@@ -63,8 +65,8 @@ def test_activitynet_is_read_completely(activitynet: dict[str, Video]) -> None:
     with_prefix = {f"v_{name}" for name in activitynet}
     assert all(match_video_id(name, with_prefix) == f"v_{name}" for name in activitynet)
     assert all(match_video_id(f"v_{name}", activitynet) == name for name in activitynet)
-    repaired, repairs = repair(videos)
-    assert (repairs.clipped, len(repairs.outside), len(repairs.empty)) == (14, 0, 12), "by more than rounding"
+    repaired, changes = repair(videos)
+    assert changes == {CLIPPED: 14, EMPTY: 12}, "by more than rounding"
     assert sum(len(video.instances) for video in repaired) == 23064 - 12
     assert all(0 <= item.start < item.end <= video.duration for video in repaired for item in video.instances)
 
@@ -77,9 +79,9 @@ def test_thumos14_is_read_completely(thumos14: dict[str, Video]) -> None:
         assert sum(len(video.instances) for video in videos) == num_instances
         assert len(all_labels(videos)) == 20
     # 30 segments lie wholly after the end of their video, 22 of them in one; none straddles it.
-    repaired, repairs = repair(thumos14.values())
+    repaired, changes = repair(thumos14.values())
     lost = {after.id: len(thumos14[after.id].instances) - len(after.instances) for after in repaired}
-    assert (repairs.clipped, len(repairs.outside), len(repairs.empty)) == (0, 30, 0)
+    assert changes == {OUTSIDE: 30}
     assert lost["video_test_0000270"] == 22
 
 
@@ -89,7 +91,7 @@ def test_thumos14_is_read_completely(thumos14: dict[str, Video]) -> None:
 def test_a_file_is_read_as_written(tmp_path: Path) -> None:
     extra = {"segment": [9, 12], "label": "Tai chi", "segment(frames)": [270, 360], "label_id": 3}
     path = one(tmp_path, fps=30, subset="Validation", annotations=[*GOOD["annotations"], extra])
-    expected = Video("clip", "validation", 10.0, (Instance(1.0, 2.5, "Diving"), Instance(9.0, 12.0, "Tai chi")))
+    expected = Video("clip", "validation", 10.0, (Instance(1.0, 2.5, "Diving"), Instance(9.0, 12.0, "Tai chi")), 30)
     assert read_annotations(path) == {"clip": expected}
 
 
@@ -161,11 +163,8 @@ def test_segments_in_other_units_are_named(factor: float, fault: str) -> None:
 def test_repair_clips_drops_and_counts() -> None:
     segments = [(1, 2), (-1, 3), (8, 12), (-5, 50), (4, 4), (10, 11), (20, 30), (5, 10.009)]
     video = Video("clip", "training", 10.0, tuple(Instance(*times, f"c{i}") for i, times in enumerate(segments)))
-    (repaired,), repairs = repair([video])
-    assert repairs == Repairs(clipped=3, outside=("clip", "clip"), empty=("clip",))
-    assert str(repairs) == (
-        "3 clipped to their video, 2 dropped as outside their video (in clip), 1 dropped as empty (in clip)"
-    )
+    (repaired,), changes = repair([video])
+    assert changes == {CLIPPED: 3, OUTSIDE: 2, EMPTY: 1}
     assert repaired.instances == (
         Instance(1, 2, "c0"),
         Instance(0, 3, "c1"),
@@ -173,7 +172,7 @@ def test_repair_clips_drops_and_counts() -> None:
         Instance(0, 10, "c3"),
         Instance(5, 10, "c7"),
     )
-    assert repair([repaired]) == ([repaired], Repairs())
+    assert repair([repaired]) == ([repaired], {})
 
 
 # Faults: each names the file and the video

@@ -19,6 +19,7 @@ from stale.config import load_config
 from stale.data.classes import phrase
 from stale.data.embeddings import EmbeddingTable, read_embeddings
 from stale.data.features import open_features
+from stale.data.selection import open_inputs
 from stale.errors import StaleError
 from stale.io import read_json, write_json
 from stale.model.stale import load_text, training_free_text
@@ -171,6 +172,17 @@ def test_a_run_with_learned_prompts_refuses_a_file(clip_run: Path, table_file: P
         infer(RunFolder(clip_run), embeddings=table_file)
 
 
+def test_embeddings_of_another_model_than_the_features_are_refused(clip_run: Path, tmp_path: Path) -> None:
+    model = {"backbone": "ViT-L/14", "weights_sha256": 64 * "a"}
+    np.savez(tmp_path / "a.npz", embeddings=np.ones((8, WIDTH)), classes=[*SEEN, *UNSEEN], **model)
+    settings = [f"model.text.embeddings={tmp_path}/a.npz", "model.text.prompt=template", "model.text.encoder=frozen"]
+    config = load_config([RunFolder(clip_run).config], settings)
+    message = r"a.npz come from ViT-L/14 \(weights aaaaaaaa\), but the features are of ViT width 64.*quick_gelu\)"
+    for use in (lambda: infer(RunFolder(clip_run), embeddings=tmp_path / "a.npz"), lambda: open_inputs(config)):
+        with pytest.raises(StaleError, match=message):
+            use()
+
+
 @pytest.mark.parametrize(
     ("names", "width", "message"),
     [
@@ -185,6 +197,8 @@ def test_a_file_that_does_not_fit_is_refused_before_the_features_are_read(
     write_table(tmp_path / "a.json", np.ones((1, len(names), width)), names)
     with pytest.raises(StaleError, match=message):
         train(tiny_config(data, *FILE, f"model.text.embeddings={tmp_path}/a.json"), tmp_path / "run")
+    with pytest.raises(StaleError, match="no.h5 does not exist; model.text.weights: ViT-B/61 does not exist"):
+        open_inputs(tiny_config(data, "data.features=no.h5", "model.text.weights=ViT-B/61"))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from stale.config import DataConfig
 from stale.data.annotations import Video
 from stale.data.features import (
     FeatureStore,
@@ -24,7 +25,9 @@ from stale.data.features import (
     spread_windows,
 )
 from stale.data.pack import pack, write_packed
+from stale.data.selection import open_all_features
 from stale.errors import StaleError
+from stale.io import write_json
 from tests.helpers import write_folder
 
 FORMS = ("npy", "hdf5", "packed")
@@ -265,7 +268,6 @@ def hdf5(path: Path, **items: Any) -> Path:
     ("items", "message"),
     [
         ({}, "no dataset a video"),
-        ({"features": np.zeros((2, 4, WIDTH)), "ids": ["a", "b"]}, "packed by version 0.1.0; pack the features again"),
         ({"clip": h5py.ExternalLink("secret.h5", "/clip")}, "clip lie in other files: refused"),
     ],
 )
@@ -355,3 +357,22 @@ def test_windows_lie_where_their_centres_are() -> None:
     expected = (np.arange(len(found)) + 0.5) * frames / len(found)
     np.testing.assert_allclose(found, expected.clip(ramp[0, 0], ramp[-1, 0]), atol=1e-4)
     assert spread_windows(ramp, 0.0) is ramp
+
+
+def test_windows_have_the_frame_rate_over_their_stride(tmp_path: Path) -> None:
+    """That of the settings, else of the annotations; a recorded rate comes first."""
+    path = write_folder(tmp_path / "f", {name: np.ones((20, WIDTH), np.float32) for name in "ab"})
+    write_json(path / "b.json", {"fps": 3})
+    videos = {name: Video(name, "test", 10.0, (), fps=16.0) for name in "ab"}
+
+    def store(**settings: float) -> FeatureStore:
+        return open_all_features(DataConfig(features=str(path), **settings)).annotate(videos)
+
+    rates = [store(**given).attributes("a") for given in ({}, {"stride": 8}, {"stride": 8, "fps": 40}, {"fps": 4})]
+    assert rates == [{}, {"fps": 2.0}, {"fps": 5.0}, {"fps": 4.0}]
+    assert store(stride=8, fps=40).attributes("b") == {"fps": 3}
+    wide = store(stride=8, window=24)
+    assert wide.extents("a") == [11.0], "a window of three strides reaches over both ends by one"
+    assert len(wide.read_parts("a")[0]) == 20, "and what lies after the end of the video is cut off"
+    mismatch = duration_mismatch(store(stride=8, fps=40), videos["a"])
+    assert mismatch == f"{path} (4.0 s, annotated 10.0 s)"

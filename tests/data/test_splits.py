@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stale.data.annotations import all_labels
-from stale.data.datasets import facts
+from stale.data.datasets import DATASETS, facts
 from stale.data.splits import OFFICIAL, SPLIT_FOLDERS, ClassSplit, cut_seen, load_split, read_class_list
 from stale.errors import StaleError
 from stale.io import write_text
@@ -49,6 +49,12 @@ def test_every_official_list_fits_the_annotations(
     assert sorted(split.seen + split.unseen) == labels
     assert split.seen == tuple(sorted(split.seen))
     assert split.source == f"official lists, {SPLIT_FOLDERS[setting]}/{facts(dataset).title}"
+
+
+@pytest.mark.parametrize("spelling", ["thumos14", "THUMOS-14", "thumos", "thumos14_i3d"])
+def test_a_data_set_is_found_in_any_spelling(spelling: str) -> None:
+    assert facts(spelling) is DATASETS["thumos14"]
+    assert (facts("mine").title, facts("mine").tious) == ("mine", facts("activitynet").tious)
 
 
 def test_the_repository_holds_all_official_lists_with_their_notice() -> None:
@@ -113,15 +119,6 @@ def test_offending_classes_are_named(tmp_path: Path, seen: list, unseen: list, m
     write_lists(tmp_path, seen, unseen)
     with pytest.raises(StaleError, match=f"{tmp_path}/train_75_test_25/Tiny, split_0.list: .*{message}"):
         load_split(["a", "b", "c", "d"], "75_25", 0, tmp_path, "tiny")
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["Tai chi\nBMX\n", "Tai chi\nBMX", "Tai chi\r\nBMX\r\n", "\n\n  Tai chi \n\t\nBMX\n\n", "\ufeffTai chi\nBMX"],
-)
-def test_line_ends_and_blank_lines_do_not_matter(tmp_path: Path, content: str) -> None:
-    (tmp_path / "a.list").write_bytes(content.encode())
-    assert read_class_list(tmp_path / "a.list") == ["Tai chi", "BMX"]
 
 
 def test_bad_and_missing_lists_are_named(tmp_path: Path) -> None:

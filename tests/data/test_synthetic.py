@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -94,28 +93,6 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Video], np.nda
     store = open_features(path / "features.h5")
     features = [store.read(video.id).astype(float) for video in videos]
     return videos, text, [x / np.linalg.norm(x, axis=1, keepdims=True) for x in features]
-
-
-def test_short_videos_are_full_of_overlapping_instances(short: tuple) -> None:
-    videos, _, features = short
-    for subset in ("training", "validation"):
-        assert all_labels(in_subset(videos, subset)) == list(CLASSES)
-    assert repair(videos)[0] == videos
-    assert np.mean([video.duration for video in videos]) == pytest.approx(30, abs=1)
-    assert [len(x) for x in features] == [round(2 * video.duration) for video in videos]
-    assert np.mean([len({item.label for item in video.instances}) for video in videos]) == pytest.approx(4, abs=0.3)
-    shares, together = [], []
-    for video in videos:
-        time = np.linspace(0, video.duration, 500, endpoint=False)
-        active = sum((time >= item.start) & (time < item.end) for item in video.instances)
-        shares.append(np.mean(active > 0))
-        together.append(np.mean(active > 1))
-        spans = sorted((item.label, item.start, item.end) for item in video.instances)
-        assert all(one[0] != other[0] or one[2] < other[1] for one, other in pairwise(spans)), "a class overlaps itself"
-    assert np.mean(shares) == pytest.approx(0.91, abs=0.02)
-    assert np.mean(together) > 0.5
-    lengths = [(item.end - item.start) / video.duration for video in videos for item in video.instances]
-    assert (max(lengths), min(lengths) < 0.2) == (pytest.approx(1, abs=1e-3), True)
 
 
 def test_short_features_have_the_stated_similarities(short: tuple) -> None:

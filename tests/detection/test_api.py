@@ -1,7 +1,5 @@
 """The library: three lines from features to a picture, any class names, and image encoders that must match."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,7 +19,7 @@ from stale.detection.run import class_features, detect
 from stale.errors import StaleError
 from stale.run_folder import RunFolder
 from stale.video.image_encoder import ImageEncoder
-from tests.helpers import REPOSITORY, SNIPPETS, UNSEEN, WIDTH, make_clip, random_image_encoder_weights
+from tests.helpers import REPOSITORY, SNIPPETS, UNSEEN, WIDTH, random_image_encoder_weights
 
 
 @pytest.fixture(scope="module")
@@ -138,17 +136,6 @@ def test_checkpoints_record_the_image_encoder_of_the_features(clip_run: Path, mo
     old = stale.load(clip_run, str(tmp_path / "old.pt"))
     assert old.backbone == Backbone()
     assert len(old.detect(some_features(), 5, ["diving"]))
-
-
-def test_a_video_is_detected_by_the_runs_own_weights(model: Detector, tmp_path: Path) -> None:
-    pytest.importorskip("av")
-    found = model.detect_video(make_clip(tmp_path / "clip.mkv"), ["diving"], fps=2)
-    assert found.video.duration == pytest.approx(4.0, abs=0.11)
-    assert found.thumbnails
-    assert stale.plot(found).axes[0].images, "thumbnails are drawn"
-    (tmp_path / "clip.mkv").write_bytes(b"broken")
-    with pytest.raises(StaleError, match="clip.mkv"):
-        model.detect_video(tmp_path / "clip.mkv", ["diving"])
 
 
 def test_another_image_encoder_is_a_clear_error(model: Detector, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """The training-free baselines against loops."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,11 +1,10 @@
 """The diagnosis of a run, against plain loops over the model's outputs and against the commands."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections import defaultdict
 from pathlib import Path
+from statistics import fmean as mean
 
 import pytest
 import torch
@@ -55,10 +54,6 @@ def around(t: int, half_width: int) -> set[int]:
     return {s for s in range(T) if abs(s - t) <= half_width}
 
 
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
 @torch.no_grad()
 def test_every_value_is_that_of_a_plain_loop(run: RunFolder, written: dict) -> None:
     detector = load(run.path)
@@ -89,8 +84,6 @@ def test_every_value_is_that_of_a_plain_loop(run: RunFolder, written: dict) -> N
             order = [(first > second) + 0.5 * (first == second) for first, second in pairs]
             rows[FOREGROUND, "AUC against the true foreground, mean over videos"].append(mean(order))
         rows[FOREGROUND, "standard deviation over time, mean over videos"].append(float(L[b].std(correction=0)))
-        passed = [float(L[b, t] > model.config.masking.threshold) for t in truth]
-        rows[FOREGROUND, "passed by the threshold, of true foreground"] += passed
         level = (L[b] - L[b].min()) / (L[b].max() - L[b].min())
         for t, (inside, _) in truth.items():
             own = {s for s in range(T) if M[b, s, t] > 0.5}
@@ -154,10 +147,7 @@ def test_the_tables_fit_the_terminal_and_show_every_value(written: dict) -> None
         assert all(row in text for row in (rows if isinstance(rows, dict) else ()))
 
 
-def test_without_a_run_or_its_text_weights_nothing_is_written(run: RunFolder, tmp_path: Path) -> None:
-    with pytest.raises(StaleError, match="no run in"):
-        main(["--run", str(tmp_path)])
-    assert not list(tmp_path.iterdir())
+def test_without_the_text_weights_of_the_run_nothing_is_written(run: RunFolder, tmp_path: Path) -> None:
     copied = RunFolder(Path(shutil.copytree(run.path, tmp_path / "run")))
     copied.diagnosis.unlink(missing_ok=True)
     torch.save(random_text_encoder_weights(layers=1), tmp_path / "other.pt")

@@ -1,7 +1,5 @@
 """Ground truth in place of predictions is named wherever it is used, and used nowhere else."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """From features to detections: the one loop, streamed from disk, in batches of any size."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import weakref

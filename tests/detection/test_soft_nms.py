@@ -1,7 +1,5 @@
 """Gaussian SoftNMS against its definition, one video and class at a time."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Files of detections: results JSON, WebVTT, SubRip, CSV, tables."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re
@@ -11,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stale.data.annotations import Video
-from stale.detection.writers import OutputFiles, clock, csv_text, srt_text, vtt_text, write_detections
+from stale.detection.writers import OutputFiles, best_at_a_time, clock, csv_text, srt_text, vtt_text, write_detections
 from stale.errors import StaleError
 from stale.evaluation import read_results
 from stale.io import read_json
@@ -32,10 +30,9 @@ def detection(start: float, end: float, label: str = "x", score: float = 0.5) ->
 
 
 def test_webvtt_is_as_the_standard_says() -> None:
-    text = vtt_text([detection(61.25, 3725.0, NASTY), detection(1, 2, "--> x", 0.25), detection(1, 1)])
+    text = vtt_text([detection(61.25, 3725.0, NASTY), detection(1, 2, "--> x", 0.25)])
     assert text == (
         "WEBVTT\n\n"
-        "00:00:01.000 --> 00:00:01.001\nx 0.50\n\n"
         "00:00:01.000 --> 00:00:02.000\n--&gt; x 0.25\n\n"
         '00:01:01.250 --> 01:02:05.000\na "b", &lt;i&gt;c&lt;/i&gt; &amp; {\\an8} $x$ 0.50\n'
     )
@@ -50,6 +47,19 @@ def test_subrip_is_numbered_and_opens_no_tag() -> None:
     assert not re.search(r"<[a-z/]|\{\\", text)
     assert blocks[1].replace("\u2060", "").splitlines()[2] == f"{NASTY} 0.50"
     assert srt_text([]) == ""
+
+
+def test_subtitles_show_the_best_class_of_each_moment() -> None:
+    items = [detection(0, 10, "a", 0.6), detection(4, 8, "b", 0.9), detection(8, 12, "b", 0.4)]
+    items += [detection(12, 20, "c", 0.29), detection(30, 31, "a", 0.3), detection(31, 32, "a", 0.5)]
+    assert best_at_a_time(items) == [
+        detection(0, 4, "a", 0.6),
+        detection(4, 8, "b", 0.9),
+        detection(8, 10, "a", 0.6),
+        detection(10, 12, "b", 0.4),
+        detection(30, 32, "a", 0.5),
+    ]
+    assert best_at_a_time([]) == []
 
 
 def test_csv_gives_names_back_as_they_are() -> None:

@@ -1,7 +1,5 @@
 """Two processes on the CPU do what one does: the same losses, weights and detections; an error ends both."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
@@ -10,8 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import h5py
-import numpy as np
 import pytest
 import torch
 
@@ -106,28 +102,7 @@ def test_detections_are_those_of_one_process(together: RunFolder, tmp_path: Path
     assert not leftovers(tmp_path / "two")
 
 
-# Interruption and resumption
-
-
-def interrupt(data: Path, output: Path, *settings: str) -> None:
-    """Stop two processes in their second epoch as torchrun does, by a signal to each."""
-    processes = training(data, output, *settings)
-    assert processes[0].wait(lambda: steps_done(output) > EPOCH), processes[0].said()
-    for running in processes:
-        running.send(signal.SIGTERM)
-    finish(processes, 143, "--resume")
-    assert not leftovers(output)
-
-
-@pytest.mark.slow
-def test_a_resumed_run_ends_like_an_undisturbed_one(data: Path, together: RunFolder, tmp_path: Path) -> None:
-    """To the bit, with dropout: the checkpoint holds the random state of both processes."""
-    interrupt(data, tmp_path / "run", *LONG)
-    finish(training(data, tmp_path / "run", *LONG, resume=True))
-    assert_same_runs(RunFolder(tmp_path / "run"), together)
-
-
-# Errors
+# Errors and interruption
 
 
 @pytest.mark.slow
@@ -153,24 +128,8 @@ def test_a_killed_process_ends_the_other(data: Path, tmp_path: Path) -> None:
     assert "Traceback" not in first.said() + second.said()
 
 
-@pytest.mark.slow
-def test_an_error_of_one_process_ends_both(together: RunFolder, tmp_path: Path) -> None:
-    """The features of a single video are damaged."""
-    shutil.copytree(together.path, tmp_path / "run")
-    run = RunFolder(tmp_path / "run")
-    features, video = str(run.load_config().data.features), "video_030"
-    shutil.copy(features, tmp_path / "features.h5")
-    with h5py.File(tmp_path / "features.h5", "r+") as file:
-        file[video][0, 0] = np.nan
-    run.config.write_text(run.config.read_text().replace(features, str(tmp_path / "features.h5")))
-    finish(start_together(tmp_path / "said", 2, "inference.py", "--run", str(run.path)), 2, video)
-    assert not run.detections("unseen").exists()
-    assert not leftovers(run.path)
-
-
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [("cuda", r"more processes than GPUs \(1\): .*=1"), ("cuda:1", "one GPU for 2 processes")],
+    ("name", "message"), [("cuda", r"more processes than GPUs \(1\): .*=1"), ("cuda:1", "one GPU for 2 processes")]
 )
 def test_every_process_needs_its_own_gpu(monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: 2)

@@ -1,23 +1,16 @@
 """Segment geometry against the plainest possible formulas."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stale.segments import clip_segment, paired_tiou, seconds_to_snippets, snippets_to_seconds
+from tests.reference.detection import plain_tiou
 
 TIMES = st.floats(0, 100, allow_nan=False)
 SEGMENT = st.tuples(TIMES, TIMES).map(sorted)
 PAIRS = st.lists(st.tuples(SEGMENT, SEGMENT), max_size=6)
-
-
-def plain_tiou(first: list[float], second: list[float]) -> float:
-    intersection = max(0.0, min(first[1], second[1]) - max(first[0], second[0]))
-    union = (first[1] - first[0]) + (second[1] - second[0]) - intersection
-    return intersection / union if union > 0 else 0.0
 
 
 @given(PAIRS)
@@ -40,13 +33,7 @@ def test_seconds_survive_the_way_there_and_back(seconds: float, duration: float,
 
 
 @pytest.mark.parametrize(
-    ("segment", "inside"),
-    [
-        ((2, 5), (2, 5)),
-        ((-1, 15), (0, 10)),
-        ((12, 15), None),
-        ((0, 0), None),
-    ],
+    ("segment", "inside"), [((2, 5), (2, 5)), ((-1, 15), (0, 10)), ((12, 15), None), ((0, 0), None)]
 )
 def test_clipping_keeps_what_lies_inside(segment: tuple, inside: tuple | None) -> None:
     assert clip_segment(*segment, duration=10.0) == inside

@@ -1,7 +1,5 @@
 """STALE's components against slow, obvious versions of themselves, and the whole model put together."""
 
-from __future__ import annotations
-
 import math
 import re
 
@@ -14,7 +12,7 @@ from stale.config import Config, ModelConfig, load_config
 from stale.config import settings as all_settings
 from stale.errors import StaleError
 from stale.model.adaptation import CrossAdaptation
-from stale.model.localizer import DynamicConv1d, MaskLocalizer, offsets_to_positions
+from stale.model.localizer import DynamicConv1d, offsets_to_positions
 from stale.model.masking import MaskFormerMask, apply_threshold
 from stale.model.stale import Outputs, Stale, build_model
 from stale.model.temporal import build_temporal_model
@@ -249,24 +247,6 @@ def test_offsets_to_positions_equals_loops() -> None:
     for s in range(T):
         for t in range(T):
             assert torch.equal(positions[:, s, t], offsets[:, T - 1 + (s - t), t])
-
-
-def localizer_of(*assignments: str) -> MaskLocalizer:
-    torch.manual_seed(0)
-    return MaskLocalizer(C, T, settings(*SMALL, *(f"localizer.{assignment}" for assignment in assignments)).localizer)
-
-
-@pytest.mark.parametrize("kind", ["dynamic", "plain"])
-@pytest.mark.parametrize("coordinates", ["absolute", "relative"])
-@pytest.mark.parametrize("layers", [1, 3])
-def test_localizers_predict_a_mask_for_every_snippet(kind: str, coordinates: str, layers: int) -> None:
-    localizer = localizer_of(f"kind={kind}", f"coordinates={coordinates}", f"layers={layers}")
-    assert len(localizer.layers) == layers
-    assert all(isinstance(layer, DynamicConv1d) == (kind == "dynamic") for layer in localizer.layers)
-    logits = localizer(torch.randn(B, T, C))
-    assert logits.shape == (B, T, T)
-    logits.square().sum().backward()
-    assert all(parameter.grad.abs().sum() > 0 for parameter in localizer.parameters())
 
 
 # The whole model

@@ -1,7 +1,5 @@
 """Numbers stay finite in every precision on extreme features, and the same seed gives the same ones."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -79,19 +77,6 @@ def test_a_run_repeats_itself_to_the_bit(data: Path, tmp_path: Path, precision: 
         infer(one, vocabulary="all")
         found.append(read_json(one.detections("all"), "detections"))
     assert found[0] == found[1]
-
-
-def test_deterministic_algorithms_change_nothing_on_a_cpu_and_are_turned_off_again(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    deterministic, during = torch.are_deterministic_algorithms_enabled, []
-    monkeypatch.setattr("stale.training.trainer.git_revision", lambda: during.append(deterministic()) or "")
-    assert not deterministic()
-    one = train(tiny_config(data), tmp_path / "one")
-    other = train(tiny_config(data, "train.deterministic=true"), tmp_path / "other")
-    assert during == [False, True]
-    assert not deterministic()
-    assert_same_runs(one, other)
 
 
 # On a GPU

@@ -3,8 +3,6 @@
 B videos, T snippets, C joint width, K classes.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 
@@ -13,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stale.config import AdaptationConfig, Config, DetectionConfig, TextConfig, load_config
+from stale.config import Config, DetectionConfig, TextConfig, load_config
 from stale.detection.decode import Proposals, decode
 from stale.model.adaptation import CrossAdaptation
 from stale.model.localizer import MaskLocalizer
@@ -118,10 +116,7 @@ def test_a_background_from_the_mean_text_starts_with_a_lower_loss(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "seed"),
-    [(SHIPPED[seed % len(SHIPPED)], seed) for seed in range(12)],
-)
+@pytest.mark.parametrize(("name", "seed"), [(SHIPPED[seed % len(SHIPPED)], seed) for seed in range(12)])
 def test_every_shipped_configuration_trains(
     transformer: TextTransformer, class_text: Tensor, name: str, seed: int
 ) -> None:
@@ -205,18 +200,6 @@ def test_a_masked_out_snippet_changes_no_text_and_an_empty_video_is_finite(class
     adapted = adaptation(class_text, visual, mask)
     torch.testing.assert_close(adaptation(class_text, visual[:, :20], mask[:, :20]), adapted, atol=1e-5, rtol=1e-5)
     assert adaptation(class_text, visual, 0 * mask).isfinite().all()
-
-
-@torch.no_grad()
-def test_the_adaptation_equals_the_decoder_of_every_video(class_text: Tensor) -> None:
-    """Torch's own layer, which computes all of it for every video."""
-    torch.manual_seed(0)
-    config = AdaptationConfig(residual=False, gate=False)
-    adaptation = CrossAdaptation(C, config).eval()
-    visual, mask, root = torch.randn(B, T, C), (torch.rand(B, T) > 0.5).float(), C**0.5
-    foreground, language = visual * mask.unsqueeze(2), class_text.expand(B, -1, -1)
-    expected = adaptation.decoder(language * root, foreground, memory_key_padding_mask=mask == 0) / root
-    torch.testing.assert_close(adaptation(class_text, visual, mask), expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -14,14 +14,12 @@ import numpy as np
 import pytest
 
 from scripts import prepare_data as command
-from stale.config import load_config
 from stale.data.annotations import Instance, Video
-from stale.data.selection import load_training_data
-from stale.io import write_json
+from stale.io import read_json, write_json
 from stale.preparation.checks import Report, as_text, check
 from stale.preparation.converters import Annotations, write_as
 from stale.preparation.prepare import THUMOS14, find_features
-from tests.helpers import REPOSITORY, exit_code
+from tests.helpers import REPOSITORY, exit_code, make_clip, make_clip_data_set
 
 WIDTH = 8
 LABELS = ["Diving", "Rowing", "Sailing", "Surfing"]
@@ -67,6 +65,9 @@ def test_a_sound_root_is_ready(tmp_path: Path) -> None:
     assert report.features["width"] == WIDTH and report.features["precision"] == {"float16": 40}
     assert report.features["snippets_a_second"] == {"training": {"10": 20}, "validation": {"5": 20}}
     assert "pond: READY" in as_text(report)
+    assert report_on(tmp_path, id_pattern="v_{id}").verdict == "ready"
+    for pattern in ("{id}_clip", "v_"):
+        assert f"no name fits data.id_pattern={pattern}" in report_on(tmp_path, id_pattern=pattern).faults[0]
     assert [report_on(tmp_path, sample=sample).features["loaded"] for sample in (3, 100)] == [6, 40]
 
 
@@ -162,19 +163,28 @@ def test_the_verdict_is_the_exit_code(tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.slow
-def test_the_worked_example_word_for_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (REPOSITORY / "data" / "README.md").read_text()
-    example = page[page.index("## Your own data set") :]
-    commands = re.findall(r"```bash\n(.*?)```", example, re.DOTALL)
-    expected = re.search(r"```\n(garden: READY\n.*?)```", example, re.DOTALL)
-    assert len(commands) == 5 and expected
-    (tmp_path / "scripts").symlink_to(REPOSITORY / "scripts")
+def test_the_recipe_for_own_data_word_for_word(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    page = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    (commands,) = re.findall(r"```bash\n(.*?)```", page[page.index("## Your own data") :], re.DOTALL)
+    clip_weights = make_clip_data_set(tmp_path / "weights").parent / "text_encoder.pt"
+    commands = re.sub("(--config configs/custom.yaml)", r"\1 --set train.epochs=1", commands)
+    commands = commands.replace("train.epochs=1", f"train.epochs=1 model.text.weights={clip_weights}")
+    for name in ("scripts", "configs", "train.py", "inference.py", "eval.py"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    (tmp_path / "data/mine/videos").mkdir(parents=True)
+    for number in range(1, 6):
+        make_clip(tmp_path / f"data/mine/videos/plot_{number}.mkv")
     search = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
     options = {"capture_output": True, "text": True, "cwd": tmp_path, "env": os.environ | search}
-    result = subprocess.run(["bash", "-e"], input="".join(commands), **options)
+    commands = commands.replace("ViT-B/16", str(clip_weights))
+    result = subprocess.run(["bash", "-e"], input=commands, **options)
     assert result.returncode == 0, result.stderr
-    assert expected[1] in result.stdout
-    monkeypatch.chdir(tmp_path)
-    data = load_training_data(load_config(["data/garden/garden.yaml"]))
-    assert (len(data.train), len(data.held_out), data.feature_width) == (3, 1, 512)
-    assert data.split.unseen == ("Picking apples",)
+    assert "mine: READY" in result.stdout
+    annotated = read_json(tmp_path / "data/mine/annotations.json", "annotations")["database"]
+    assert {entry["duration"] for entry in annotated.values()} == {4.0}
+    assert [name for name, entry in annotated.items() if entry["subset"] == "validation"] == ["plot_5"]
+    metrics = read_json(tmp_path / "runs/mine/metrics.json", "metrics")
+    assert (metrics["num_classes"], metrics["protocol"]["setting"]) == (2, "closed")
+    card = (tmp_path / "runs/mine/model_card.md").read_text(encoding="utf-8")
+    assert metrics["protocol"]["line"] in card and "`python train.py --config configs/custom.yaml" in card

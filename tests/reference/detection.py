@@ -1,7 +1,5 @@
 """Decoding and SoftNMS as loops over snippets, thresholds and proposals. K classes, T snippets, M proposals."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -48,12 +46,10 @@ def plain_decode(
 
 
 def plain_level(curve: np.ndarray, start: int, end: int, proposal_score: str) -> float:
-    """Score a region of a curve (T) by its ``max``, its ``mean``, or the ``contrast`` to its surroundings."""
+    """Score a region of a curve (T) by its ``max``, or the ``contrast`` to its surroundings."""
     inside = curve[start:end]
     if proposal_score == "max":
         return inside.max()
-    if proposal_score == "mean":
-        return inside.mean()
     reach = max((end - start) // 4, 1)
     around = np.concatenate([curve[max(start - reach, 0) : start], curve[end : end + reach]])
     return inside.mean() - (around.mean() if len(around) else 0)

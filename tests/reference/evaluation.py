@@ -1,7 +1,5 @@
 """Evaluators written for obviousness, against which the fast one is tested."""
 
-from __future__ import annotations
-
 import numpy as np
 from hypothesis import strategies as st
 

@@ -1,7 +1,5 @@
 """Training targets as loops over snippets and instances. T snippets, K classes."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

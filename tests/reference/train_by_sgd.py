@@ -3,8 +3,6 @@
 Adam divides by their size, so that where there are none it makes whole steps of rounding.
 """
 
-from __future__ import annotations
-
 import runpy
 from pathlib import Path
 

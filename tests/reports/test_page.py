@@ -234,7 +234,7 @@ def test_two_runs_with_curves_and_videos_on_a_phone(tmp_path: Path, page: Path) 
         run = RunFolder(tmp_path / name)
         write_json(run.detections("unseen"), {"protocol": protocol, "results": as_results(items)})
         curves = [{"label": "", "percent": [0, 50, 100]}, {"label": "Diving", "percent": [100, 0]}]
-        write_json(run.curves("unseen"), {"results": {"wrong": curves}})
+        write_json(run.snippet_scores("unseen"), {"results": {"wrong": curves}})
     (tmp_path / "clips").mkdir()
     make_clip(tmp_path / "clips" / "wrong.mp4", codec="libx264")
     runs = [str(tmp_path / name) for name in found]

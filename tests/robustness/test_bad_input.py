@@ -3,8 +3,6 @@
 What one loader alone can tell is tested beside it; here it is what a user types, and what then lies on the disk.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -31,7 +29,7 @@ from stale.errors import StaleError, run_command
 from stale.io import read_json, write_text
 from stale.run_folder import RunFolder
 from stale.training.trainer import train
-from tests.helpers import REPOSITORY, SEEN, UNSEEN, assert_same_runs, copy_data_set, history, tiny_config
+from tests.helpers import REPOSITORY, SEEN, UNSEEN, assert_same_runs, copy_data_set, tiny_config
 
 DAMAGE = Callable[[Path], object]  # damages a copy of the data set, or of a run
 
@@ -162,30 +160,6 @@ def test_training_refuses(row: str, data: Path, tmp_path: Path, command: Command
     assert not (tmp_path / "run").exists()
 
 
-# What is odd but no fault
-
-
-ODD = {
-    "one snippet": edit_features(lambda x: x[:1]),
-    "some snippets short": edit_features(lambda x: x[:-5], rate=2.0),
-    "segments of no length and beyond the end": first_entry(
-        annotations=[{"segment": [3, 3], "label": "Diving"}, {"segment": [3, 9999], "label": "Diving"}]
-    ),
-    "Windows lists": text(SEEN_LIST, "\r\n\r\n".join(SEEN) + "\r\n"),
-}
-
-
-@pytest.mark.parametrize("row", ODD)
-def test_training_and_detection_accept(row: str, data: Path, tmp_path: Path, command: Command) -> None:
-    folder, run = copy_data_set(data, tmp_path / "data"), tmp_path / "run"
-    ODD[row](folder)
-    line = ("--config", folder / "tiny.yaml", "--set", "train.epochs=1", "--output", run)
-    assert command("train.py", *line) == 0, command.capture.readouterr().err
-    assert command("inference.py", "--run", run) == 0
-    assert any(read_json(run / "detections.json", "detections")["results"].values())
-    assert all(np.isfinite(value) for record in history(RunFolder(run)) for value in record.values())
-
-
 # Options of train.py
 
 
@@ -194,10 +168,6 @@ def test_training_and_detection_accept(row: str, data: Path, tmp_path: Path, com
     [
         (["--set", "train.device=cuda"], "train.device is cuda, but no GPU is usable here; use auto or cpu"),
         (["--set", "train.device=gpu"], "train.device 'gpu' is unknown; use auto, cpu, cuda or cuda:N"),
-        (
-            ["--set", "train.epoch=1", "data.split=x", "data.missing=maybe"],
-            "did you mean 'train.epochs'.*data.split must be a whole number, not 'x'.*data.missing is 'maybe'",
-        ),
     ],
 )
 def test_options_of_train(data: Path, tmp_path: Path, command: Command, more: list, message: str) -> None:

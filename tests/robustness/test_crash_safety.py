@@ -1,7 +1,5 @@
 """Killed, interrupted, out of disk space: no file is half-written, and a resumed run ends like an undisturbed one."""
 
-from __future__ import annotations
-
 import random
 import re
 import shutil
@@ -111,32 +109,12 @@ def test_killed_training_ends_with_the_same_weights(data: Path, finished: RunFol
     assert not leftovers(run), "temporary files of the killed are removed"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_stopped_inference_leaves_whole_files_or_none(finished: RunFolder, tmp_path: Path, number: int) -> None:
-    run, chance = copy_without_detections(finished, tmp_path / "run"), random.Random(2)
-    for _ in range(2):
-        running = start(tmp_path / "errors.txt", "inference.py", "--run", str(run.path))
-        moment = time.monotonic() + chance.uniform(0.1, 0.8)
-        running.wait(lambda moment=moment: time.monotonic() > moment, look=lambda: check_files(run.path))
-        running.send(number)
-        code = running.finish(10)
-        check_files(run.path)
-        if code == 143:  # else it was faster
-            assert running.said().splitlines()[-1] == "terminated"
-            assert not leftovers(run.path)
-    assert start(tmp_path / "errors.txt", "inference.py", "--run", str(run.path)).finish() == 0
-    for name in ("detections.json", "baselines/snippets.json"):
-        assert read_json(run.path / name, "detections") == read_json(finished.path / name, "detections")
-    assert not leftovers(run.path)
-
-
-# Interrupted
+# Interrupted, out of disk space
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "int")])
-def test_a_signal_says_what_is_kept_and_how_to_resume(
+def test_a_signal_or_a_full_disk_keeps_the_checkpoint_and_says_how_to_resume(
     data: Path, finished: RunFolder, tmp_path: Path, number: int, code: int, word: str
 ) -> None:
     run = tmp_path / "run"
@@ -150,20 +128,7 @@ def test_a_signal_says_what_is_kept_and_how_to_resume(
     assert running.said().splitlines()[-1].startswith(word)
     assert "Traceback" not in running.said()
     assert not leftovers(run)
-    assert training(data, run, "--resume").finish() == 0
-    assert_same_runs(RunFolder(run), finished)
-
-
-# Out of disk space
-
-
-@pytest.mark.slow
-def test_a_full_disk_keeps_the_old_checkpoint(data: Path, finished: RunFolder, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    running = training(data, run)
-    assert running.wait(lambda: steps_done(run) > EPOCH)
-    running.send(signal.SIGTERM)
-    running.finish()
+    # A full disk keeps the old checkpoint.
     before = RunFolder(run).checkpoint("last").read_bytes()
     full = training(data, run, "--resume", largest_file=1 << 20)
     assert full.finish() == 2, full.said()

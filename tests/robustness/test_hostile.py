@@ -3,14 +3,11 @@
 Nothing from them is run, leaves its folder, is interpreted by a page or a terminal, or takes memory beyond its size.
 """
 
-from __future__ import annotations
-
 import copy
 import gzip
 import io
 import json
 import pickle
-import re
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -24,7 +21,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import stale
 from stale.checkpoint import load_checkpoint
 from stale.config import load_config
 from stale.data.annotations import Instance, Video, all_labels, in_subset, read_annotations, repair
@@ -32,7 +28,7 @@ from stale.data.classes import read_classes
 from stale.data.features import duration_mismatch, open_features, read_sidecar
 from stale.data.splits import load_split, read_class_list
 from stale.detection.run import VideoDetections
-from stale.detection.writers import OutputFiles, srt_text, table, vtt_text, write_detections
+from stale.detection.writers import OutputFiles, table, write_detections
 from stale.errors import StaleError, printable
 from stale.evaluation import align, evaluate, ground_truth, read_results
 from stale.evaluation.results import read_video_scores
@@ -279,26 +275,6 @@ def test_a_checkpoint_with_wrong_content(tmp_path: Path, changes: dict, message:
         load_checkpoint(tmp_path / "c.pt")
 
 
-BILLION_LAUGHS = ["l0: &l0 [x, x]"] + [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, 12)]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("\n".join(BILLION_LAUGHS), "aliases.*are not supported"),
-        ("[" * 5_000, "not valid YAML"),
-        ("train: {seed: !!python/object/apply:os.mkdir ['evil']}", "must be a whole number"),
-    ],
-    ids=["aliases", "lists", "object"],
-)
-def test_hostile_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(StaleError, match=message):
-        load_config([tmp_path / "c.yaml"])
-    assert not (tmp_path / "evil").exists()
-
-
 # No pickle
 
 
@@ -375,15 +351,6 @@ def test_outputs_of_a_hostile_id_stay_in_their_folder(tmp_path: Path, name: str)
     outside = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent != folder]
     assert not outside
     assert len(list(folder.iterdir())) == 4
-
-
-@pytest.mark.filterwarnings("ignore:Glyph 0")
-@pytest.mark.parametrize("name", EVIL_NAMES)
-def test_hostile_names_are_text_in_pictures_and_subtitles(tmp_path: Path, name: str) -> None:
-    detections = hostile_video(name)
-    stale.plot(detections, tmp_path / "a.png", title=name)
-    assert "<script>" not in vtt_text(detections.detections)
-    assert not re.search("<(?!\u2060)", srt_text(detections.detections))
 
 
 def test_a_terminal_obeys_no_name() -> None:

@@ -1,9 +1,8 @@
 """Each loss against a slow version of itself, which modules it trains, and that ignored snippets count in none."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
+from statistics import fmean as mean
 from typing import Any
 
 import pytest
@@ -23,9 +22,7 @@ from stale.training.targets import Targets, build_targets
 from tests.helpers import tiny_text_transformer
 
 B, T, C, K = 3, 16, 64, 4
-SEGMENTS = torch.tensor(
-    [[[1.0, 5.0], [8.0, 12.0]], [[2.0, 9.0], [6.0, 14.0]], [[3.0, 7.0], [0.0, 0.0]]],
-)
+SEGMENTS = torch.tensor([[[1.0, 5.0], [8.0, 12.0]], [[2.0, 9.0], [6.0, 14.0]], [[3.0, 7.0], [0.0, 0.0]]])
 LABELS = torch.tensor([[0, 3], [1, IGNORED], [IGNORED, PADDING]])
 """Two instances; an instance that overlaps one of an unseen class; an unseen class alone."""
 LOSSES = ("classification", "localization", "foreground", "consistency")
@@ -64,10 +61,6 @@ def sigmoid(x: float) -> float:
 def slow_dice(predicted: list[float], target: list[float]) -> float:
     overlap = sum(p * t for p, t in zip(predicted, target, strict=True))
     return (2 * overlap + 1) / (sum(predicted) + sum(target) + 1)
-
-
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def slow_entropy(logits: list[float], shares: list[float], gamma: float) -> float:

@@ -1,7 +1,5 @@
 """What the point head is trained for: targets and loss against loops, moving average, schedule, resumed runs."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 
@@ -94,19 +92,6 @@ def test_every_instance_has_a_positive_point(first: float, second: float) -> Non
     targets = targets_of([(min(first, second), max(first, second), 1)])
     assert targets.points is not None
     assert targets.points.positive.any()
-
-
-def test_ignored_instances_and_padding_are_neither_positive_nor_negative() -> None:
-    targets, positions = (
-        targets_of([(10.0, 20.0, IGNORED), (30.0, 34.0, 2)], valid=50),
-        PointGrid.of(T, LEVELS).positions,
-    )
-    points = targets.points
-    assert points is not None
-    left_out = ((positions > 10) & (positions < 20)) | (positions > 50)
-    assert torch.equal(points.valid[0], ~left_out)
-    assert not points.positive[0, left_out].any()
-    assert (positions[points.positive[0]] - 32).abs().max() <= 2
 
 
 def random_points(seed: int = 0) -> Points:

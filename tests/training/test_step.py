@@ -1,8 +1,7 @@
-"""The training step: no operation in it makes the host wait for a GPU, and compiled it is the same."""
+"""The training step: no operation in it makes the host wait for a GPU."""
 
 from __future__ import annotations
 
-from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stale.errors import StaleError
-from stale.training.trainer import Trainer, TrainStep, train
-from tests.helpers import assert_same, on_a_gpu, tiny_config
+from stale.training.trainer import Trainer, train
+from tests.helpers import on_a_gpu, tiny_config
 
 # Operations that copy a number, or a size, from the device to the host.
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "repeat_interleave")
@@ -81,32 +79,6 @@ def test_no_step_on_a_gpu_waits_for_it(data: Path, tmp_path: Path, settings: tup
             ready.step(indices)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.slow
-def test_a_compiled_step_is_the_same(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced by torch.compile as a single graph, whose operations are run as they are: compiling takes minutes."""
-    traced = partialmethod(torch.nn.Module.compile, backend="eager", fullgraph=True)
-    monkeypatch.setattr(TrainStep, "compile", traced)
-    losses, weights = [], []
-    for name in ("false", "true"):
-        ready = prepared(data, tmp_path / name, f"train.compile={name}")
-        losses.append(ready.step(torch.arange(5)))
-        weights.append(dict(ready.model.state_dict()))
-    assert_same(*losses)
-    assert_same(*weights)
-
-
-@pytest.mark.slow
-def test_a_compiler_error_is_one_line(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_compiler(graph: Any, inputs: Any) -> Any:
-        raise RuntimeError("no C++ compiler found")
-
-    monkeypatch.setattr(TrainStep, "compile", partialmethod(torch.nn.Module.compile, backend=no_compiler))
-    ready = prepared(data, tmp_path / "run", "train.compile=true")
-    with pytest.raises(StaleError, match="train.compile=true.*no C.. compiler found.*set it false") as error:
-        ready.step(torch.arange(5))
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("encoder", "count"), [("frozen", 1), ("finetune", 2)])

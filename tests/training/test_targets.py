@@ -1,7 +1,5 @@
 """Training targets against loops over snippets and instances, and each rule by an example."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -82,14 +80,6 @@ def bits(mask: Tensor) -> str:
     return "".join("#" if value else "." for value in mask.tolist())
 
 
-def test_every_instance_of_a_video_counts() -> None:
-    """The released code kept the last one only, and shrank it by a snippet on each side."""
-    targets = targets_of([(0.0, 1.0, 0), (2.0, 4.0, 1), (5.0, 8.0, 2)])
-    assert bits(targets.foreground[0]) == "#.##.###"
-    assert [bits(targets.masks[0, :, t]) for t in (0, 2, 3, 5)] == ["#.......", "..##....", "..##....", ".....###"]
-    assert targets.classes[0].argmax(0).tolist() == [0, K, 1, 1, K, 2, 2, 2]
-
-
 def test_a_class_inside_another_shares_its_snippets() -> None:
     """THUMOS14's CliffDiving inside Diving: both classes, and the mask of the shorter instance."""
     targets = targets_of([(1.0, 7.0, 0), (3.0, 5.0, 2)])
@@ -139,14 +129,3 @@ def test_short_instances_keep_a_snippet(start: float, end: float, covered: str) 
     targets = targets_of([(start, end, 1)])
     assert bits(targets.foreground[0]) == covered
     assert bits(targets.masks[0, :, covered.index("#")]) == covered
-
-
-def test_padding_and_videos_without_instances() -> None:
-    few, many = [(2.0, 5.0, 1)], [(0.0, 1.0, 0), (2.0, 3.0, 1), (4.0, 5.0, 2)]
-    together, alone = targets_of(few, many, []), targets_of(few)
-    for name in ("classes", "masks", "foreground", "valid", "unambiguous"):
-        assert torch.equal(getattr(together, name)[:1], getattr(alone, name))
-    assert torch.equal(together.classes[2, -1], torch.ones(8)), "background"
-    assert together.valid[2].all()
-    assert not together.foreground[2].any()
-    assert not together.masks[2].any()

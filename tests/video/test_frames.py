@@ -80,16 +80,6 @@ def test_the_display_matrix_is_applied(tmp_path: Path, matrix: tuple, shown: Cal
     assert np.abs(image.astype(int) - upright).mean() < 10
 
 
-@pytest.mark.parametrize("shape", [(37, 51), (5, 7), (33, 240), (241, 17)])
-def test_odd_sizes_are_decoded_whole(tmp_path: Path, shape: tuple[int, int]) -> None:
-    def ramp(_: float) -> np.ndarray:
-        return np.indices(shape).sum(0)[..., None].repeat(3, 2).astype(np.uint8)
-
-    path = make_clip(tmp_path / "clip.mkv", paint=ramp)
-    _, image = next(frames_at(path, np.array([0.0])))
-    np.testing.assert_array_equal(image, ramp(0.0))
-
-
 LIES = {  # container → codec, and where its header states 16 s: name, offset, the 4 s to write there
     ".mp4": ("libx264", [(b"mvhd", 20, struct.pack(">I", 4000)), (b"mdhd", 20, struct.pack(">I", 64000))]),
     ".mkv": ("ffv1", [(b"\x44\x89", 3, struct.pack(">d", 4000.0))]),

@@ -105,10 +105,10 @@ def test_weights_that_form_no_image_encoder_are_an_error(change, message: str) -
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("width", "heads"), [(192, 3), (1280, 16)])
-def test_heads_are_derived_from_the_width(width: int, heads: int) -> None:
+@pytest.mark.parametrize(("width", "given", "heads"), [(192, None, 3), (192, 6, 6), (1280, None, 16)])
+def test_heads_are_derived_from_the_width_or_given(width: int, given: int | None, heads: int) -> None:
     weights = random_image_encoder_weights(width=width)  # its own module was built with width / 64 heads
-    encoder = ImageEncoder(weights, CPU, activation="gelu")
+    encoder = ImageEncoder(weights, CPU, activation="gelu", heads=given)
     blocks = encoder._model.transformer.resblocks
     assert {block.attn.num_heads for block in blocks} == {heads}
     assert {type(block.mlp.gelu) for block in blocks} == {torch.nn.GELU}
@@ -124,10 +124,10 @@ def wide(width: int) -> dict[str, torch.Tensor]:
 
 
 def test_backbones_that_are_known_must_be_the_same() -> None:
-    mine = Backbone("ViT-B/16", "a" * 64)
+    mine = Backbone("ViT-B/16", "a" * 64, "quick_gelu")
     for same in (mine, Backbone(), Backbone("ViT-B/16")):
         require_same_backbone(mine, same, "features f")
         require_same_backbone(same, mine, "features f")
-    for other in (Backbone("ViT-B/32"), Backbone("ViT-B/16", "b" * 64)):
-        with pytest.raises(StaleError, match="f come from ViT.*ViT-B/16 .weights aaaaaaaa.*same image encoder"):
+    for other in (Backbone("ViT-B/32"), Backbone("ViT-B/16", "b" * 64), Backbone("", "a" * 64, "gelu")):
+        with pytest.raises(StaleError, match="f come from .*ViT-B/16 .weights aaaaaaaa, quick_gelu.: use the same"):
             require_same_backbone(mine, other, "features f")

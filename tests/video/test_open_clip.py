@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from stale.data.features import open_features
 from stale.errors import StaleError
 from stale.model.stale import load_text
 from stale.model.text import TextEncoder
-from stale.video.image_encoder import load_open_clip
-from tests.helpers import make_clip, random_text_encoder_weights
+from stale.video.image_encoder import ImageEncoder, load_open_clip
+from tests.helpers import make_clip, random_image_encoder_weights, random_text_encoder_weights
 
 try:
     import open_clip
@@ -56,7 +57,7 @@ def mean_of_unit(text: torch.Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def test_clip_embeds_classes_as_its_text_encoder(tmp_path: Path) -> None:
-    torch.save(random_text_encoder_weights(), tmp_path / "clip.pt")
+    torch.save(random_text_encoder_weights() | random_image_encoder_weights(), tmp_path / "clip.pt")
     common = ["--model", tmp_path / "clip.pt", "--output", tmp_path / "a.npz", "--template", *TEMPLATES]
     embed_classes.main([str(item) for item in (*common, "--classes", "HighJump", "golf | a golfer")])
     table = read_embeddings(tmp_path / "a.npz")
@@ -67,8 +68,11 @@ def test_clip_embeds_classes_as_its_text_encoder(tmp_path: Path) -> None:
         expected = mean_of_unit(encoder(encoder.tokenize(texts, "{}")))
         np.testing.assert_allclose(table.vectors[table.find([name])], expected, atol=1e-5)
     with np.load(tmp_path / "a.npz") as file:
-        assert len(str(file["weights_sha256"])) == 64
+        assert len(str(file["text_sha256"])) == 64
         assert file["templates"].tolist() == TEMPLATES
+    images = ImageEncoder.load(tmp_path / "clip.pt", torch.device("cpu")).backbone
+    assert table.backbone == replace(images, backbone="clip.pt")
+    table.require_model_of(images)
 
 
 @torch.no_grad()
@@ -77,8 +81,9 @@ def test_open_clip_embeds_classes_as_encode_text(library: tuple[Any, Any, Path],
     options = ["--library", "open_clip", "--model", "stale-tiny", "--pretrained", str(weights)]
     embed_classes.main([*options, "--classes", "HighJump", "--template", *TEMPLATES, "--output", f"{tmp_path}/a.npz"])
     tokens = open_clip.get_tokenizer("stale-tiny")(["a video of high jump", "high jump."])
-    found = read_embeddings(tmp_path / "a.npz").vectors
-    np.testing.assert_allclose(found, mean_of_unit(model.encode_text(tokens)), atol=1e-5)
+    found = read_embeddings(tmp_path / "a.npz")
+    np.testing.assert_allclose(found.vectors, mean_of_unit(model.encode_text(tokens)), atol=1e-5)
+    assert found.backbone == load_open_clip("stale-tiny", str(weights))[2]
 
 
 @torch.no_grad()
@@ -104,5 +109,5 @@ def test_open_clip_features_of_a_video(library: tuple[Any, Any, Path], tmp_path:
 
 def test_a_model_that_cannot_be_had_is_one_line() -> None:
     with pytest.raises(StaleError, match="open_clip cannot (be imported|load no-such-model)") as error:
-        load_open_clip("no-such-model", "")
+        load_open_clip("no-such-model", "openai")
     assert "\n" not in str(error.value)

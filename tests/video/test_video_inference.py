@@ -27,7 +27,7 @@ NASTY = 'a "b", <i>c</i> & {\\an8} $x$'
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Default outputs go to the current folder."""
+    """Default outputs go to runs/ in the current folder."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -40,18 +40,24 @@ def run(run_folder: Path, *arguments: object) -> int:
 
 def test_a_video_and_two_names_are_enough(clip_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     make_clip(tmp_path / "clip.mkv")
-    assert run(clip_run, "--video", "clip.mkv", "--classes", "high jump", "tennis swing", "--top", 3) == 0
+    made = tmp_path / "runs/clip"
+    options = ["--classes", "high jump", "tennis swing", "--top", 3, "--csv", "--vtt", "--picture"]
+    assert run(clip_run, "--video", "clip.mkv", *options) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "clip"
+    assert printed[0] == "clip: the best 3, by time"
     assert printed[1].split() == ["start", "end", "class", "score"]
-    assert len(printed) == 2 + 3 + 2
+    assert len(printed) == 2 + 3 + 2 + 4
+    assert printed[2:5] == sorted(printed[2:5])
     assert re.fullmatch(r" +0:0\d\.\d +0:0\d\.\d  (high jump|tennis swing) +0\.\d{3}", printed[2])
-    assert printed[-1].endswith("in 1 video: clip.detections.json")
-    content = json.loads((tmp_path / "clip.detections.json").read_text())
+    assert printed[6].endswith("in 1 video; written:")
+    names = ["clip.detections.json", "clip.csv", "clip.vtt", "clip.png"]
+    assert printed[7:] == [f"  runs/clip/{name}" for name in names]
+    assert sorted(path.name for path in made.iterdir()) == sorted(names)
+    content = json.loads((made / "clip.detections.json").read_text())
     assert content["external_data"] == {"used": False, "details": ""}
     assert content["made_by"]["classes"] == {"high jump": ["high jump"], "tennis swing": ["tennis swing"]}
     assert len(content["results"]["clip"]) > 3, "the JSON holds all of them"
-    assert len(read_results(tmp_path / "clip.detections.json")) == len(content["results"]["clip"])
+    assert len(read_results(made / "clip.detections.json")) == len(content["results"]["clip"])
 
 
 def test_everything_at_once(clip_run: Path, tmp_path: Path) -> None:
@@ -63,7 +69,7 @@ def test_everything_at_once(clip_run: Path, tmp_path: Path) -> None:
     made_by = json.loads((tmp_path / "o.json").read_text())["made_by"]
     assert made_by["templates"] == ["a video of {}", "a clip of {}."]
     assert len(list(csv.reader((tmp_path / "o.csv").open()))) == 1 + 4
-    assert (tmp_path / "o.vtt").read_text().count("-->") == (tmp_path / "o.srt").read_text().count("-->") == 4
+    assert (tmp_path / "o.vtt").read_text().count("-->") == (tmp_path / "o.srt").read_text().count("-->") > 0
     assert Image.open(tmp_path / "o.png").size[0] > 1000
 
 
@@ -72,13 +78,13 @@ def test_a_folder_gives_a_file_a_video(clip_run: Path, tmp_path: Path, capsys: p
     for name in "ab":
         make_clip(tmp_path / f"clips/{name}.mkv")
     (tmp_path / "clips/broken.mp4").write_bytes(b"broken")
-    options = ["--csv", "all.csv", "--vtt", "subs", "--picture", "pictures"]
+    options = ["--csv", "all.csv", "--vtt", "subs", "--picture"]
     assert run(clip_run, "--video", "clips", "--classes", "diving", *options) == 1
     printed = capsys.readouterr()
     assert re.search(r"broken: broken: .*broken\.mp4: Invalid data", printed.err)
-    assert "in 2 videos: clips.detections.json" in printed.out
+    assert "in 2 videos; written:\n  runs/clips/clips.detections.json\n" in printed.out
     assert sorted(path.name for path in (tmp_path / "subs").iterdir()) == ["a.vtt", "b.vtt"]
-    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["a.png", "b.png"]
+    assert sorted(path.name for path in (tmp_path / "runs/clips").glob("*.png")) == ["a.png", "b.png"]
     assert {row["video"] for row in csv.DictReader((tmp_path / "all.csv").open())} == {"a", "b"}
 
 
@@ -151,7 +157,7 @@ def test_options_that_do_not_go_together_are_refused(options: list[str], capsys:
     ("options", "message"),
     [
         (["--video", "clip.mkv", "--classes", "a", "--picture", "p.bmp"], "p.bmp"),
-        (["--video", "clip.mkv", "--classes", "a", "--fps", "-1"], "from 0.0001"),
+        (["--video", "clip.mkv", "--classes", "a", "--fps", "-1"], "from 0.00001"),
         (["--video", "clip.mkv", "--classes-file", "none.txt"], "none.txt"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -169,7 +175,7 @@ def test_bad_input_stops_before_anything_is_written(
 @pytest.mark.skipif(not VIDEOS.is_dir(), reason="no reference data beside the checkout")
 def test_real_clips(clip_run: Path, tmp_path: Path) -> None:
     assert run(clip_run, "--video", VIDEOS, "--classes", "high jump", "tennis swing", "--picture", "p") == 0
-    results = json.loads((tmp_path / "videos.detections.json").read_text())["results"]
+    results = json.loads((tmp_path / "runs/videos/videos.detections.json").read_text())["results"]
     assert set(results) == {"high_jump", "tennis"}
     assert max(item["segment"][1] for item in results["tennis"]) <= 11.27
     assert (tmp_path / "p/high_jump.png").stat().st_size > 50_000
