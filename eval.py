@@ -46,6 +46,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--tiou", type=float, nargs="+", metavar="T", help="thresholds; default the data set's")
     parser.add_argument("--json", metavar="OUT", help="write all metrics as JSON")
     parser.add_argument("--report", metavar="DIR", help="write DIR/index.html, a page of results, errors and videos")
+    parser.add_argument("--videos", metavar="DIR", help="with --report: video files that the page plays")
     parser.add_argument("--video-scores", metavar="FILE", help="apply external video-level classes (opt-in)")
     parser.add_argument(ALLOW_UNSEEN, action="store_true", help="let FILE hold classes beyond those under test")
     parser.add_argument("--top", type=int, default=1, metavar="K", help="labels of a video by FILE; default 1")
@@ -95,10 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.json:
         write_json(options.json, content, indent=1)
     if options.report:
-        from stale.reports import write_report  # imports jinja2
+        from stale.reports import Subject as Reported  # imports jinja2
+        from stale.reports import write_report
 
-        title = Path(options.run or options.predictions).resolve().name
-        print(f"\nreport: {write_report(assessment, options.report, title)}")
+        reported = Reported(Path(options.run or options.predictions), assessment)
+        print(f"\nreport: {write_report([reported], options.report, options.videos)}")
 
 
 def evaluate_predictions(options: argparse.Namespace) -> Assessment:

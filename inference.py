@@ -64,6 +64,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     tested.add_argument(
         "--test-config", nargs="+", type=Path, default=[], metavar="FILE", help="another data set: classes not seen"
     )
+    tested.add_argument("--curves", action="store_true", help="save foreground and scores for the report page")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N; default: the device of the training")
     parser.add_argument(
         "--classes-embeddings", metavar="FILE", help="of embed_classes.py, in place of the run's; without --classes all"
@@ -99,6 +100,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--vocabulary is of the run's test videos; name your own classes with --classes": sources
         and options.vocabulary,
         "--oracle needs ground truth: it is for the run's test videos": sources and options.oracle,
+        "--curves is of the run's test videos, without --oracle": options.curves and (sources or options.oracle),
         "name the classes with --classes or --classes-file": sources
         and not (options.classes or options.classes_file or options.classes_embeddings),
         "--image-weights goes with --video": options.features and options.image_weights,
@@ -138,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 oracle=options.oracle,
                 embeddings=options.classes_embeddings,
                 test_config=options.test_config,
+                curves=options.curves,
             )
         elif world_size() > 1:
             raise StaleError("--video and --features are the work of one process: start it without torchrun")

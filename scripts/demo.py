@@ -35,7 +35,7 @@ def main() -> None:
     step("scripts/make_demo_data.py")
     step("train.py", "--config", "configs/demo.yaml", "--output", str(RUN))
     for vocabulary in ("unseen", "seen"):
-        step("inference.py", "--run", str(RUN), "--vocabulary", vocabulary)
+        step("inference.py", "--run", str(RUN), "--vocabulary", vocabulary, "--curves")
         step("eval.py", "--run", str(RUN), "--vocabulary", vocabulary)
     run = RunFolder(ROOT / RUN)
     unseen, seen = (read_json(run.metrics(vocabulary), "metrics file") for vocabulary in ("unseen", "seen"))
@@ -43,6 +43,7 @@ def main() -> None:
     picture = RUN / f"{video}.png"
     step("scripts/plot_video.py", "--run", str(RUN), "--video", video, "--output", str(picture))
     step("scripts/diagnose.py", "--run", str(RUN))
+    step("scripts/report.py", str(RUN))
     print(f"\n{table(seen, unseen)}\n\n{written_files(picture)}\n")
     print(f"The demo took {(time.perf_counter() - started) / 60:.1f} minutes.")
 
@@ -102,6 +103,7 @@ def written_files(picture: Path) -> str:
         "metrics": f"{RUN}/metrics.json (unseen), {RUN}/metrics_seen.json",
         "diagnosis": f"{RUN}/diagnosis.json",
         "timeline": str(picture),
+        "report": f"{RUN}/report/index.html (a page to open in a browser: results, errors, every video)",
     }
     return "\n".join(f"{kind:<12}{files}" for kind, files in kinds.items())
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stale.commands import CommandParser
-from stale.errors import StaleError, run_command
+from stale.errors import StaleError, counted, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,10 +29,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise StaleError(f"--output {options.output}: end the name in .png, .pdf or .svg")
 
     import stale  # after parsing: --help answers at once
+    from stale.io import read_json
+    from stale.run_folder import RunFolder
 
     detector = stale.load(options.run, options.checkpoint)
     found = detector.detect_annotated(options.video, options.vocabulary)
-    stale.plot(found, options.output, options.top, f"{found.video.id}, {options.vocabulary} classes")
+    title = (
+        f"{found.video.id}: {options.run.resolve().name}, {counted(len(found.classes), options.vocabulary + ' class')}"
+    )
+    metrics = RunFolder(options.run).metrics(options.vocabulary)
+    content = read_json(metrics, "metrics file") if metrics.is_file() else {"protocol": {}}
+    if content["protocol"].get("checkpoint") == options.checkpoint and content["average_mAP"] is not None:
+        title += f", average mAP {100 * content['average_mAP']:.1f} %"
+    stale.plot(found, options.output, options.top, title)
     print(options.output)
 
 

@@ -263,13 +263,15 @@ def infer(
     oracle: Sequence[str] = (),
     embeddings: str | Path | None = None,
     test_config: Sequence[Path] = (),
+    curves: bool = False,
 ) -> None:
     """Detect in a run's test videos, and write the results files of the model and of the training-free baselines.
 
     ``vocabulary`` is ``unseen``, ``seen`` or ``all`` classes. With ``oracle`` (as ``detection.oracle``) ground truth
     takes a prediction's place; the file has a name of its own, and no baselines are written. ``embeddings`` is a file
     of those of the classes, as in :meth:`Detector.detect`. ``test_config`` are configuration files of another data set:
-    its classes that the run has not seen are detected there, into files that its name is part of.
+    its classes that the run has not seen are detected there, into files that its name is part of. ``curves`` saves the
+    foreground and the class scores besides, for the report page.
     """
     kept = start_logging()
     detector = load(run.path, checkpoint, device)
@@ -311,6 +313,7 @@ def infer(
         files |= {row: run.baselines(row, name) for row in BASELINES}
     elif not oracle:
         _log.warning("training-free baselines left out: the features do not lie in the text encoder's space")
+    files |= {"curves": run.snippet_scores(name)} if curves else {}
     write_test_detections(model, config, test, files=files, protocol=protocol)
     _log.info("%d videos, %d classes → %s", len(test.videos), len(test.classes), files["model"])
     if not oracle and not other:

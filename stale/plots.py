@@ -19,19 +19,22 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 
-from stale.data.annotations import Video
+from stale.data.annotations import Instance, Video
 from stale.errors import printable
 from stale.io import atomic_path
+from stale.segments import paired_tiou
 
 MOST_CLASSES = 10
+_TIOU = 0.5  # of a right detection with the instance that it takes
 
 # Okabe and Ito's palette, which colour-blind people can tell apart.
-_TRUTH, _DETECTION, _FOREGROUND, _SCORE, _BAND = "#404040", "#D55E00", "#009E73", "#0072B2", "#EDEDED"
+_TRUTH, _RIGHT, _WRONG, _FOREGROUND, _SCORE, _BAND = "#404040", "#0072B2", "#D55E00", "#009E73", "#AA4499", "#EDEDED"
+_MISSED: dict[str, Any] = {"facecolor": "none", "edgecolor": _TRUTH, "linestyle": "--"}
 _OTHER: dict[str, Any] = {"facecolor": "white", "edgecolor": _TRUTH, "hatch": "////"}  # classes not under test
 _THUMBNAIL = 0.85  # inches: as high as a tenth of the axis is wide
 _BAR = 0.8  # height of a bar in a row of height 1
 _LANE_GAP = 0.4  # between the rows of two classes
-_NUMBER = 0.045  # of the axis: the width of a score, which is printed in bars that have room for it
+_NUMBER = 0.06  # of the axis: the width of a score, which is printed in bars that have room for it
 
 # For Chinese, Japanese, Korean, Hindi and emoji, where they are installed.
 _FONTS = {"Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC", "WenQuanYi Zen Hei"}
@@ -84,6 +87,7 @@ def draw_timeline(
     best = sorted(detections, key=lambda item: -item["score"])[:top]
     shown, known = choose_classes(video, classes, best, class_scores), set(classes)
     unknown = dict.fromkeys(instance.label for instance in video.instances if instance.label not in known)
+    taken = match(video, best)
     lanes = []  # of each class its instances and its rows of detections
     for label in [*shown, *list(unknown)[:MOST_CLASSES]]:
         truth = [instance for instance in video.instances if instance.label == label]
@@ -102,21 +106,27 @@ def draw_timeline(
             ax.axvspan(instance.start, instance.end, color=_BAND, linewidth=0, zorder=0)
     if thumbnails:
         _draw_thumbnails(axes.pop(0), video.duration, thumbnails)
-    _draw_lanes(axes[0], lanes, known)
+    _draw_lanes(axes[0], lanes, known, None if known.isdisjoint(item.label for item in video.instances) else taken)
     if foreground is not None:
         _draw_foreground(axes[1], video.duration, foreground, threshold)
     _draw_scores(axes[-1], video.duration, shown, class_scores[[list(classes).index(label) for label in shown]])
     axes[-1].tick_params(axis="x", length=3)
     axes[-1].set_xlabel("time (seconds)", fontsize=9)
     figure.suptitle(plain_text(title or video.id, 100), x=0.012, ha="left", fontsize=12, fontweight="bold")
-    keys: list[Patch | Line2D] = [Patch(color=_TRUTH, label="ground truth")] if video.instances else []
+    keys: list[Patch | Line2D] = []
+    if len(unknown) < len({instance.label for instance in video.instances}):
+        keys += [Patch(color=_TRUTH, label="ground truth, found"), Patch(**_MISSED, label="ground truth, missed")]
+        keys += [Patch(fc=(_RIGHT, 0.7), ec=_RIGHT, label=f"✓ right, tIoU ≥ {_TIOU}")]
+        keys += [Patch(fc=(_WRONG, 0.7), ec=_WRONG, label="✗ wrong (lower bar)")]
+    else:
+        keys.append(Patch(fc=(_RIGHT, 0.7), ec=_RIGHT, label="detections"))
     if unknown:
         keys.append(Patch(**_OTHER, label="ground truth of other classes"))
-    keys.append(Patch(fc=(_DETECTION, 0.7), ec=_DETECTION, label="detections: opacity is the score, 0 to 1"))
     if foreground is not None:
         keys.append(Patch(color=_FOREGROUND, alpha=0.6, label="foreground mask L"))
         keys += [Line2D([], [], color=_FOREGROUND, ls="--", lw=0.9, label="threshold of L")] if threshold else []
-    keys.append(Patch(color=_SCORE, label="snippet class scores: opacity from 0 to 1"))
+    keys.append(Patch(color=_SCORE, label="class scores"))
+    keys.append(Patch(alpha=0, label="opacity: scores from 0 to 1"))
     figure.legend(handles=keys, loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
     fallback = sorted(_FONTS & set(font_manager.get_font_names()))
     for text in figure.findobj(Text):
@@ -153,6 +163,19 @@ def choose_classes(
     return [label for label in dict.fromkeys([*occurring, *detected, *by_score]) if label in known][:MOST_CLASSES]
 
 
+def match(video: Video, detections: Sequence[Mapping[str, Any]]) -> dict[int, Instance]:
+    """Which detection (by ``id``) takes which instance, if they are visited by falling score as in the evaluation."""
+    free, taken = list(video.instances), {}
+    for item in sorted(detections, key=lambda item: -item["score"]):
+        own = [instance for instance in free if instance.label == item["label"]]
+        segments = np.array([(instance.start, instance.end) for instance in own]).reshape(-1, 2)
+        overlaps = paired_tiou(np.broadcast_to(np.asarray(item["segment"], float), segments.shape), segments)
+        if len(own) and overlaps.max() >= _TIOU:
+            taken[id(item)] = own[int(overlaps.argmax())]
+            free = [instance for instance in free if instance is not taken[id(item)]]
+    return taken
+
+
 def stack_rows(items: Sequence[Mapping[str, Any]], most_rows: int = 4) -> list[list[Mapping[str, Any]]]:
     """Arrange detections, best first, in rows in which no two overlap; what does not fit is left out."""
     rows: list[list[Mapping[str, Any]]] = []
@@ -167,17 +190,21 @@ def stack_rows(items: Sequence[Mapping[str, Any]], most_rows: int = 4) -> list[l
     return rows
 
 
-def _draw_lanes(ax: Axes, lanes: Sequence[tuple[str, list, list]], known: set[str]) -> None:
+def _draw_lanes(
+    ax: Axes, lanes: Sequence[tuple[str, list, list]], known: set[str], taken: Mapping[int, Instance] | None
+) -> None:
+    """Rows of ground truth and of detections, which are right if they have ``taken`` an instance (None: no truth)."""
+    found = [id(instance) for instance in (taken or {}).values()]
     y, ticks = 0.0, {}
     for label, truth, rows in lanes:
         name = plain_text(label)
         if truth:
             ticks[y] = f"{name}: ground truth"
-            look: dict[str, Any] = {"color": _TRUTH} if label in known else _OTHER
             limit = ax.get_xlim()[1]
             if outside := sum(instance.start >= limit for instance in truth):
                 ax.text(limit, y, f" → {outside} past the end", va="center", fontsize=7)
             for instance in truth:
+                look = _OTHER if label not in known else {"color": _TRUTH} if id(instance) in found else _MISSED
                 ax.barh(y, instance.end - instance.start, _BAR, left=instance.start, linewidth=0.8, **look)
             y += 1
         if rows:
@@ -185,11 +212,14 @@ def _draw_lanes(ax: Axes, lanes: Sequence[tuple[str, list, list]], known: set[st
         for row in rows:
             for item in row:  # as opaque as its score, on the same scale in every picture
                 (start, end), score = item["segment"], item["score"]
-                alpha = 0.1 + 0.9 * min(max(score, 0.0), 1.0)
-                ax.barh(y, end - start, _BAR, left=start, fc=(_DETECTION, alpha), ec=_DETECTION, lw=0.6)
+                alpha, is_wrong = 0.1 + 0.9 * min(max(score, 0.0), 1.0), taken is not None and id(item) not in taken
+                mark, color = ("✗ ", _WRONG) if is_wrong else ("✓ " if taken is not None else "", _RIGHT)
+                ax.barh(
+                    y, end - start, _BAR * (0.6 if is_wrong else 1), left=start, fc=(color, alpha), ec=color, lw=0.6
+                )
                 if end - start > _NUMBER * ax.get_xlim()[1]:
-                    color = "white" if alpha > 0.75 else "black"
-                    ax.text((start + end) / 2, y, f"{score:.2f}", ha="center", va="center", fontsize=7, color=color)
+                    ink: dict[str, Any] = {"fontsize": 7, "color": "white" if alpha > 0.75 else "black"}
+                    ax.text((start + end) / 2, y, f"{mark}{score:.2f}", ha="center", va="center_baseline", **ink)
             y += 1
         y += _LANE_GAP
     ax.set_ylim(max(y, 1) - _LANE_GAP - 0.4, -0.6)

@@ -37,6 +37,7 @@ class RunFolder:
         self.curves = path / "curves.png"  # of history.jsonl
         self.card = path / "model_card.md"
         self.diagnosis = path / "diagnosis.json"  # of scripts/diagnose.py
+        self.report = path / "report" / "index.html"  # of scripts/report.py
         self.replaced = path / "replaced_run"  # the former run, until the one that replaces it has a checkpoint
 
     def checkpoint(self, name: str) -> Path:
@@ -55,6 +56,10 @@ class RunFolder:
         """Metrics of :meth:`detections`."""
         return self.path / f"metrics{_suffix(vocabulary)}.json"
 
+    def snippet_scores(self, vocabulary: str) -> Path:
+        """Foreground and class scores of the snippets, where ``inference.py --curves`` saved them."""
+        return self.path / f"snippet_scores{_suffix(vocabulary)}.json"
+
     def own_files(self) -> list[Path]:
         """The existing files that the commands write by default; the last checkpoint first, the configuration last."""
         possible = [self.checkpoint(name) for name in ("last", "best")]
@@ -62,9 +67,9 @@ class RunFolder:
             sets = (names for size in range(len(ORACLES) + 1) for names in combinations(ORACLES, size))
             possible += [self.detections(vocabulary, oracle) for oracle in sets]
             possible += [self.baselines(row, vocabulary) for row in BASELINES]
-            possible.append(self.metrics(vocabulary))
+            possible += [self.metrics(vocabulary), self.snippet_scores(vocabulary)]
         possible += (self.path / "tensorboard").glob("events.out.tfevents.*")
-        possible += [self.split, self.history, self.log, self.curves, self.card, self.diagnosis]
+        possible += [self.split, self.history, self.log, self.curves, self.card, self.diagnosis, self.report]
         return [path for path in (*possible, self.config) if path.is_file()]
 
     def clear(self) -> None:
@@ -104,7 +109,10 @@ class RunFolder:
         self._remove_empty_folders()
 
     def _remove_empty_folders(self) -> None:
-        for folder in (*(self.path / name for name in ("checkpoints", "baselines", "tensorboard")), self.replaced):
+        for folder in (
+            *(self.path / name for name in ("checkpoints", "baselines", "tensorboard", "report")),
+            self.replaced,
+        ):
             if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
                 folder.rmdir()
 

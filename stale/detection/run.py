@@ -65,6 +65,13 @@ class VideoDetections(Sequence):
     def __str__(self) -> str:
         return table(self.video.id, self.detections)
 
+    def curves(self) -> list[dict[str, Any]]:
+        """L (label "") and P of the five best detected classes over time, in per cent."""
+        best = list(dict.fromkeys(item["label"] for item in self.detections))[:5]
+        rows = {label: self.class_scores[self.classes.index(label)] for label in best}
+        rows |= {} if self.foreground is None else {"": self.foreground}
+        return [{"label": label, "percent": (100 * row).round().astype(int).tolist()} for label, row in rows.items()]
+
 
 @torch.inference_mode()
 def class_features(
@@ -203,13 +210,17 @@ def to_results(
 def write_test_detections(
     model: Stale, config: Config, test: TestData, *, files: Mapping[str, Path], protocol: Mapping[str, Any]
 ) -> None:
-    """Write the results ``files`` of ``model`` and training-free baselines, by name, in one pass over the features."""
+    """Write the results ``files`` of ``model`` and training-free baselines, by name, in one pass over the features.
+
+    The file ``curves`` takes :meth:`VideoDetections.curves`.
+    """
     options, device = config.detection, model.background.device
     classes = class_features(model, test.classes)
-    if len(files) > 1:
+    if files.keys() - {"model", "curves"}:
         text = training_free_text(model, phrases(test.classes)).to(device)
     lengths: dict[str, int | None] = dict.fromkeys(files, config.data.num_snippets)  # None: the videos' own rate
     lengths["model"] = config.tested_snippets
+    lengths.pop("curves", None)
 
     def load(part: slice) -> dict[int | None, Features]:
         videos = test.videos[part]
@@ -224,6 +235,8 @@ def write_test_detections(
             if name == "model":
                 of_model = detect_batch(model, videos, block, classes, options=options)
                 found[name] = {item.video.id: item.detections for item in of_model}
+                if "curves" in files:
+                    found["curves"] = {item.video.id: item.curves() for item in of_model}
             else:
                 assert isinstance(block, Tensor)
                 block = block[..., : text.shape[1]]  # without the features for the point head alone
@@ -237,7 +250,7 @@ def write_test_detections(
         write = {}
         for name, path in files.items() if writes else ():
             remove_leftovers(path)
-            made_by = {**protocol, **({} if name == "model" else no_training)}
+            made_by = {**protocol, **({} if name in ("model", "curves") else no_training)}
             write[name] = stack.enter_context(results_file(path, protocol=made_by))
         for found in over_batches(len(test.videos), load, work, size=options.batch_size, progress=writes):
             for name, results in found.items():

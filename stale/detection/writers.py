@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from stale.errors import StaleError, printable
+from stale.errors import StaleError, counted, printable
 from stale.io import atomic_path, file_name, remove_leftovers, require_writable, write_json, write_text
 from stale.version import __version__
 
@@ -177,7 +177,7 @@ def write_detections(
             best[video_id] = [item for item in ranked if item["score"] >= files.min_score][: files.top]
             by_time = sorted(best[video_id], key=lambda item: item["segment"])
             show(table(f"{video_id}: the best {len(by_time)}, by time" if by_time else video_id, by_time))
-            _write_video(detections, best[video_id], files)
+            _write_video(detections, best[video_id], files, str(made_by.get("run", "")))
     if results:
         write_json(files.results, results_json(results, made_by=dict(made_by)), indent=1)
         if files.csv:
@@ -185,7 +185,7 @@ def write_detections(
     return results, broken
 
 
-def _write_video(detections: Any, best: Sequence[Detection], files: OutputFiles) -> None:
+def _write_video(detections: Any, best: Sequence[Detection], files: OutputFiles, run: str) -> None:
     """Write one video's subtitles and picture."""
     for folder, suffix in ((files.vtt, ".vtt"), (files.srt, ".srt"), (files.picture, ".png")):
         if folder is None:
@@ -195,6 +195,7 @@ def _write_video(detections: Any, best: Sequence[Detection], files: OutputFiles)
         if suffix == ".png":
             from stale import plot  # matplotlib is imported only where a picture is drawn
 
-            plot(detections, path, top=len(best))
+            title = f"{detections.video.id}: {Path(run).resolve().name}, {counted(len(detections.classes), 'class')}"
+            plot(detections, path, len(best), title)
         else:
             write_text(path, vtt_text(best) if suffix == ".vtt" else srt_text(best))

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 
-from stale.data.datasets import facts
 from stale.evaluation.mean_ap import Detections, GroundTruth, match, overlapping_pairs, rank
 from stale.evaluation.measures import without_classes
 
@@ -46,17 +45,10 @@ class Diagnosis:
     rank: np.ndarray  # (N) within the class
     num_instances: np.ndarray  # (K)
 
-
-def analyze(truth: GroundTruth, found: Detections, tious: Sequence[float], dataset: str = "") -> dict[str, Any]:
-    """The whole analysis as JSON takes it; ``dataset`` decides the buckets."""
-    diagnosis = diagnose(truth, found, tious)
-    return {
-        "kinds": list(KINDS),
-        "false_positives": false_positive_profile(diagnosis),
-        "removal": removal_impact(diagnosis),
-        "sensitivity": sensitivity(diagnosis, facts(dataset).buckets),
-        "confusion": class_confusion(diagnosis),
-    }
+    @property
+    def top(self) -> np.ndarray:
+        """Which detections (N) are among the G best of their class."""
+        return self.rank < self.num_instances[self.ranked.label]
 
 
 def diagnose(truth: GroundTruth, found: Detections, tious: Sequence[float]) -> Diagnosis:
@@ -122,7 +114,7 @@ def normalized_map(diagnosis: Diagnosis, keep: np.ndarray, instances: np.ndarray
 def sensitivity(diagnosis: Diagnosis, edges: Mapping[str, Sequence[float]]) -> dict[str, list[dict[str, Any]]]:
     """How well instances of each length, share of the video and number in the video are found.
 
-    For each characteristic in ``edges`` (see ``DatasetFacts.buckets``) its buckets: the ``count`` of instances,
+    For each characteristic in ``edges`` (see ``DatasetFacts.buckets``) its buckets: the instances ``chosen`` (G, mask),
     ``mAP_N`` on them (without detections that took others), the share ``missed`` by all; None for an empty bucket.
     """
     truth = diagnosis.truth
@@ -136,7 +128,7 @@ def sensitivity(diagnosis: Diagnosis, edges: Mapping[str, Sequence[float]]) -> d
         bucket = np.searchsorted(np.asarray(upper, dtype=np.float64), values[name], side="left")
         for index, label in enumerate(BUCKETS[: len(upper) + 1]):
             chosen = bucket == index
-            one = {"bucket": label, "above": bounds[index], "up_to": bounds[index + 1], "count": int(chosen.sum())}
+            one = {"bucket": label, "above": bounds[index], "up_to": bounds[index + 1], "chosen": chosen}
             found, missed = on_instances(diagnosis, chosen) if chosen.any() else (None, None)
             result.setdefault(name, []).append({**one, "mAP_N": found, "missed": missed})
     return result
@@ -150,21 +142,21 @@ def on_instances(diagnosis: Diagnosis, chosen: np.ndarray) -> tuple[float, float
     return normalized_map(diagnosis, chosen_or_none[diagnosis.taken], counts), float(1 - np.mean(hit))
 
 
-def class_confusion(diagnosis: Diagnosis) -> list[dict[str, Any]]:
-    """The commonest confusions among the top G detections of each class that reach the lowest threshold.
+def confusion(diagnosis: Diagnosis, tiou: float) -> tuple[np.ndarray, np.ndarray]:
+    """What every instance is detected as, by the top G detections of each class.
 
-    The true class is the one of the most overlapped instance, of equal overlaps one of the detection's own label.
+    Returns:
+        The class (G) of the detection with a tIoU of at least ``tiou``, -1 for none: the instance's own class if one
+        has it, else that of the best score; and which detections (N) are in the top G and reach no instance.
     """
     truth, ranked = diagnosis.truth, diagnosis.ranked
-    top = ranked.take(np.flatnonzero(diagnosis.rank < diagnosis.num_instances[ranked.label]))
-    detection, instance, tiou = overlapping_pairs(*without_classes(truth, top), min(diagnosis.tious))
-    own = truth.label[instance] == top.label[detection]
-    order = np.lexsort((~own, -tiou, detection))
-    chosen = order[np.diff(detection[order], prepend=-1) != 0]
-    pairs, counts = np.unique(
-        np.stack([truth.label[instance], top.label[detection]])[:, chosen[~own[chosen]]], axis=1, return_counts=True
-    )
-    return [
-        {"true": truth.classes[pairs[0, k]], "predicted": truth.classes[pairs[1, k]], "count": int(counts[k])}
-        for k in np.argsort(-counts, kind="stable")[:20]
-    ]
+    top = diagnosis.top
+    detection, instance, _ = overlapping_pairs(*without_classes(truth, ranked), tiou)
+    detection, instance = detection[top[detection]], instance[top[detection]]
+    other = truth.label[instance] != ranked.label[detection]
+    order = np.lexsort((-ranked.scores[detection], other, instance))
+    first = order[np.diff(instance[order], prepend=-1) != 0]
+    predicted = np.full(len(truth), -1)
+    predicted[instance[first]] = ranked.label[detection[first]]
+    top[detection] = False
+    return predicted, top

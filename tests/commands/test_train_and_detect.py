@@ -21,6 +21,7 @@ from tests.helpers import (
     NUM_TEST,
     REPOSITORY,
     SEEN,
+    SNIPPETS,
     UNSEEN,
     history,
     tiny_config,
@@ -101,11 +102,16 @@ def test_a_checkpoint_holds_no_vocabulary(run: RunFolder) -> None:
 )
 def test_other_settings_train_and_detect(data: Path, tmp_path: Path, assignments: tuple[str, ...]) -> None:
     run = train(tiny_config(data, *assignments, "train.epochs=1"), tmp_path / "run")
-    infer(run)
+    infer(run, curves=True)
     records = history(run)
     assert ("consistency" in records[0]) == ("loss.consistency=0" not in assignments)
     assert ("foreground" in records[0]) == ("model.masking.kind=none" not in assignments)
     results = read_json(run.detections("unseen"), "detections")
+    masked = "model.masking.kind=none" not in assignments
+    for video, curves in read_json(run.snippet_scores("unseen"), "curves")["results"].items():
+        detected = [item["label"] for item in results["results"][video]]
+        assert [curve["label"] for curve in curves] == [*list(dict.fromkeys(detected))[:5], *([""] if masked else [])]
+        assert all(len(curve["percent"]) == SNIPPETS and min(curve["percent"]) >= 0 for curve in curves)
     assert len(results["protocol"]["classes"]) == {"closed": 8, "50_50": 4}.get(run.load_config().data.setting, 2)
 
 

@@ -16,8 +16,16 @@ import pytest
 from hypothesis import given, settings
 
 import eval as command
+from scripts import report
+from stale.errors import StaleError
 from stale.evaluation import evaluate
-from stale.reports import timelines, video_ap
+from stale.evaluation.analysis import diagnose
+from stale.io import write_json
+from stale.reports import _precision as precision
+from stale.reports import _timelines as timelines
+from stale.reports import video_ap
+from stale.run_folder import RunFolder
+from tests.helpers import make_clip
 from tests.reference.evaluation import cases, reference_per_class
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -56,6 +64,13 @@ class Reader(HTMLParser):
         self._in_data = False
 
 
+def as_results(found: dict[str, list[tuple]]) -> dict[str, list[dict[str, Any]]]:
+    return {
+        name: [{"segment": [start, end], "label": label, "score": score} for start, end, label, score in items]
+        for name, items in found.items()
+    }
+
+
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
     """The page of TRUTH and FOUND."""
@@ -67,12 +82,8 @@ def page(tmp_path: Path) -> Path:
         }
         for name, items in TRUTH.items()
     }
-    results = {
-        name: [{"segment": [start, end], "label": label, "score": score} for start, end, label, score in items]
-        for name, items in FOUND.items()
-    }
     (tmp_path / "a<i>.json").write_text(json.dumps({"database": database}))
-    (tmp_path / "p<b>.json").write_text(json.dumps({"results": results}))
+    (tmp_path / "p<b>.json").write_text(json.dumps({"results": as_results(FOUND)}))
     files = ["--predictions", str(tmp_path / "p<b>.json"), "--annotations", str(tmp_path / "a<i>.json")]
     command.main([*files, "--tiou", "0.3", "0.5", "--report", str(tmp_path / "report")])
     return tmp_path / "report" / "index.html"
@@ -87,38 +98,53 @@ def test_the_page_is_one_file_with_everything_escaped(page: Path) -> None:
     assert "default-src 'none'" in text and "<script>evil" not in text
     for shown in ("<h1>p&lt;b&gt;.json</h1>", "a&lt;i&gt;", "{{ 7 * 7 }}", "DETAD", "class-agnostic", "AR@100"):
         assert shown in text
-    assert sorted(path.name for path in page.parent.iterdir()) == ["analysis.json", "index.html"]
-    analysis = json.loads((page.parent / "analysis.json").read_text())
-    assert analysis["protocol"]["dataset"] == "a<i>" and analysis["kinds"][0] == "true positive"
+    assert [path.name for path in page.parent.iterdir()] == ["index.html"]
 
 
-def test_every_video_is_counted(page: Path) -> None:
+def test_every_video_is_counted_and_linked(page: Path) -> None:
     data = json.loads(Reader(page.read_text()).data)
     assert data["classes"] == sorted(["Diving", "Golf", NASTY]) and data["tious"] == ["0.30", "0.50"]
-    counts = {video[0]: video[2:6] for video in data["videos"]}
-    assert counts == {
-        "right": [1.0, 0, 0, 2],
-        "wrong": [0.0, 1, 1, 1],
-        "half & <half>": [0.5, 1, 0, 1],
-        "nothing": [0.0, 1, 0, 0],
-    }
-    diving, nasty = data["classes"].index("Diving"), data["classes"].index(NASTY)
-    assert data["videos"][0][6:] == [[[10, 20, diving, 3]], [[10, 20, diving, 0.9, 3], [50, 60, nasty, 0.1, 0]]]
+    assert data["columns"] == ["video", "inst.", "AP", "missed", "false pos.", "top-1"]
+    assert [video["cells"] for video in data["videos"]] == [
+        ["right", 1, 100.0, 0, 0, "✓"],
+        ["wrong", 1, 0.0, 1, 1, "✓"],
+        ["half & <half>", 2, 50.0, 1, 0, "✓"],
+        ["nothing", 1, 0.0, 1, 0, "✗"],
+    ]
+    diving, golf, nasty = (data["classes"].index(label) for label in ("Diving", "Golf", NASTY))
+    first = data["videos"][0]
+    assert first["truth"] == [[10, 20, diving]]
+    assert first["runs"][0]["found"] == [[10, 20, diving, 0.9, "00", 0], [50, 60, nasty, 0.1, "55"]]
+    links = {key: [data["videos"][index]["cells"][0] for index in videos] for key, videos in data["links"].items()}
+    background = data["kinds"].index("background")
+    assert links[f"0 kind {background}"] == ["right", "wrong"] and links[f"0 class {golf}"] == ["nothing"]
+    assert links[f"0 cell {diving} {diving}"] == ["right", "half & <half>"]
+    # Columns: the three classes, missed, background
+    assert links[f"0 cell {diving} 4"] == ["wrong"] and links[f"0 cell {nasty} 4"] == ["half & <half>"]
+    assert links[f"0 cell {diving} 5"] == ["wrong"] and links[f"0 cell {nasty} 5"] == ["right"]
 
 
 @settings(max_examples=50, deadline=None)
 @given(cases())
-def test_counts_equal_their_definitions(case: Any) -> None:
+def test_counts_and_curves_equal_their_definitions(case: Any) -> None:
     truth, found = case
     tious = [0.5, 0.75]
-    data = timelines(truth, found, tious)
+    diagnosis = diagnose(truth, found, tious)
     metrics, per_video = evaluate(truth, found, tious), video_ap(truth, found, tious)
-    right = sum(item[4] & 1 for video in data["videos"] for item in video[7])
-    taken = sum(item[3] & 1 for video in data["videos"] for item in video[6])
-    assert right == taken and sum(len(video[6]) for video in data["videos"]) == metrics.num_instances.sum()
+    for number, video in enumerate(timelines(diagnosis, {})):
+        for bit in range(len(tious)):
+            taken = [np.broadcast_to(item[5], len(tious))[bit] for item in video["found"] if item[4][bit] == "0"]
+            instances = np.flatnonzero(truth.video == number)
+            in_order = diagnosis.taken[
+                bit, np.flatnonzero((diagnosis.taken[bit] >= 0) & (diagnosis.ranked.video == number))
+            ]
+            assert sorted(instances[taken].tolist()) == sorted(in_order.tolist())
     for index in np.unique(truth.video):
         alone = reference_per_class(truth.take(truth.video == index), found.take(found.video == index), tious)
         assert per_video[index] == pytest.approx(np.nanmean(alone))
+    # AP is the mean of the interpolated precision where recall rises.
+    for k in np.flatnonzero(metrics.num_instances == 1):
+        assert precision(diagnosis)[k + 1][0][1] == round(1000 * metrics.ap[0, k])
 
 
 DRIVER = """
@@ -126,9 +152,11 @@ DRIVER = """
 const said = [], say = value => said.push(value);
 const names = () => [...document.querySelectorAll("#rows button")].map(button => button.textContent);
 const bars = kind => document.querySelectorAll(`#timeline .bar.${kind}`).length;
-const title = () => document.querySelector("#timeline h3").textContent;
+const bar = kind => document.querySelector(`#timeline .bar.${kind}`);
+const links = () => document.querySelectorAll("#timeline .link").length;
+const title = () => get("name").textContent;
 const press = key => document.body.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true, cancelable: true}));
-const set = (id, value) => { get(id).value = value; get(id).dispatchEvent(new Event("input")); };
+const set = (id, value) => { get(id).value = value; get(id).dispatchEvent(new Event("input", {bubbles: true})); };
 addEventListener("securitypolicyviolation", () => say("violation"));
 addEventListener("error", event => say("error " + event.message));
 (async () => { STEPS
@@ -159,27 +187,78 @@ def test_in_a_browser(page: Path) -> None:
         page,
         """
         say(names()); say(title());
-        document.querySelector("th[data-key=ap] button").click(); say(names()[0]);
-        say(document.querySelector("th[data-key=ap]").getAttribute("aria-sort"));
-        document.querySelector("th[data-key=id] button").click(); say(names());
+        document.querySelectorAll("#heads button")[2].click(); say(names()[0]);
+        say(document.querySelectorAll("#heads th")[2].getAttribute("aria-sort"));
+        document.querySelectorAll("#heads button")[0].click(); say(names());
         set("score", 0); set("find", "diving"); say(names()); say(get("count").textContent);
         document.querySelectorAll("#rows button")[1].click(); say(title());
-        say([bars("right"), bars("wrong"), bars("taken"), bars("missed")]);
+        say([bars("right"), bars("wrong"), bars("taken"), bars("missed"), links()]);
+        bar("right").dispatchEvent(new Event("click", {bubbles: true})); say(get("about").textContent);
         set("score", 100); say([bars("right"), bars("wrong")]);
         press("ArrowLeft"); say(title()); press("j"); press("j"); say(title()); press("j"); say(title());
-        get("back").click(); say(title()); say(document.activeElement.id);
-        set("find", ""); document.querySelector("[data-find=Golf]").click(); say(names());
-        set("find", "no such thing"); say(get("timeline").textContent);
+        get("back").click(); say(title());
+        set("score", 0); document.querySelector("#toggles input").click(); say([bars("right"), bars("wrong")]);
+        document.querySelector("#toggles input").click();
+        const wide = () => Number(bar("right").getAttribute("width")), before = wide();
+        set("zoom", 10); say(Math.round(wide() / before)); say(document.querySelectorAll("#timeline .grid").length > 3);
+        document.querySelector("[data-link='0 class 2']").click(); say(names());
+        document.querySelector("[data-link='0 kind 5']").click(); say(names()); say(title());
+        get("all").click(); say(names().length);
+        set("find", "no such thing"); say(title());
+        set("curve", 1); say(document.querySelectorAll("#lines polyline").length);
         say(await fetch("https://example.org").then(() => "fetched", () => "refused"));
         await new Promise(done => setTimeout(done, 60));
         """,
     )
     in_order = ["half & <half>", "nothing", "right", "wrong"]
     assert said == [
-        *(["nothing", "wrong", "half & <half>", "right"], "nothing"),
+        *(["wrong", "nothing", "half & <half>", "right"], "wrong"),
         *("right", "descending", in_order),
         *(["half & <half>", "right", "wrong"], "3 of 4 videos"),
-        *("right", [1, 1, 1, 0], [1, 0]),
+        *("right", [1, 1, 1, 0, 1], "Diving, 0:10.0 to 0:20.0, score 0.9, true positive", [1, 0]),
         *("half & <half>", "wrong", "wrong"),
-        *("right", "back", ["nothing"], "No video.", "refused", "violation"),
+        *("right", [0, 1]),
+        *(2, True, ["nothing"], ["right", "wrong"], "right", 4, "No video.", 2, "refused", "violation"),
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_two_runs_with_curves_and_videos_on_a_phone(tmp_path: Path, page: Path) -> None:
+    """One run finds what the other misses; the narrow page does not scroll sideways, and a click on a bar plays."""
+    found = {"first": FOUND, "second": {**FOUND, "wrong": [(10, 20, "Diving", 0.9)]}}
+    classes = sorted({label for items in TRUTH.values() for _, _, label in items})
+    protocol = {"dataset": "d", "subset": "validation", "classes": classes, "vocabulary": "unseen", "tious": [0.5]}
+    protocol["annotations"] = str(tmp_path / "a<i>.json")
+    for name, items in found.items():
+        run = RunFolder(tmp_path / name)
+        write_json(run.detections("unseen"), {"protocol": protocol, "results": as_results(items)})
+        curves = [{"label": "", "percent": [0, 50, 100]}, {"label": "Diving", "percent": [100, 0]}]
+        write_json(run.snippet_scores("unseen"), {"results": {"wrong": curves}})
+    (tmp_path / "clips").mkdir()
+    make_clip(tmp_path / "clips" / "wrong.mp4", codec="libx264")
+    runs = [str(tmp_path / name) for name in found]
+    report.main([*runs, "--videos", str(tmp_path / "clips")])
+    said = drive(
+        tmp_path / "first" / "report" / "index.html",
+        """
+        say(names()[0]); document.querySelector("[data-video]:not(#rows button)").click(); say(title());
+        set("score", 0); say([bars("right"), bars("wrong"), bars("half"), links()]);
+        say(document.querySelectorAll("#timeline .mask, #timeline .curve").length);
+        say([...document.querySelectorAll("#list th")].length);
+        document.body.style.width = "400px"; say(document.body.scrollWidth);
+        const player = get("player"); player.muted = true; say([player.hidden, player.getAttribute("src")]);
+        bar("right").dispatchEvent(new KeyboardEvent("keydown", {key: "Enter", bubbles: true}));
+        await new Promise(done => player.addEventListener("loadedmetadata", done, {once: true}));
+        say(player.duration > 3);
+        """,
+        width=400,
+    )
+    assert said == ["wrong", "wrong", [1, 1, 1, 1], 4, 11, 400, [False, "../../clips/wrong.mp4"], True]
+    (tmp_path / "second" / "detections.json").write_text(
+        json.dumps({"protocol": {**protocol, "classes": classes[1:]}, "results": {}})
+    )
+    with pytest.raises(StaleError, match="not tested on the same"):
+        report.main(runs)
+    with pytest.raises(StaleError, match="no file there is a video under test"):
+        report.main([runs[0], "--videos", str(tmp_path / "first")])

@@ -10,7 +10,7 @@ from matplotlib._pylab_helpers import Gcf
 from matplotlib.figure import Figure
 
 from stale.data.annotations import Instance, Video
-from stale.plots import choose_classes, draw_timeline, save_figure, stack_rows
+from stale.plots import choose_classes, draw_timeline, match, save_figure, stack_rows
 
 VIDEO = Video("v", "test", 50.0, (Instance(5, 15, "class 0"), Instance(30, 42, "unknown")))
 
@@ -56,7 +56,7 @@ def test_ground_truth_and_detections_have_rows_of_their_own() -> None:
     assert tick_labels(figure, 1) == ["class 0", "class 1"], "no scores of a class that is not under test"
 
 
-def test_only_the_best_detections_are_drawn_with_their_scores_where_there_is_room() -> None:
+def test_only_the_best_detections_are_drawn_with_scores_and_marks_where_there_is_room() -> None:
     found = [
         detection(0, 10, score=0.9),
         detection(49, 50, score=0.8),
@@ -64,7 +64,7 @@ def test_only_the_best_detections_are_drawn_with_their_scores_where_there_is_roo
         detection(40, 50, score=0.1),
     ]
     figure = draw_timeline(VIDEO, ["class 0"], found, np.zeros((1, 8)), top=3)
-    assert {text.get_text() for text in figure.axes[0].texts} == {"0.90", "0.70"}
+    assert {text.get_text() for text in figure.axes[0].texts} == {"✗ 0.90", "✗ 0.70"}
 
 
 def test_classes_that_occur_come_first_then_detected_ones_then_by_score() -> None:
@@ -74,6 +74,25 @@ def test_classes_that_occur_come_first_then_detected_ones_then_by_score() -> Non
     many = np.zeros((11, 3))
     many[7, 1] = 0.6
     assert choose_classes(VIDEO, [f"class {k}" for k in range(11)], [], many) == ["class 0", "class 7"]
+
+
+def test_right_detections_are_those_of_the_evaluation_and_wrong_ones_are_lower() -> None:
+    found = [detection(5, 15, score=0.5), detection(6, 16, score=0.9), detection(5, 15, "class 1", 0.8)]
+    taken = match(VIDEO, found)
+    assert taken == {id(found[1]): VIDEO.instances[0]}
+    heights = [bar.get_height() for bar in draw_timeline(VIDEO, ["class 0"], found, np.zeros((1, 8))).axes[0].patches]
+    truth, right, wrong = heights[0], max(heights[1:]), min(heights)
+    assert truth == right > wrong
+
+
+@pytest.mark.parametrize("length", [5, 60])
+def test_the_legend_and_the_names_are_not_cut(length: int) -> None:
+    video = Video("v" * length, "", 50.0, (Instance(5, 15, "W" * length), Instance(30, 42, "unknown" * length)))
+    figure = draw_timeline(video, ["W" * length], [detection(0, 9)], np.ones((1, 8)), np.ones(8), threshold=0.5)
+    figure.draw_without_rendering()
+    texts = [text for axes in figure.axes for text in axes.get_yticklabels()]
+    boxes = [one.get_window_extent() for one in (figure.legends[0], *texts)]
+    assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
 
 
 def test_overlapping_detections_get_rows_of_their_own() -> None:
