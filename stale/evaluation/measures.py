@@ -53,19 +53,27 @@ def class_agnostic(truth: GroundTruth, found: Detections, tious: Sequence[float]
 def with_true_labels(truth: GroundTruth, found: Detections, tious: Sequence[float]) -> Metrics:
     """mAP of the detected segments under perfect classification.
 
-    Each takes the label of the instance that it overlaps most, or the labels of all instances with that segment; one
-    that overlaps none takes the most frequent label of the video. A segment detected with several labels counts once.
+    Each takes the label of the instance that it overlaps most, or the labels of all instances with that segment. Where
+    several classes happen at once, an instance of another class gives its label to the segment that overlaps it most
+    (of equal ones to the best-scored), so that every true label counts. A segment that overlaps no instance takes the
+    most frequent label of the video, of equally frequent ones the first, and is a false positive of it; one in a video
+    without instances is left out. A segment detected with several labels counts once, at its best score.
     """
     segments = found.of_segments
     segments = segments.take(segments.video >= 0)
     counts = np.zeros((len(truth.videos), len(truth.classes)), dtype=np.int64)
     np.add.at(counts, (truth.video, truth.label), 1)
-    detection, instance, _ = overlapping_pairs(*without_classes(truth, segments), np.nextafter(0, 1))
+    detection, instance, tiou = overlapping_pairs(*without_classes(truth, segments), np.nextafter(0, 1))
     same, is_first = _same_segment(truth), np.diff(detection, prepend=-1) != 0  # sorted by falling tIoU
-    tied = same[instance] == same[instance[is_first][np.cumsum(is_first) - 1]]
+    most = same[instance[is_first]][np.cumsum(is_first) - 1]  # the instance that each pair's detection overlaps most
+    order = np.lexsort((-segments.scores[detection], -tiou, instance))
+    best = order[np.diff(instance[order], prepend=-1) != 0]  # the detection that overlaps each instance most
+    takes = same[instance] == most
+    own = same * len(truth.classes) + truth.label
+    takes[best] |= ~np.isin(most[best] * len(truth.classes) + truth.label[instance[best]], own)
     alone = np.flatnonzero(np.bincount(detection, minlength=len(segments)) == 0)
-    chosen = np.concatenate([detection[tied], alone])
-    label = np.concatenate([truth.label[instance[tied]], counts.argmax(axis=1)[segments.video[alone]]])
+    chosen = np.concatenate([detection[takes], alone])
+    label = np.concatenate([truth.label[instance[takes]], counts.argmax(axis=1)[segments.video[alone]]])
     order = np.argsort(chosen, kind="stable")
     return evaluate(truth, replace(segments.take(chosen[order]), label=label[order]), tious)
 
@@ -73,19 +81,21 @@ def with_true_labels(truth: GroundTruth, found: Detections, tious: Sequence[floa
 def with_true_segments(truth: GroundTruth, found: Detections, tious: Sequence[float]) -> Metrics:
     """mAP of the predicted labels under perfect localization.
 
-    Each true segment takes every label of the detections that overlap it, at the highest of their score × tIoU. Of
-    several instances with one segment each takes its own label, and the first takes those of no instance.
+    Each true segment takes every label of the detections that overlap it, at the highest of their score × tIoU. Where
+    several classes happen at once, a detection leaves out the segments of other classes that it overlaps no more than
+    an instance of its own label. Of several instances with one segment the first takes the labels of none of them.
     """
     detection, instance, tiou = overlapping_pairs(*without_classes(truth, found), np.nextafter(0, 1))
-    weighted, num_classes = found.scores[detection] * tiou, len(truth.classes)
-    named = instance * num_classes + found.label[detection]
+    right = truth.label[instance] == found.label[detection]
+    own = np.zeros(len(found))
+    np.maximum.at(own, detection[right], tiou[right])
+    keep = right | ((tiou > own[detection]) & (_same_segment(truth)[instance] == instance))
+    detection, instance, weighted = detection[keep], instance[keep], (found.scores[detection] * tiou)[keep]
+    named = instance * len(truth.classes) + found.label[detection]
     order = np.lexsort((-weighted, named))
     best = order[np.diff(named[order], prepend=-1) != 0]
-    segment, label, same = instance[best], found.label[detection[best]], _same_segment(truth)
-    of_none = ~np.isin(same[segment] * num_classes + label, same * num_classes + truth.label, kind="table")
-    keep = (label == truth.label[segment]) | (of_none & (same[segment] == segment))
-    segment, label, scores = segment[keep], label[keep], weighted[best][keep]
-    return evaluate(truth, Detections(truth.video[segment], label, truth.segments[segment], scores), tious)
+    segment, label = instance[best], found.label[detection[best]]
+    return evaluate(truth, Detections(truth.video[segment], label, truth.segments[segment], weighted[best]), tious)
 
 
 def random_whole_video(truth: GroundTruth, seed: int = 0) -> Detections:
