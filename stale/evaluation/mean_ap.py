@@ -29,7 +29,7 @@ from stale.segments import paired_tiou
 DUPLICATE_TOLERANCE = 1e-3  # seconds; as in ActionFormer and OpenTAD
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GroundTruth:
     """The instances to find, in the order of the annotation file."""
 
@@ -49,7 +49,7 @@ class GroundTruth:
         return replace(self, video=self.video[keep], label=self.label[keep], segments=self.segments[keep])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Detections:
     """Scored segments, in the order of their file (equal scores: the later one ranks first)."""
 
