@@ -1,19 +1,21 @@
 """Evaluate detections: anyone's file, a run folder, or many runs.
 
-    python eval.py --predictions P.json --annotations A.json [--split-file UNSEEN]
-    python eval.py --run RUN                                    also writes RUN/metrics.json
-    python eval.py --run RUN --report DIR                       one HTML page: results, errors, every video
-    python eval.py --runs DIR... [--versus DIR...]              a line a run, means, paired differences
+    python eval.py --predictions P.json --annotations A.json
+    python eval.py --run RUN                     also writes RUN/metrics.json
+    python eval.py --run RUN --report DIR        a page: results, errors, videos
+    python eval.py --runs DIR... --versus DIR... means, paired differences
 
-Protocols of zero-shot detection, whose numbers cannot be compared with each other:
+Protocols of zero-shot detection; their numbers must not be compared:
 
-    test          unseen classes in the videos of the test subset
-    val+test      unseen classes in the videos of both annotated subsets (T3AL, FreeZAD); of ActivityNet, training and
-                  validation
-    generalized   seen and unseen classes together, in the test subset, with the harmonic mean of both groups
+    test         unseen classes in the test subset
+    val+test     unseen classes in both annotated subsets (T3AL, FreeZAD);
+                 of ActivityNet and others in training and validation
+    generalized  seen and unseen classes together in the test subset, and the
+                 harmonic mean of both groups
 
-AP of each class is exactly that of the official ActivityNet evaluator, with one exception: an instance and a detection
-that both have no length do not match here; there, 0/0 counts as a match.
+AP of each class is exactly that of the official ActivityNet evaluator, with one
+exception: an instance and a detection that both have no length do not match
+here; there, 0/0 counts as a match.
 """
 
 from __future__ import annotations
@@ -128,9 +130,9 @@ def evaluate_predictions(options: argparse.Namespace) -> Assessment:
         subset = present.pop() if len(present) == 1 else usual[1]
     classes, stated = classes_under_test(options, results, videos)
     tested, groups = in_subset(videos.values(), subset), {}
-    if options.protocol == "generalized":
-        unseen, classes = classes, all_labels(tested)
-        groups = grouped(classes, unseen)
+    if options.protocol == "generalized" and classes is not None:
+        groups = grouped(all_labels(tested), classes)
+        classes = [*groups["seen"], *groups["unseen"]]
     protocol = {**results.protocol, "dataset": dataset, **stated}
     return run_assessment(options, results, videos=tested, classes=classes, protocol=protocol, groups=groups)
 

@@ -106,7 +106,7 @@ def assess(
         "baselines": {name: summary(evaluate(truth, row, tious)) for name, row in rows.items()},
         "trivial": {name: summary(evaluate(truth, row, tious)) for name, row in trivial.items()},
         "groups": side_by_side,
-        "problems": [{**vars(one), "names": list(one.names)} for one in problems],
+        "problems": problems,
     }
     return Assessment(truth, found, content)
 

@@ -57,16 +57,6 @@ class Results:
         return len(self.video)
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One kind of irregular detection: how many there are, the names concerned, and what was done with them."""
-
-    kind: str
-    count: int
-    names: tuple[str, ...]
-    treatment: str
-
-
 def read_results(path: str | Path) -> Results:
     """Load a detections file: ActivityNet's results JSON, the inner object alone, or ActionFormer's columns as JSON.
 
@@ -169,9 +159,12 @@ def detections(results: Mapping[str, Collection[Mapping[str, Any]]], truth: Grou
     return align(results_from_dict(results), truth)[0]
 
 
-def align(results: Results, truth: GroundTruth, known_videos: Collection[str] = ()) -> tuple[Detections, list[Problem]]:
+def align(
+    results: Results, truth: GroundTruth, known_videos: Collection[str] = ()
+) -> tuple[Detections, list[dict[str, Any]]]:
     """Fit detections to ``truth``: videos and labels become its indices, and every irregularity is reported.
 
+    A report has the ``kind``, the ``count`` of detections, the ``names`` concerned, and their ``treatment``.
     Left out are those that are not numbers, which cannot be ranked, and those of labels outside the vocabulary.
     The rest counts as in the official evaluator: segments of negative length and detections in unknown videos are
     false positives, those in ``known_videos`` (of the subset, without tested classes) without a report. Ids may have
@@ -200,8 +193,8 @@ def align(results: Results, truth: GroundTruth, known_videos: Collection[str] = 
         ("a label outside the vocabulary", label < 0, of_labels, "left out"),
     ):
         if mask.any():
-            concerned = tuple(dict.fromkeys(names[each] for each in index[mask].tolist()))
-            problems.append(Problem(kind, int(mask.sum()), concerned, treatment))
+            concerned = list(dict.fromkeys(names[each] for each in index[mask].tolist()))
+            problems.append({"kind": kind, "count": int(mask.sum()), "names": concerned, "treatment": treatment})
     keep = ~not_a_number & (label >= 0)
     return Detections(video[keep], label[keep], results.segments[keep], results.scores[keep]), problems
 
