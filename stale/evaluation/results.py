@@ -30,7 +30,6 @@ from stale.evaluation.measures import whole_videos
 from stale.io import clean_ids, clean_name, read_json, read_text
 from stale.records import Protocol, check_record
 
-COLUMNS = ("video-id", "t-start", "t-end", "label", "score")  # of ActionFormer's detections
 KINDS = ("supervised", "zero_shot", "oracle")  # of external video-level scores
 ALLOW_UNSEEN = "--allow-unseen-supervision"
 
@@ -58,7 +57,7 @@ class Results:
 
 
 def read_results(path: str | Path) -> Results:
-    """Load a detections file: ActivityNet's results JSON, the inner object alone, or ActionFormer's columns as JSON.
+    """Load a detections file: ActivityNet's results JSON, or the inner object alone.
 
     A file that is missing, a pickle, not JSON, or of another form is a StaleError.
     """
@@ -73,13 +72,6 @@ def read_results(path: str | Path) -> Results:
     content = _parse(path)
     if not isinstance(content, dict):
         raise StaleError(f"detections file {path}: an object with 'results' is expected, as ActivityNet's")
-    if all(isinstance(content.get(name), list) for name in COLUMNS):
-        columns: dict[str, list[dict[str, Any]]] = {}
-        if len({len(content[name]) for name in COLUMNS}) > 1:
-            raise StaleError(f"detections file {path}: the columns {', '.join(COLUMNS)} differ in length")
-        for video, start, end, label, score in zip(*(content[name] for name in COLUMNS), strict=True):
-            columns.setdefault(str(video), []).append({"segment": [start, end], "label": label, "score": score})
-        return results_from_dict(columns, path=path)
     if "results" in content:
         check_record(Protocol, content.get("protocol") or {}, f"detections file {path}, protocol", "write it again")
     entries = content.get("results", content)

@@ -105,7 +105,8 @@ def report(metrics: Mapping[str, Any], verbose: bool = False) -> list[str | Tabl
     for one in metrics["problems"]:
         names = printable(name_some(one["names"]))
         share = f"{one['count']} of {counted(metrics['num_listed'], 'detection')}"
-        parts.append(f"warning: {share} with {one['kind']}: {names}; {one['treatment']}")
+        text = f"warning: {share} with {one['kind']}: {names}; {one['treatment']}"
+        parts.append(textwrap.fill(text, WIDTH, subsequent_indent="  "))
     return parts
 
 

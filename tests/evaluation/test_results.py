@@ -36,9 +36,6 @@ def test_activitynet_form(tmp_path):
         assert results.segments.tolist() == [[0.0, 5.0]] and results.scores.tolist() == [0.9]
         assert results.external_data == {"used": False}
     assert len(read_results(write(tmp_path / "bare.json", {"a": [GOOD, GOOD]}))) == 2
-    columns = {"video-id": ["a"], "t-start": [0], "t-end": [5], "label": ["Ballet"], "score": [0.9]}
-    actionformer = read_results(write(tmp_path / "columns.json", columns))
-    assert actionformer.segments.tolist() == plain.segments.tolist() and actionformer.labels == plain.labels
 
 
 @pytest.mark.parametrize(
@@ -50,7 +47,6 @@ def test_activitynet_form(tmp_path):
         ({"results": {"a": [{"segment": [0], "label": "x", "score": 1}]}}, "video 'a': a detection needs"),
         ({"results": {"a": [{"segment": [0, 1], "label": 3, "score": 1}]}}, "video 'a': a detection needs"),
         ({"results": {"a": [3]}}, "video 'a': a detection needs"),
-        ({"video-id": ["a"], "t-start": [], "t-end": [], "label": [], "score": []}, "differ in length"),
     ],
 )
 def test_wrong_forms_are_named(tmp_path, content, message):
