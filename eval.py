@@ -1,18 +1,29 @@
 """Evaluate detections: anyone's file, a run folder, or many runs.
 
-    python eval.py --predictions P.json --annotations A.json [--split-file LIST]
-    python eval.py --run RUN [--vocabulary unseen|seen|all]     also writes RUN/metrics.json
-    python eval.py --run RUN --report DIR                       one HTML page: results, errors, every video
-    python eval.py --runs DIR... [--versus DIR...]              a line a run, mean, interval, paired differences
+    python eval.py --predictions P.json --annotations A.json
+    python eval.py --run RUN                     also writes RUN/metrics.json
+    python eval.py --run RUN --report DIR        a page: results, errors, videos
+    python eval.py --runs DIR... --versus DIR... means, paired differences
 
-AP of each class is exactly that of the official ActivityNet evaluator, with one exception: an instance and a detection
-that both have no length do not match here; there, 0/0 counts as a match.
+Protocols of zero-shot detection; their numbers must not be compared:
+
+    test         unseen classes in the test subset
+    val+test     unseen classes in both annotated subsets (T3AL, FreeZAD);
+                 of ActivityNet and others in training and validation
+    generalized  seen and unseen classes together in the test subset, and the
+                 harmonic mean of both groups
+
+AP of each class is exactly that of the official ActivityNet evaluator, with one
+exception: an instance and a detection that both have no length do not match
+here; there, 0/0 counts as a match.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +37,7 @@ from stale.evaluation.aggregate import aggregate, aggregate_report, read_runs
 from stale.evaluation.assess import Assessment, Subject, assess
 from stale.evaluation.model_card import update_results
 from stale.evaluation.results import ALLOW_UNSEEN, Results, read_results, read_video_scores
-from stale.evaluation.tables import check_tious, report
+from stale.evaluation.tables import FORMATS, check_tious, render, report
 from stale.io import write_json
 from stale.run_folder import BASELINES, RunFolder
 
@@ -40,11 +51,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     source.add_argument("--runs", metavar="DIR", nargs="+", help="run folders to aggregate")
     parser.add_argument("--versus", metavar="DIR", nargs="+", help="with --runs: a second system's run folders")
     parser.add_argument("--annotations", metavar="FILE", help="annotations in ActivityNet's layout")
-    parser.add_argument("--subset", help="subset to test on; default the data set's")
-    parser.add_argument("--split-file", metavar="LIST", help="the classes under test, one a line; default all")
-    parser.add_argument("--vocabulary", choices=("unseen", "seen", "all"), help="with --run(s); default unseen")
+    parser.add_argument("--protocol", choices=("test", "val+test", "generalized"), default="test", help="see above")
+    parser.add_argument("--subset", help="subset to test on, or several (a+b); default the protocol's")
+    parser.add_argument("--split-file", metavar="UNSEEN", help="the unseen classes, one a line; default all classes")
+    parser.add_argument("--vocabulary", choices=("unseen", "seen", "all"), help="with --run(s); default the protocol's")
     parser.add_argument("--tiou", type=float, nargs="+", metavar="T", help="thresholds; default the data set's")
-    parser.add_argument("--json", metavar="OUT", help="write all metrics as JSON")
+    parser.add_argument("--format", choices=FORMATS, default="text", help="of the tables; default text")
+    parser.add_argument("-v", "--verbose", action="store_true", help="also 95 %% intervals, and the AP of each class")
+    parser.add_argument("--json", metavar="OUT", help="write all metrics as JSON, as fractions")
     parser.add_argument("--report", metavar="DIR", help="write DIR/index.html, a page of results, errors and videos")
     parser.add_argument("--videos", metavar="DIR", help="with --report: video files that the page plays")
     parser.add_argument("--video-scores", metavar="FILE", help="apply external video-level classes (opt-in)")
@@ -64,7 +78,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     without_effect = {
         "predictions": ("versus", "vocabulary"),
         "run": ("versus", "split_file"),
-        "runs": tuple(name for name in vars(options) if name not in ("runs", "versus", "vocabulary", "json")),
+        "runs": tuple({*vars(options)} - {"runs", "versus", "vocabulary", "protocol", "json", "format", "verbose"}),
     }
     for name in without_effect[source_name]:
         if getattr(options, name) != parser.get_default(name):
@@ -76,7 +90,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         parser.error(f"{ALLOW_UNSEEN}, --top and --decay go with --video-scores")
     if options.top < 1 or not 0 <= options.decay <= 1:
         parser.error("--top is at least 1, --decay from 0 to 1")
-    options.vocabulary = options.vocabulary or "unseen"
+    if options.protocol == "generalized" and (options.vocabulary or options.predictions and not options.split_file):
+        parser.error("--protocol generalized goes without --vocabulary, and with --predictions needs --split-file")
+    options.vocabulary = options.vocabulary or ("all" if options.protocol == "generalized" else "unseen")
     return options
 
 
@@ -86,11 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.runs:
         name = RunFolder(Path()).metrics(options.vocabulary).name
         content = aggregate(read_runs(options.runs, name), read_runs(options.versus or [], name))
-        print(aggregate_report(content))
+        print(render(aggregate_report(content, options.verbose), options.format))
     else:
         assessment = evaluate_run(options) if options.run else evaluate_predictions(options)
         content = assessment.metrics
-        print(report(content))
+        print(render(report(content, options.verbose), options.format))
         if options.run:
             save_in_run(content, options)
     if options.json:
@@ -100,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from stale.reports import write_report
 
         reported = Reported(Path(options.run or options.predictions), assessment)
-        print(f"\nreport: {write_report([reported], options.report, options.videos)}")
+        note(f"report: {write_report([reported], options.report, options.videos)}")
 
 
 def evaluate_predictions(options: argparse.Namespace) -> Assessment:
@@ -108,14 +124,19 @@ def evaluate_predictions(options: argparse.Namespace) -> Assessment:
     videos = read_annotations(options.annotations, need_durations=False)
     results = read_results(options.predictions)
     dataset = results.protocol.get("dataset") or guess_dataset(options.annotations, videos)
-    subset, usual = options.subset or results.protocol.get("subset"), facts(dataset).subsets[1]
+    subset, usual = options.subset or results.protocol.get("subset"), facts(dataset).subsets
     present = {video.subset for video in videos.values()}
-    if subset is None:  # the data set's, or the only one there is
-        subset = present.pop() if len(present) == 1 else usual
+    if options.protocol == "val+test" and not options.subset:
+        subset = "+".join(usual)
+    elif subset is None:  # the data set's, or the only one there is
+        subset = present.pop() if len(present) == 1 else usual[1]
     classes, stated = classes_under_test(options, results, videos)
+    tested, groups = in_subset(videos.values(), subset), {}
+    if options.protocol == "generalized" and classes is not None:
+        groups = grouped(all_labels(tested), classes)
+        classes = [*groups["seen"], *groups["unseen"]]
     protocol = {**results.protocol, "dataset": dataset, **stated}
-    tested = in_subset(videos.values(), subset)
-    return run_assessment(options, results, videos=tested, classes=classes, protocol=protocol)
+    return run_assessment(options, results, videos=tested, classes=classes, protocol=protocol, groups=groups)
 
 
 def evaluate_run(options: argparse.Namespace) -> Assessment:
@@ -126,19 +147,22 @@ def evaluate_run(options: argparse.Namespace) -> Assessment:
     missing = [key for key in ("dataset", "subset", "classes", "annotations") if protocol.get(key) is None]
     if missing:
         raise StaleError(f"{results.path}: its 'protocol' lacks {name_some(missing)}; run inference.py again")
+    if options.protocol == "val+test" and "+" not in (options.subset or protocol["subset"]):
+        fix = f"set data.test_subset={'+'.join(facts(protocol['dataset']).subsets)} and run inference.py again"
+        raise StaleError(f"{results.path} has detections of subset {protocol['subset']} alone: {fix}")
     videos = read_annotations(options.annotations or protocol["annotations"], need_durations=False)
     tested = in_subset(videos.values(), options.subset or protocol["subset"])
     files = {name: run.baselines(name, options.vocabulary) for name in BASELINES}
     absent = [str(file) for file in files.values() if not file.is_file()]
     if absent:  # inference.py leaves out those that the features do not allow
-        print(f"note: training-free baselines that inference.py did not write: {name_some(absent)}")
+        note(f"note: training-free baselines that inference.py did not write: {name_some(absent)}")
     baselines = {name: read_results(file) for name, file in files.items() if file.is_file()}
     groups: dict[str, Sequence[str]] = {}
     if options.vocabulary == "all":
         unseen = protocol.get("unseen_classes")
         if unseen is None:
             unseen = read_run_results(run.detections("unseen"), run).protocol.get("classes", [])
-        groups = {"seen": [label for label in protocol["classes"] if label not in set(unseen)], "unseen": unseen}
+        groups = grouped(protocol["classes"], unseen)
     known = {"protocol": protocol, "baselines": baselines, "groups": groups}
     return run_assessment(options, results, videos=tested, classes=protocol["classes"], **known)
 
@@ -158,9 +182,9 @@ def run_assessment(
     if options.ground_truth != "all":
         subject = subject.within(results)
     if fault := unit_fault(videos):
-        print(f"warning: annotations, {fault}")
+        note(f"warning: annotations, {fault}")
     if subject.truth().estimated:
-        print("note: not all durations are annotated; the end of a video's last instance is used for its end")
+        note("note: not all durations are annotated; the end of a video's last instance is used for its end")
     scores = None
     if options.video_scores:
         ranks = {"top": options.top, "decay": options.decay}
@@ -177,7 +201,6 @@ def save_in_run(content: dict[str, Any], options: argparse.Namespace) -> None:
     """Write the run's metrics file, unless options made this another protocol than the run's own."""
     path = RunFolder(Path(options.run)).metrics(options.vocabulary)
     altered = {
-        "--tiou": options.tiou,
         "--subset": options.subset,
         "--video-scores": options.video_scores,
         "--duplicates drop": options.duplicates == "drop",
@@ -185,7 +208,7 @@ def save_in_run(content: dict[str, Any], options: argparse.Namespace) -> None:
     }
     if any(altered.values()):
         given = name_some(option for option, value in altered.items() if value)
-        print(f"\n{path.name} is not written: {given} changed the protocol of the run; --json OUT writes it")
+        note(f"{path.name} is not written: {given} changed the protocol of the run; --json OUT writes it")
     else:
         write_json(path, content, indent=1)
         update_results(RunFolder(Path(options.run)))
@@ -201,10 +224,20 @@ def classes_under_test(
         if unknown:
             raise StaleError(f"split file {options.split_file}: not in the annotations: {name_some(unknown)}")
         stated = {"setting": "classes of a list", "split": None, "split_source": options.split_file}
-        return classes, {**stated, "vocabulary": "of the list"}
+        return classes, {**stated, "vocabulary": "all" if options.protocol == "generalized" else "of the list"}
     if isinstance(results.protocol.get("classes"), list):
         return results.protocol["classes"], {}
     return None, {"setting": "all classes", "split": None, "vocabulary": "all that occur"}
+
+
+def note(text: str) -> None:
+    """Print a remark on stderr: stdout holds nothing but the report."""
+    print(text, file=sys.stderr)
+
+
+def grouped(classes: Sequence[str], unseen: Sequence[str]) -> dict[str, Sequence[str]]:
+    """The two groups of classes of a generalized test."""
+    return {"seen": [label for label in classes if label not in set(unseen)], "unseen": unseen}
 
 
 def guess_dataset(annotations: str, videos: dict[str, Video]) -> str:
@@ -223,4 +256,5 @@ def read_run_results(path: Path, run: RunFolder) -> Results:
 
 
 if __name__ == "__main__":
+    gc.disable()  # it would visit all detections again and again, and free nothing
     run_command(main)

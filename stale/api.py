@@ -24,6 +24,7 @@ from stale.config import Config, load_config
 from stale.data.annotations import Video, match_video_id
 from stale.data.classes import NamedClass, parse_classes, warn_of_same_text
 from stale.data.dataset import load_sampled, native_length, rescale
+from stale.data.datasets import facts
 from stale.data.embeddings import EmbeddingTable, read_embeddings
 from stale.data.features import (
     SUFFIXES,
@@ -297,6 +298,7 @@ def infer(
         "split": data.number,
         "split_source": test.split.source,
         "subset": data.test_subset if other else data.tested_subset,
+        "tious": list(facts(data.dataset, data.tious).tious),
         "vocabulary": vocabulary,
         "classes": test.classes,
         "unseen_classes": list(test.split.unseen),

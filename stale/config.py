@@ -80,7 +80,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """What to train and test on."""
 
-    dataset: str = Field("activitynet", description="names the folder of its split lists, and its tIoU thresholds")
+    dataset: str = Field("activitynet", description="names the folder of its split lists, and its protocol")
     annotations: str = Field("", description="JSON file in ActivityNet's layout")
     features: str | list[str] = Field("", description="folder or file of features; several are concatenated along C")
     splits: str | None = Field(None, description="folder of split lists; null: ten seeded random splits")
@@ -118,7 +118,10 @@ class DataConfig(Section):
     shrink: Weight = Field(0.0, description="snippets removed from each side of a training instance; released code: 1")
     drop_shorter: Weight = Field(0.0, description="snippets; shorter training instances are dropped; released code: 1")
     train_subset: str = Field("training", description="subset of the annotations to train on")
-    test_subset: str = Field("validation", description="subset of the annotations to test on")
+    test_subset: str = Field("validation", description="subset of the annotations to test on; several: validation+test")
+    tious: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(
+        None, min_length=1, description="tIoU thresholds of mAP; null: those of the data set's protocol"
+    )
     holdout: float = Field(
         0.1, ge=0, lt=1, description="held-out share of seen training videos; 0: the last checkpoint"
     )

@@ -123,13 +123,12 @@ def unit_fault(videos: Iterable[Video]) -> str:
 
 
 def in_subset(videos: Iterable[Video], subset: str) -> list[Video]:
-    """The videos of one subset, in any case; a StaleError if there are none."""
-    videos = list(videos)
-    chosen = [video for video in videos if video.subset == clean_name(subset).lower()]
-    if not chosen:
-        found = sorted({video.subset for video in videos})
-        raise StaleError(f"no video in subset '{subset}'; the annotations have: {name_some(found)}")
-    return chosen
+    """The videos of one subset, or of several (``validation+test``), in any case; a StaleError if one has none."""
+    videos, names = list(videos), clean_name(subset).lower().split("+")
+    present = {video.subset for video in videos}
+    if not present.issuperset(names):
+        raise StaleError(f"no video in subset '{subset}'; the annotations have: {name_some(sorted(present))}")
+    return [video for video in videos if video.subset in names]
 
 
 def by_subset(videos: Iterable[Video]) -> dict[str, list[Video]]:

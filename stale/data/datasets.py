@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 
@@ -49,11 +49,13 @@ DATASETS: dict[str, DatasetFacts] = {
 }
 
 
-def facts(dataset: str) -> DatasetFacts:
+def facts(dataset: str, tious: Sequence[float] | None = None) -> DatasetFacts:
     """Facts by a name that begins with the data set's (``THUMOS14``, ``thumos-14``, ``thumos14_i3d``, ``thumos``).
 
-    Other data sets have ActivityNet's protocol.
+    Other data sets have ActivityNet's protocol. ``tious`` (``data.tious``) take the place of the protocol's.
     """
+    if tious:
+        return replace(facts(dataset), tious=tuple(tious))
     name = "".join(character for character in dataset.lower() if character.isalnum())
     for key, known in DATASETS.items():
         if name.startswith(key.rstrip("0123456789")):

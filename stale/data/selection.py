@@ -79,7 +79,8 @@ def load_annotations(data: DataConfig) -> tuple[dict[str, Video], ClassSplit]:
 def training_videos(data: DataConfig, videos: Iterable[Video], split: ClassSplit) -> list[Video]:
     """The videos of the training subset with a seen class, their segments clipped to the video."""
     chosen = with_any_of(in_subset(videos, data.train_subset), split.seen)
-    if data.setting == "seen_cv":  # all videos with a pseudo-unseen class are kept for testing
+    tested_subsets = data.tested_subset.lower().split("+")
+    if data.setting != "closed" and data.train_subset.lower() in tested_subsets:  # kept for testing
         tested = {video.id for video in with_any_of(chosen, split.unseen)}
         chosen = [video for video in chosen if video.id not in tested]
     chosen, changes = repair(chosen)

@@ -86,7 +86,7 @@ def _diagnose_vocabulary(config: Config, model: Stale, test: TestData, half_widt
         truth = true_targets(videos, classes.labels, features.shape[1], device)
         return measure(model, features, outputs["as trained"], truth, texts=texts, half_width=half_width), results
 
-    tious = facts(config.data.dataset).tious
+    tious = facts(config.data.dataset, config.data.tious).tious
     size, scores = config.detection.batch_size, {}
     sums, results = zip(*over_batches(len(test.videos), load, work, size=size, progress=True), strict=True)
     for name in CELLS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 
 from stale.config import WITHOUT_EFFECT, read_settings
 from stale.errors import StaleError, name_some
-from stale.evaluation.tables import ROW_NAMES, format_tious, percent, protocol_lines, shown_thresholds, text_table
+from stale.evaluation.tables import ROW_NAMES, Table, format_tious, interval, percent, protocol_lines, shown_thresholds
 from stale.io import read_json
 from stale.records import MetricsFile, check_record
 from stale.run_folder import RunFolder
@@ -110,21 +111,32 @@ def statistics(values: np.ndarray) -> dict[str, Any]:
     return {"mean": mean, "std": std, "ci95": [mean - half, mean + half], "values": values.tolist()}
 
 
-def aggregate_report(content: Mapping[str, Any]) -> str:
-    """Tables of what :func:`aggregate` returned, in per cent: a line a run, then statistics of the average mAP."""
+def aggregate_report(content: Mapping[str, Any], verbose: bool = False) -> list[str | Table]:
+    """Report what :func:`aggregate` returned: a line a run, means, and paired differences of the average mAP.
+
+    ``verbose`` adds the intervals of the means.
+    """
     ours, names = content["rows"][SYSTEM], {OTHER: "versus", **ROW_NAMES}
     columns = [*shown_thresholds({key: None for key in ours if key != AVERAGE}), AVERAGE]
-    rows = [[run, *(percent(ours[key]["values"][i]) for key in columns)] for i, run in enumerate(content["runs"])]
-    rows += [["mean", *(percent(ours[key]["mean"]) for key in columns)]]
-    rows += [["standard deviation", *(percent(ours[key]["std"]) for key in columns)]]
+    paths = [Path(run).absolute() for run in content["runs"]]
+    shared = os.path.commonpath([path.parent for path in paths])
+    rows = [
+        [os.path.relpath(path, shared), *(percent(ours[key]["values"][i]) for key in columns)]
+        for i, path in enumerate(paths)
+    ]
+    rows += [[label, *(percent(ours[key][label]) for key in columns)] for label in ("mean", "std")]
     statistic_rows = []
     for name, row in content["rows"].items():
         difference = content["paired"].get(name, {}).get(AVERAGE)
-        cells = [*_spread(row[AVERAGE]), *(_spread(difference) if difference else ("", ""))]
+        cells = [_spread(row[AVERAGE]), *([interval(row[AVERAGE]["ci95"])] if verbose else [])]
+        cells += [_spread(difference), interval(difference["ci95"])] if difference else ["", ""]
         statistic_rows.append([names.get(name, name), *cells])
-    heads = ["average mAP, %", "mean ± std", "95 % interval", "detections − row", "95 % interval"]
-    tables = [text_table(["mAP, %", *columns], rows), text_table(heads, statistic_rows)]
-    return "\n\n".join([protocol_lines(protocol_line(content)), *tables])
+    heads = ["average mAP, %", "mean ± std", *(["95 % interval"] if verbose else [])]
+    return [
+        protocol_lines(protocol_line(content)),
+        (["mAP, %", *columns], rows),
+        ([*heads, "detections − row", "95 % interval"], statistic_rows),
+    ]
 
 
 def protocol_line(content: Mapping[str, Any]) -> str:
@@ -191,9 +203,6 @@ def _common_rows(runs: Mapping[str, Mapping[str, Any]], part: str) -> dict[str, 
     return {name: _columns([run[part][name] for run in runs.values()]) for name in names}
 
 
-def _spread(cell: Mapping[str, Any]) -> tuple[str, str]:
-    """Mean with standard deviation, and interval."""
-    if cell["std"] is None:
-        return percent(cell["mean"]), ""
-    low, high = map(percent, cell["ci95"])
-    return f"{percent(cell['mean'])} ± {percent(cell['std'])}", f"{low} to {high}"
+def _spread(cell: Mapping[str, Any]) -> str:
+    """Mean and standard deviation."""
+    return percent(cell["mean"]) + ("" if cell["std"] is None else f" ± {percent(cell['std'])}")

@@ -11,6 +11,7 @@ import numpy as np
 from stale.data.annotations import Video, match_video_ids
 from stale.errors import StaleError, name_some
 from stale.evaluation import measures
+from stale.evaluation.aggregate import statistics
 from stale.evaluation.mean_ap import Detections, GroundTruth, Metrics, drop_duplicates, evaluate, ground_truth
 from stale.evaluation.results import Results, VideoScores, align
 from stale.evaluation.tables import EXTERNAL_LABEL, NOT_STATED, RANDOM, TOP1_LABEL, describe, threshold_key
@@ -18,7 +19,7 @@ from stale.evaluation.tables import EXTERNAL_LABEL, NOT_STATED, RANDOM, TOP1_LAB
 
 @dataclass(frozen=True)
 class Subject:
-    """What is tested: the annotated ``videos`` of one subset, ``classes``, thresholds, and how to count."""
+    """What is tested: the annotated ``videos`` of one or more subsets, ``classes``, thresholds, and how to count."""
 
     videos: tuple[Video, ...]
     classes: tuple[str, ...] | None
@@ -26,12 +27,17 @@ class Subject:
     duplicates: str = "keep"
     ground_truth: str = "all"  # or what was left out of it
 
+    @property
+    def subset(self) -> str:
+        """Names of the subsets of the videos, such as ``test+validation``."""
+        return "+".join(sorted({video.subset for video in self.videos}))
+
     def truth(self) -> GroundTruth:
         """The ground truth under this test; a StaleError if there is none."""
         truth = ground_truth(self.videos, self.classes)
         if not len(truth):
-            subset, classes = self.videos[0].subset, name_some(self.classes or ())
-            raise StaleError(f"subset '{subset}' has no instance of the classes under test: {classes}")
+            classes = name_some(self.classes or ())
+            raise StaleError(f"subset '{self.subset}' has no instance of the classes under test: {classes}")
         return drop_duplicates(truth) if self.duplicates == "drop" else truth
 
     def within(self, results: Results) -> Subject:
@@ -100,14 +106,17 @@ def assess(
         "baselines": {name: summary(evaluate(truth, row, tious)) for name, row in rows.items()},
         "trivial": {name: summary(evaluate(truth, row, tious)) for name, row in trivial.items()},
         "groups": side_by_side,
-        "problems": [{**vars(one), "names": list(one.names)} for one in problems],
+        "problems": problems,
     }
     return Assessment(truth, found, content)
 
 
 def summary(metrics: Metrics) -> dict[str, Any]:
-    """``average_mAP`` and ``mAP`` by threshold, as JSON takes them."""
-    return {"average_mAP": _number(metrics.average), "mAP": _by_threshold(metrics.tious, metrics.mean_ap)}
+    """``average_mAP``, its 95 % confidence interval over the classes, and ``mAP`` by threshold, as JSON takes them."""
+    of_classes = metrics.ap.mean(axis=0)[metrics.num_instances > 0]
+    interval = statistics(of_classes)["ci95"] if len(of_classes) else None
+    by_threshold = _by_threshold(metrics.tious, metrics.mean_ap)
+    return {"average_mAP": _number(metrics.average), "ci95": interval, "mAP": by_threshold}
 
 
 def harmonic_mean(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,13 +148,15 @@ def external_scores(results: Results, applied: VideoScores | None) -> str:
 def applied_protocol(known: Mapping[str, Any], subject: Subject, truth: GroundTruth, external: str) -> dict[str, Any]:
     """The protocol that was applied: what the files state of it, what was counted, and all in a ``line``."""
     removed = len(ground_truth(subject.videos, subject.classes)) - len(truth)
+    vocabulary = str(known.get("vocabulary", "all that occur"))
     stated = ("dataset", "setting", "checkpoint", "checkpoint_chosen_on", "features")
     protocol = {
+        "name": "generalized" if vocabulary == "all" else "val+test" if "+" in subject.subset else "test",
         **{key: str(known.get(key, NOT_STATED)) for key in stated},
         "split": known.get("split"),
         "split_source": str(known.get("split_source", "")),
-        "subset": subject.videos[0].subset,
-        "vocabulary": str(known.get("vocabulary", "all that occur")),
+        "subset": subject.subset,
+        "vocabulary": vocabulary,
         "num_classes": len(truth.classes),
         "num_videos": len(truth.videos),
         "num_instances": len(truth),

@@ -5,9 +5,11 @@ The detections of a class are visited by falling score. Each takes, of the insta
 are still free, the one with the highest tIoU, if that reaches the threshold; otherwise it is a false positive.
 AP is the area under the interpolated precision-recall curve. mAP is the mean over the classes with ground truth.
 
-The official evaluator leaves ties to an unstable sort. Here, of equal scores and of equal tIoUs, the later in its
-file comes first, which is the official order wherever its sort happens to be stable. The exception: two
-segments of no length have tIoU 0 here; there it is 0/0, which counts as a match.
+The official evaluator leaves ties to NumPy's default sort, which is unstable: its order depends on NumPy's version and
+the processor's vector instructions. Of equal tIoUs (a long detection over instances of equal length) that sort decides
+here too, and can move the AP of a class by 0.003. Of equal scores the later in its file comes first, which is the
+official order wherever that sort happens to be stable. The exception: two segments of no length have tIoU 0 here; there
+it is 0/0, which counts as a match.
 
 Sizes: G instances, N detections, K classes, V videos, R thresholds, P pairs of a detection and an instance. Times are
 seconds.
@@ -27,7 +29,7 @@ from stale.segments import paired_tiou
 DUPLICATE_TOLERANCE = 1e-3  # seconds; as in ActionFormer and OpenTAD
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GroundTruth:
     """The instances to find, in the order of the annotation file."""
 
@@ -47,7 +49,7 @@ class GroundTruth:
         return replace(self, video=self.video[keep], label=self.label[keep], segments=self.segments[keep])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Detections:
     """Scored segments, in the order of their file (equal scores: the later one ranks first)."""
 
@@ -66,10 +68,16 @@ class Detections:
     @cached_property
     def of_segments(self) -> Detections:
         """Of detections with the same video and segment the best-scored, in file order; several measures need it."""
-        order = np.lexsort((-self.scores, self.segments[:, 1], self.segments[:, 0], self.video))
-        table = np.column_stack([self.video, self.segments])[order]
-        is_new = np.append(True, (table[1:] != table[:-1]).any(axis=1))[: len(self)]
-        return self.take(np.sort(order[is_new]))
+        start, end = self.segments.T
+        key = 1009.7 * start + end + 31.4 * self.video  # equal for equal segments, and for few others
+        by_key = np.argsort(key)
+        twin = np.diff(key[by_key]) == 0
+        several = by_key[np.append(False, twin)[: len(self)] | np.append(twin, False)[: len(self)]]
+        order = several[np.lexsort((several, -self.scores[several], end[several], start[several], self.video[several]))]
+        same = np.diff(np.column_stack([self.video, self.segments])[order], axis=0) == 0
+        keep = np.ones(len(self), dtype=bool)
+        keep[order[1:][same.all(axis=1)]] = False
+        return self if keep.all() else self.take(np.flatnonzero(keep))
 
 
 @dataclass(frozen=True)
@@ -193,7 +201,8 @@ def overlapping_pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Detection, instance and tIoU (P) of the pairs of one video and class with a tIoU of at least ``lowest``.
 
-    They are sorted by detection, then falling tIoU, of equal tIoUs the later instance first.
+    They are sorted by detection, then falling tIoU; NumPy's default sort of all tIoUs of a detection, reversed, decides
+    between equal ones, as in the official evaluator.
     """
     num_classes = len(truth.classes)
     truth_group = truth.video * num_classes + truth.label
@@ -204,16 +213,17 @@ def overlapping_pairs(
     present = np.flatnonzero(np.append(groups, -2)[group] == wanted)
     group = group[present]
     size = sizes[group]  # each detection meets all instances of its group
-    offset = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
+    first = np.cumsum(size) - size
     detection = np.repeat(present, size)
-    instance = by_group[np.repeat(starts[group], size) + offset]
+    instance = by_group[np.arange(size.sum()) + np.repeat(starts[group] - first, size)]
     tiou = paired_tiou(found.segments[detection], truth.segments[instance])
-    enough = np.flatnonzero(tiou >= lowest)  # rising in detection
-    is_same = np.diff(detection[enough]) == 0
-    several = np.flatnonzero(np.append(False, is_same) | np.append(is_same, False))
-    tied = enough[several]  # the pairs of detections that have more than one
-    enough[several] = tied[np.lexsort((-instance[tied], -tiou[tied], detection[tied]))]
-    return detection[enough], instance[enough], tiou[enough]
+    enough, order = tiou >= lowest, np.arange(len(tiou))
+    several = np.add.reduceat(enough, first, dtype=np.int64) > 1 if len(first) else np.zeros(0, dtype=bool)
+    for count in np.unique(size[several]):  # equally long rows are sorted together
+        pairs = first[several & (size == count), None] + np.arange(count)
+        order[pairs] = np.take_along_axis(pairs, tiou[pairs].argsort(axis=1)[:, ::-1], axis=1)
+    order = order[enough[order]]
+    return detection[order], instance[order], tiou[order]
 
 
 def _assign(detection: np.ndarray, instance: np.ndarray, num_instances: int) -> tuple[np.ndarray, np.ndarray]:

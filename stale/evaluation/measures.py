@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
-from stale.evaluation.mean_ap import Detections, GroundTruth, Metrics, evaluate, overlapping_pairs
+from stale.evaluation.mean_ap import Detections, GroundTruth, Metrics, evaluate, overlapping_pairs, rank
 
 RECALL_AT = (1, 5, 10, 50, 100)
 
@@ -20,16 +21,13 @@ def average_recall(
     The mean over the thresholds (ActivityNet's AR@AN, with exactly ``k`` a video). One segment with several labels
     counts once.
     """
-    truth, found = without_classes(truth, found.of_segments)
-    rank = _rank_in_video(found)
-    detection, instance, tiou = overlapping_pairs(truth, found, min(tious))
-    result = {}
-    for k in at:
-        among = rank[detection] < k
-        best = np.zeros(len(truth))
-        np.maximum.at(best, instance[among], tiou[among])
-        covered = best[:, None] >= np.asarray(tious, dtype=np.float64)
-        result[str(k)] = float(covered.mean())
+    detection, instance, tiou = _overlaps(truth, found.of_segments)
+    place = _rank_in_video(found.of_segments)[detection]
+    best, done, result = np.zeros(len(truth)), 0, {}
+    for k in sorted(at):
+        new = (done <= place) & (place < k)
+        np.maximum.at(best, instance[new], tiou[new])
+        done, result[str(k)] = k, float((best[:, None] >= np.asarray(tious, dtype=np.float64)).mean())
     return result
 
 
@@ -53,19 +51,27 @@ def class_agnostic(truth: GroundTruth, found: Detections, tious: Sequence[float]
 def with_true_labels(truth: GroundTruth, found: Detections, tious: Sequence[float]) -> Metrics:
     """mAP of the detected segments under perfect classification.
 
-    Each takes the label of the instance that it overlaps most, or the labels of all instances with that segment; one
-    that overlaps none takes the most frequent label of the video. A segment detected with several labels counts once.
+    Each takes the label of the instance that it overlaps most, or the labels of all instances with that segment. Where
+    several classes happen at once, an instance of another class gives its label to the segment that overlaps it most
+    (of equal ones to the best-scored), so that every true label counts. A segment that overlaps no instance takes the
+    most frequent label of the video, of equally frequent ones the first, and is a false positive of it; one in a video
+    without instances is left out. A segment detected with several labels counts once, at its best score.
     """
-    segments = found.of_segments
-    segments = segments.take(segments.video >= 0)
-    counts = np.zeros((len(truth.videos), len(truth.classes)), dtype=np.int64)
+    segments, num_classes = found.of_segments, len(truth.classes)
+    counts = np.zeros((len(truth.videos), num_classes), dtype=np.int64)
     np.add.at(counts, (truth.video, truth.label), 1)
-    detection, instance, _ = overlapping_pairs(*without_classes(truth, segments), np.nextafter(0, 1))
+    detection, instance, tiou = _overlaps(truth, segments)
     same, is_first = _same_segment(truth), np.diff(detection, prepend=-1) != 0  # sorted by falling tIoU
-    tied = same[instance] == same[instance[is_first][np.cumsum(is_first) - 1]]
-    alone = np.flatnonzero(np.bincount(detection, minlength=len(segments)) == 0)
-    chosen = np.concatenate([detection[tied], alone])
-    label = np.concatenate([truth.label[instance[tied]], counts.argmax(axis=1)[segments.video[alone]]])
+    most = same[instance[is_first]][np.cumsum(is_first) - 1]  # the instance that each pair's detection overlaps most
+    takes = same[instance] == most
+    several = np.flatnonzero((np.count_nonzero(counts, axis=1) > 1)[truth.video[instance]])
+    order = several[np.lexsort((-segments.scores[detection[several]], -tiou[several], instance[several]))]
+    best = order[np.diff(instance[order], prepend=-1) != 0]  # the detection that overlaps each instance most
+    own = same * num_classes + truth.label
+    takes[best] |= ~np.isin(most[best] * num_classes + truth.label[instance[best]], own)
+    alone = np.flatnonzero((np.bincount(detection, minlength=len(segments)) == 0) & (segments.video >= 0))
+    chosen = np.concatenate([detection[takes], alone])
+    label = np.concatenate([truth.label[instance[takes]], counts.argmax(axis=1)[segments.video[alone]]])
     order = np.argsort(chosen, kind="stable")
     return evaluate(truth, replace(segments.take(chosen[order]), label=label[order]), tious)
 
@@ -73,19 +79,21 @@ def with_true_labels(truth: GroundTruth, found: Detections, tious: Sequence[floa
 def with_true_segments(truth: GroundTruth, found: Detections, tious: Sequence[float]) -> Metrics:
     """mAP of the predicted labels under perfect localization.
 
-    Each true segment takes every label of the detections that overlap it, at the highest of their score × tIoU. Of
-    several instances with one segment each takes its own label, and the first takes those of no instance.
+    Each true segment takes every label of the detections that overlap it, at the highest of their score × tIoU. Where
+    several classes happen at once, a detection leaves out the segments of other classes that it overlaps no more than
+    an instance of its own label. Of several instances with one segment the first takes the labels of none of them.
     """
-    detection, instance, tiou = overlapping_pairs(*without_classes(truth, found), np.nextafter(0, 1))
-    weighted, num_classes = found.scores[detection] * tiou, len(truth.classes)
-    named = instance * num_classes + found.label[detection]
+    detection, instance, tiou = _overlaps(truth, found)
+    right = truth.label[instance] == found.label[detection]
+    own = np.zeros(len(found))
+    np.maximum.at(own, detection[right], tiou[right])
+    keep = right | ((tiou > own[detection]) & (_same_segment(truth)[instance] == instance))
+    detection, instance, weighted = detection[keep], instance[keep], (found.scores[detection] * tiou)[keep]
+    named = instance * len(truth.classes) + found.label[detection]
     order = np.lexsort((-weighted, named))
     best = order[np.diff(named[order], prepend=-1) != 0]
-    segment, label, same = instance[best], found.label[detection[best]], _same_segment(truth)
-    of_none = ~np.isin(same[segment] * num_classes + label, same * num_classes + truth.label, kind="table")
-    keep = (label == truth.label[segment]) | (of_none & (same[segment] == segment))
-    segment, label, scores = segment[keep], label[keep], weighted[best][keep]
-    return evaluate(truth, Detections(truth.video[segment], label, truth.segments[segment], scores), tious)
+    segment, label = instance[best], found.label[detection[best]]
+    return evaluate(truth, Detections(truth.video[segment], label, truth.segments[segment], weighted[best]), tious)
 
 
 def random_whole_video(truth: GroundTruth, seed: int = 0) -> Detections:
@@ -96,9 +104,12 @@ def random_whole_video(truth: GroundTruth, seed: int = 0) -> Detections:
 
 def top1_whole_video(truth: GroundTruth, found: Detections) -> Detections:
     """The best-scored label of each video on the whole of it: what the detections are worth without segments."""
-    best = np.flatnonzero((_rank_in_video(found) == 0) & (found.video >= 0))
-    video = found.video[best]
-    return Detections(video, found.label[best], whole_videos(truth, video), found.scores[best])
+    highest, latest = np.full(len(truth.videos) + 1, -np.inf), np.full(len(truth.videos) + 1, -1)
+    np.maximum.at(highest, found.video, found.scores)  # the last is of unknown videos
+    best = np.flatnonzero(found.scores == highest[found.video])
+    latest[found.video[best]] = best
+    best = np.sort(latest[:-1][latest[:-1] >= 0])
+    return Detections(found.video[best], found.label[best], whole_videos(truth, found.video[best]), found.scores[best])
 
 
 def whole_videos(truth: GroundTruth, video: np.ndarray) -> np.ndarray:
@@ -112,6 +123,12 @@ def without_classes(truth: GroundTruth, found: Detections) -> tuple[GroundTruth,
     return bare, replace(found, label=np.zeros_like(found.label))
 
 
+@lru_cache(maxsize=2)  # several measures need it
+def _overlaps(truth: GroundTruth, found: Detections) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """:func:`overlapping_pairs` of any overlap, whatever the labels."""
+    return overlapping_pairs(*without_classes(truth, found), np.nextafter(0, 1))
+
+
 def _same_segment(truth: GroundTruth) -> np.ndarray:
     """The first instance (G) that has the video and segment of each."""
     table = np.column_stack([truth.video, truth.segments])
@@ -121,9 +138,8 @@ def _same_segment(truth: GroundTruth) -> np.ndarray:
 
 def _rank_in_video(found: Detections) -> np.ndarray:
     """Rank of each detection among those of its video (N), 0 for the best; of ties the later comes first."""
-    by_score = np.argsort(found.scores, kind="stable")[::-1]
-    order = by_score[np.argsort(found.video[by_score], kind="stable")]
+    order = rank(replace(found, label=found.video))
     video = found.video[order]
-    rank = np.empty(len(found), dtype=np.int64)
-    rank[order] = np.arange(len(found)) - np.searchsorted(video, video)
-    return rank
+    place = np.empty(len(found), dtype=np.int64)
+    place[order] = np.arange(len(found)) - np.searchsorted(video, video)
+    return place

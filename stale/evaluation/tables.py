@@ -1,10 +1,13 @@
 """What a reader sees of an evaluation: the protocol that decides what a number means, and tables in per cent.
 
-Tables for the terminal are at most 100 columns wide. ``metrics`` is always the content of ``metrics.json``.
+A report is a list of texts and tables, which :func:`render` makes text of at most 100 columns, Markdown, LaTeX or CSV
+of. ``metrics`` is always the content of ``metrics.json``.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,14 +19,16 @@ MOST_THRESHOLDS = 7  # of more thresholds a table shows the first, the middle an
 NOT_STATED = "not stated"
 RANDOM, TOP1_LABEL, EXTERNAL_LABEL = "random", "top1_label_whole_video", "external_label_whole_video"
 ROW_NAMES = {
-    "whole_video": "training-free: whole video, top class",
-    "whole_video_all_classes": "training-free: whole video, all classes",
-    "snippets": "training-free: thresholded snippets, top class",
-    "snippets_all_classes": "training-free: thresholded snippets, all classes",
-    RANDOM: "random: every class, whole video",
-    TOP1_LABEL: "top-1 label, whole video (no localization)",
-    EXTERNAL_LABEL: "external label, whole video (no localization)",
+    "whole_video": "training-free: top-1 label, whole video",
+    "whole_video_all_classes": "training-free: all labels, whole video",
+    "snippets": "training-free: top-1 label, thresholded snippets",
+    "snippets_all_classes": "training-free: all labels, thresholded snippets",
+    RANDOM: "random",
+    TOP1_LABEL: "top-1 label of the detections, whole video",
+    EXTERNAL_LABEL: "top-1 external label, whole video",
 }
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # heads and rows
+FORMATS = ("text", "markdown", "latex", "csv")
 
 
 def describe(protocol: Mapping[str, Any]) -> str:
@@ -36,7 +41,7 @@ def describe(protocol: Mapping[str, Any]) -> str:
     vocabulary = "all seen in training" if protocol["setting"] == "closed" else protocol["vocabulary"]
     classes = f"{counted(protocol['num_classes'], 'class')} ({vocabulary})"
     parts = [
-        protocol["dataset"],
+        f"{protocol['dataset']}, {protocol['name']}",
         f"setting {protocol['setting']}{split}{source}",
         f"subset {protocol['subset']}: {counts}, {classes}",
         f"tIoU {format_tious(protocol['tious'])}",
@@ -80,25 +85,29 @@ def threshold_key(tiou: float) -> str:
     return f"{tiou:.2f}"
 
 
-def report(metrics: Mapping[str, Any]) -> str:
-    """The report of one evaluation: protocol, tables, problems."""
+def report(metrics: Mapping[str, Any], verbose: bool = False) -> list[str | Table]:
+    """The report of one evaluation: protocol, tables, problems; ``verbose`` adds intervals and the classes' AP."""
     recall = {f"AR@{k}": value for k, value in metrics["average_recall"].items()}
     measures = {**recall, "top-1": metrics["top1_accuracy"]}
-    parts = [
+    parts: list[str | Table] = [
         protocol_lines(metrics["protocol"]["line"]),
-        map_table("mAP, %", result_rows(metrics)),
-        text_table(["recall and accuracy, %", *measures], [["detections", *map(percent, measures.values())]]),
+        map_table("mAP, %", result_rows(metrics), verbose),
+        (["recall and accuracy, %", *measures], [["detections", *map(percent, measures.values())]]),
     ]
     if metrics["groups"]:
         parts.append(map_table("mAP, %", [("all classes", metrics), *metrics["groups"].items()]))
-    classes = sorted(metrics["per_class"].items(), key=lambda item: -(item[1]["average"] or 0.0))
-    named = [(f"{label} ({row['num_ground_truth']})", {**row, "average_mAP": row["average"]}) for label, row in classes]
-    parts.append(map_table("AP, %, by class (instances)", named))
+    if verbose:
+        ranked = sorted(metrics["per_class"].items(), key=lambda item: -(item[1]["average"] or 0.0))
+        named = [
+            (f"{label} ({one['num_ground_truth']})", {**one, "average_mAP": one["average"]}) for label, one in ranked
+        ]
+        parts.append(map_table("AP, %, by class (instances)", named))
     for one in metrics["problems"]:
         names = printable(name_some(one["names"]))
         share = f"{one['count']} of {counted(metrics['num_listed'], 'detection')}"
-        parts.append(f"warning: {share} with {one['kind']}: {names}; {one['treatment']}")
-    return "\n\n".join(parts)
+        text = f"warning: {share} with {one['kind']}: {names}; {one['treatment']}"
+        parts.append(textwrap.fill(text, WIDTH, subsequent_indent="  "))
+    return parts
 
 
 def result_rows(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -108,23 +117,64 @@ def result_rows(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]
     return [
         (f"detections{external}", metrics),
         *((ROW_NAMES.get(name, name), row) for name, row in rows.items()),
-        ("detected segments, true labels", metrics["detected_segments_true_labels"]),
-        ("true segments, predicted labels", metrics["true_segments_predicted_labels"]),
+        ("detected segments with true labels", metrics["detected_segments_true_labels"]),
+        ("true segments with predicted labels", metrics["true_segments_predicted_labels"]),
         ("class-agnostic", metrics["class_agnostic"]),
     ]
 
 
-def map_table(title: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """A table of named ``{"mAP": {"0.50": fraction}, "average_mAP": fraction}``."""
+def map_table(title: str, rows: Sequence[tuple[str, Mapping[str, Any]]], intervals: bool = False) -> Table:
+    """A table of named summaries (see :func:`stale.evaluation.assess.summary`)."""
     keys = shown_thresholds(rows[0][1]["mAP"])
     cells = [[name, *(percent(row["mAP"][key]) for key in keys), percent(row["average_mAP"])] for name, row in rows]
-    return text_table([title, *keys, "average"], cells)
+    if intervals:
+        cells = [[*cell, interval(row.get("ci95"))] for cell, (_, row) in zip(cells, rows, strict=True)]
+    return [title, *keys, "average", *(["95 %, over classes"] if intervals else [])], cells
 
 
 def shown_thresholds(by_threshold: Mapping[str, Any]) -> list[str]:
     """The thresholds that a table has room for."""
     keys = list(by_threshold)
     return keys if len(keys) <= MOST_THRESHOLDS else [keys[0], keys[len(keys) // 2], keys[-1]]
+
+
+def render(parts: Sequence[str | Table], form: str = "text") -> str:
+    """Format a report in one of :data:`FORMATS`; texts are comments in LaTeX and CSV."""
+    makers = {"text": text_table, "markdown": _markdown, "latex": _latex, "csv": _csv}
+    prefix = {"latex": "% ", "csv": "# "}.get(form, "")
+    texts = []
+    for part in parts:
+        if isinstance(part, str):
+            part = part.replace("\n  ", "\n- ") if form == "markdown" else part
+            texts.append("\n".join(prefix + line for line in part.splitlines()))
+        else:
+            heads, rows = part
+            table = [[printable(cell) for cell in row] for row in (heads, *rows)]
+            texts.append(makers[form](table[0], table[1:]))
+    return "\n\n".join(texts)
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def _latex(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A tabular of the booktabs package."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+    special |= {"–": "--", "−": "$-$", **{each: f"\\{each}" for each in "&%$#_{}"}}
+    first, *others = (
+        " & ".join("".join(special.get(each, each) for each in cell) for cell in row) + r" \\" for row in (heads, *rows)
+    )
+    columns = "l" + "r" * (len(heads) - 1)
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", first, r"\midrule", *others, r"\bottomrule"]
+    return "\n".join([*lines, r"\end{tabular}"])
+
+
+def _csv(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([heads, *rows])
+    return file.getvalue().rstrip("\n")
 
 
 def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -143,3 +193,8 @@ def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def percent(value: float | None) -> str:
     """A fraction in per cent with two decimals; a dash where there is none."""
     return "–" if value is None else f"{100 * value:.2f}"
+
+
+def interval(ends: Sequence[float] | None) -> str:
+    """A confidence interval of fractions, in per cent."""
+    return "–" if ends is None else f"{percent(ends[0])} to {percent(ends[1])}"

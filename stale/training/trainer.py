@@ -333,7 +333,7 @@ class Trainer:
             results = detect(model, held_out.videos, held_out.features, classes, options=options, progress=False)
         score = math.nan
         if distributed.is_main_process() and len(held_out):
-            tious = facts(self.config.data.dataset).tious
+            tious = facts(self.config.data.dataset, self.config.data.tious).tious
             metrics = evaluate_results(held_out.videos, results, self.split.seen, tious)
             score = metrics.average
             self._show("held_out_AP/", dict(zip(metrics.classes, metrics.ap.mean(0).tolist(), strict=True)), epoch)

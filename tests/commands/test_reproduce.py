@@ -301,7 +301,7 @@ def test_progress_names_runs_epochs_and_the_time_left(data: Path, tmp_path: Path
 
 
 def test_published_results_have_a_row_each() -> None:
-    rows = read_published(PUBLISHED)
+    rows = [row for row in read_published(PUBLISHED) if row["table"] != "comparison"]  # with other methods
     assert len(rows) == 35
     assert all(row["source"].startswith(("poster", "computed", "TF-CADE")) for row in rows)
     assert {row["external_scores"] for row in rows} == {"yes", "no", "unknown"}

@@ -321,6 +321,14 @@ def test_a_video_of_a_pseudo_unseen_class_is_tested_and_not_trained_on(data: Pat
             load_test_data(config, vocabulary)
 
 
+def test_training_videos_of_an_unseen_class_are_kept_for_testing_where_both_subsets_are_tested(data: Path) -> None:
+    config = tiny_config(data, "data.test_subset=validation+test")
+    training, test = load_training_data(config), load_test_data(config, "unseen")
+    trained = {video.id for part in (training.train, training.held_out) for video in part.videos}
+    assert {video.subset for video in test.videos} == {"validation", "test"}
+    assert trained and not trained & {video.id for video in test.videos}
+
+
 def test_a_fold_is_trained_tested_and_evaluated_like_any_run(data: Path, tmp_path: Path) -> None:
     run = train(fold_of(data, 1, "train.epochs=1"), tmp_path / "run")
     infer(run)

@@ -13,8 +13,9 @@ from stale.config import load_config, save_config
 from stale.data.datasets import facts
 from stale.errors import StaleError
 from stale.evaluation.aggregate import aggregate, statistics
-from stale.evaluation.tables import check_tious, format_tious, text_table
+from stale.evaluation.tables import check_tious, format_tious, render, text_table
 from stale.run_folder import BASELINES, RunFolder
+from tests.helpers import SHARED, needs_shared
 
 LABELS = ["Archery", "Ballet", "Curling"]
 
@@ -100,7 +101,7 @@ def test_run_writes_metrics_and_prints_the_protocol_once(tmp_path, capsys):
     for row in metrics["baselines"].values():
         assert 0 <= row["average_mAP"] < metrics["average_mAP"] <= 1
     printed = capsys.readouterr().out
-    assert printed.count("protocol:") == 1 and max(map(len, printed.splitlines())) <= 100
+    assert printed.startswith("protocol: activitynet, test\n") and printed.count("protocol:") == 1
     parts = [
         *("setting 75_25, split 0 (official lists)", "subset validation: 8 videos, 8 instances, 1 class (unseen)"),
         *("tIoU 0.30, 0.50", "duplicates kept", "external scores none"),
@@ -108,8 +109,43 @@ def test_run_writes_metrics_and_prints_the_protocol_once(tmp_path, capsys):
     ]
     assert all(f"\n  {part}\n" in printed for part in parts)
     assert metrics["protocol"]["line"].split(" | ")[1] == parts[0]
-    kinds = ("whole video, top class", "whole video, all classes", "thresholded snippets, all classes")
-    assert all(f"\n{row}" in printed for row in ["random: every class", *(f"training-free: {kind}" for kind in kinds)])
+    names = (
+        "random",
+        "training-free: top-1 label, whole video",
+        "detected segments with true labels",
+        "class-agnostic",
+    )
+    assert all(f"\n{name}  " in printed for name in names) and "95 %" not in printed and "Curling" not in printed
+
+
+def test_printed_lines_have_at_most_100_columns(tmp_path, capsys):
+    stated = {"tious": list(facts("activitynet").tious), "features": "features/" * 30, "unseen_classes": ["Curling"]}
+    run = make_run(tmp_path / ("long" * 30), vocabulary="all", **stated)
+    path = RunFolder(run).detections("all")
+    content = load(path)
+    content["results"]["v0"] += [{"segment": [0, 1], "label": f"{n} unknown" * 9, "score": 1} for n in range(9)]
+    path.write_text(json.dumps(content))
+    scores = {"class": LABELS, "kind": "oracle", "results": {f"v{index}": [0.5, 0.1, 0.2] for index in range(8)}}
+    (tmp_path / "s.json").write_text(json.dumps(scores))
+    command.main(["--run", str(run), "--protocol", "generalized", "--video-scores", str(tmp_path / "s.json"), "-v"])
+    printed = capsys.readouterr().out
+    assert all(f"\n{name}" in printed for name in ("Curling (8)", "harmonic mean", "warning")) and "95 %" in printed
+    assert max(map(len, printed.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("form", "row", "text"),
+    [("markdown", "| detections | {} | {} | {} |", ""), ("latex", r"detections & {} & {} & {} \\", "% ")]
+    + [("csv", "detections,{},{},{}", "# ")],
+)
+def test_every_format_has_the_values_in_per_cent(tmp_path, capsys, form, row, text):
+    metrics = load(evaluated(tmp_path / "run", "--format", form) / "metrics.json")
+    values = [f"{100 * value:.2f}" for value in (*metrics["mAP"].values(), metrics["average_mAP"])]
+    lines = capsys.readouterr().out.splitlines()
+    assert row.format(*values) in lines and lines[0] == f"{text}protocol: activitynet, test"
+    special = render([(["a_b", "50 %"], [["x|y", "1 ± 2"]])], form)
+    kept = {"markdown": r"x\|y | 1 ± 2", "latex": r"a\_b & 50 \%", "csv": "x|y,1 ± 2"}
+    assert kept[form] in special
 
 
 def test_a_closed_set_has_no_unseen_classes_and_durations_are_not_needed(tmp_path, capsys):
@@ -120,7 +156,7 @@ def test_a_closed_set_has_no_unseen_classes_and_durations_are_not_needed(tmp_pat
         del entry["duration"]
     (run / "annotations.json").write_text(json.dumps(annotated))
     command.main(["--run", str(run)])
-    assert "not all durations are annotated" in capsys.readouterr().out
+    assert "not all durations are annotated" in capsys.readouterr().err
     assert load(run / "metrics.json")["per_class"] == expected["per_class"]
 
 
@@ -131,12 +167,12 @@ def test_absent_files_of_a_run_are_named(tmp_path, capsys):
     RunFolder(run).baselines("snippets", "unseen").unlink()
     command.main(["--run", str(run)])
     assert set(load(run / "metrics.json")["baselines"]) == {"random", *BASELINES} - {"snippets"}
-    assert "did not write" in capsys.readouterr().out
+    assert "did not write" in capsys.readouterr().err
 
 
 def test_generalised_run_shows_seen_unseen_and_all(tmp_path, capsys):
     run = make_run(tmp_path / "run")
-    evaluated(run, "--vocabulary", "all", vocabulary="all")
+    evaluated(run, "--protocol", "generalized", vocabulary="all")
     metrics = load(run / "metrics_all.json")
     averages = {label: row["average"] for label, row in metrics["per_class"].items()}
     seen, unseen = (averages["Archery"] + averages["Ballet"]) / 2, averages["Curling"]
@@ -144,7 +180,36 @@ def test_generalised_run_shows_seen_unseen_and_all(tmp_path, capsys):
     expected = {"seen classes": seen, "unseen classes": unseen, "harmonic mean": mean}
     assert {name: row["average_mAP"] for name, row in metrics["groups"].items()} == pytest.approx(expected)
     printed = capsys.readouterr().out
+    assert printed.startswith("protocol: activitynet, generalized\n")
     assert all(f"\n{name}" in printed for name in ("all classes", *expected))
+    (tmp_path / "list").write_text("Curling\n")
+    source = ["--predictions", str(RunFolder(run).detections("all")), "--annotations", str(run / "annotations.json")]
+    listed = ["--split-file", str(tmp_path / "list"), "--json", str(tmp_path / "out.json")]
+    command.main([*source, *listed, "--protocol", "generalized"])
+    assert load(tmp_path / "out.json")["groups"] == metrics["groups"]
+
+
+@needs_shared
+@pytest.mark.parametrize(("setting", "split"), [("75", 0), ("75", 9), ("50", 3)])
+def test_validation_and_test_videos_together_are_those_of_freezad(tmp_path, setting, split):
+    """Their ground truth is that of the official annotations, without instances after the end of the video."""
+    golden, folder = SHARED / "golden/freezad", f"train_{setting}_test_{100 - int(setting)}"
+    unseen = SHARED / "data/splits" / folder / f"THUMOS14/test/split_{split}.list"
+    options = ["--predictions", str(golden / f"detections_{setting}_{split}.json"), "--split-file", str(unseen)]
+    options += ["--annotations", str(SHARED / "data/annotations/thumos14.json"), "--json", str(tmp_path / "out.json")]
+    command.main([*options, "--protocol", "val+test"])
+    metrics = load(tmp_path / "out.json")
+    theirs = load(golden / f"ground_truth_{setting}_{split}.json")["database"].values()
+    assert metrics["num_videos"] == len(theirs) and metrics["protocol"]["name"] == "val+test"
+    assert 0 <= metrics["num_ground_truth"] - sum(len(entry["annotations"]) for entry in theirs) <= 30
+    assert not metrics["problems"]
+
+
+def test_a_run_of_test_videos_is_not_evaluated_on_others(tmp_path):
+    with pytest.raises(StaleError, match=r"subset validation alone: set data.test_subset=training\+validation"):
+        evaluated(tmp_path / "run", "--protocol", "val+test")
+    run = evaluated(tmp_path / "both", "--protocol", "val+test", subset="training+validation")
+    assert load(run / "metrics.json")["protocol"]["name"] == "val+test"
 
 
 def test_predictions_from_anywhere(tmp_path, capsys):
@@ -174,7 +239,7 @@ def test_external_scores_are_named(tmp_path, capsys):
     command.main(options)
     printed = capsys.readouterr().out
     assert "external scores s.json" in printed and "detections, external scores" in printed
-    assert "external label, whole video" in printed
+    assert "top-1 external label, whole video" in printed
 
 
 def test_runs_are_aggregated(tmp_path, capsys):
@@ -193,7 +258,11 @@ def test_runs_are_aggregated(tmp_path, capsys):
     assert gap == pytest.approx(np.subtract(values, content["rows"]["versus"]["average"]["values"]).tolist())
     printed = capsys.readouterr().out
     assert printed.startswith("protocol: activitynet\n  3 runs, splits 0, 1, 2\n") and "detections − row" in printed
-    assert max(map(len, printed.splitlines())) <= 100
+    assert [line.split()[0] for line in printed.splitlines() if line.startswith(("0", "1", "2"))] == ["0", "1", "2"]
+    assert max(map(len, printed.splitlines())) <= 100 and printed.count("95 % interval") == 1
+    command.main(["--runs", *runs, "--versus", *other, "-v"])
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 100 and printed.count("95 % interval") == 2
 
 
 def test_runs_that_cannot_be_aggregated(tmp_path):
@@ -235,10 +304,8 @@ def test_runs_share_external_scores_that_lack_other_numbers_of_videos(tmp_path):
         aggregate({"a": first, "b": with_scores(1, "other.json")})
 
 
-def test_statistics(tmp_path):
-    run = evaluated(tmp_path / "run")
-    one = aggregate({"run": load(run / "metrics.json")})["rows"]["detections"]["average"]
-    assert one["std"] is None and one["ci95"] is None
+def test_statistics():
+    assert statistics(np.array([0.5])) == {"mean": 0.5, "std": None, "ci95": None, "values": [0.5]}
     assert statistics(np.array([1.0, 2.0, 3.0]))["std"] == 1.0
     values = np.arange(41.0)
     half = statistics(values)["ci95"][1] - values.mean()
@@ -247,6 +314,7 @@ def test_statistics(tmp_path):
 
 def test_thresholds():
     assert format_tious(facts("activitynet").tious) == "0.50:0.05:0.95" and format_tious([0.5]) == "0.50"
+    assert facts("thumos14", [0.1]).tious == (0.1,) and facts("thumos14", None).tious == (0.3, 0.4, 0.5, 0.6, 0.7)
     for wrong in ([], [0.0], [50], [0.5, 0.5]):
         with pytest.raises(StaleError):
             check_tious(wrong)
@@ -261,11 +329,12 @@ def test_tables_fit_the_terminal():
 def test_another_protocol_leaves_the_metrics_of_the_run_alone(tmp_path, capsys):
     run = evaluated(tmp_path / "run")
     before = (run / "metrics.json").read_text()
-    command.main(["--run", str(run), "--duplicates", "drop", "--tiou", "0.9", "--json", str(tmp_path / "out.json")])
+    command.main(["--run", str(run), "--duplicates", "drop", "--json", str(tmp_path / "out.json")])
     assert (run / "metrics.json").read_text() == before
-    assert list(load(tmp_path / "out.json")["mAP"]) == ["0.90"]
-    printed = capsys.readouterr().out
-    assert "metrics.json is not written" in printed and "duplicates dropped (0)" in printed
+    printed = capsys.readouterr()
+    assert "metrics.json is not written" in printed.err and "duplicates dropped (0)" in printed.out
+    command.main(["--run", str(run), "--tiou", "0.9"])  # which the file states
+    assert list(load(run / "metrics.json")["mAP"]) == ["0.90"]
 
 
 def test_ground_truth_of_predicted_videos_alone_is_stated(tmp_path, capsys):
@@ -290,6 +359,8 @@ def test_ground_truth_of_predicted_videos_alone_is_stated(tmp_path, capsys):
         ["--runs", "r", "--tiou", "0.5"],
         ["--runs", "r", "--report", "d"],
         ["--run", "r", "--allow-unseen-supervision"],
+        ["--run", "r", "--protocol", "generalized", "--vocabulary", "seen"],
+        ["--predictions", "p", "--annotations", "a", "--protocol", "generalized"],
     ],
 )
 def test_options_without_effect_are_refused(arguments):

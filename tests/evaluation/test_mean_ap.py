@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from stale.data.annotations import read_annotations
+from stale.data.annotations import in_subset, read_annotations
 from stale.evaluation import (
     align,
     detections,
@@ -20,7 +18,7 @@ from stale.evaluation import (
     ground_truth,
     read_results,
 )
-from tests.helpers import REPOSITORY, SHARED, needs_shared
+from tests.helpers import SHARED, needs_shared
 from tests.reference.evaluation import cases, reference_per_class, video
 
 GOLDEN = ["anet13_mini", "anet13_zs50_split0", "thumos14_mini", "thumos14_zs50_split0"]
@@ -70,6 +68,19 @@ def test_published_zero_shot_detections_get_their_published_score(setting):
         assert 100 * evaluate(truth, found, expected["tiou"]).average == pytest.approx(average, abs=0.03)
 
 
+@needs_shared
+def test_published_detections_of_all_thumos14_test_videos_get_the_official_ap():
+    """In TennisSwing and BasketballDunk it depends on the order of equal tIoUs."""
+    expected = json.loads((SHARED / "golden" / "pmil" / "expected.json").read_text())
+    videos = read_annotations(SHARED / expected["annotations"]).values()
+    truth = ground_truth(in_subset(videos, expected["subset"]))
+    found, problems = align(read_results(SHARED / "golden" / "pmil" / "base_test.json"), truth)
+    metrics = evaluate(truth, found, expected["tiou"])
+    assert not problems and len(found) == 31_587
+    table = np.array([expected["ap"][label] for label in truth.classes]).T
+    np.testing.assert_allclose(metrics.ap, table, rtol=0, atol=1e-9)
+
+
 @settings(max_examples=100, deadline=None)
 @given(cases())
 def test_equals_the_reference_on_random_cases(case):
@@ -114,8 +125,3 @@ def test_duplicates_are_of_one_video_and_class():
     near = [(0, 10, "x"), (0.0005, 10, "x"), (0, 10, "y"), (0, 10.1, "x"), (5, 5, "x")]
     truth = ground_truth([video("a", *near), video("b", (0, 10, "x"))])
     assert len(truth) == 6 and len(drop_duplicates(truth)) == 4
-
-
-def test_evaluation_needs_no_torch():
-    code = "import sys, eval, stale.evaluation, stale.reports; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)

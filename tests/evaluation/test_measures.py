@@ -65,8 +65,17 @@ def test_class_agnostic_ignores_labels():
 
 def test_true_labels_leave_only_the_error_of_localization():
     found = found_in(TRUTH, a=[(0, 10, "y", 0.9), (52, 60, "x", 0.8)], b=[(80, 90, "x", 0.7)])
-    metrics = with_true_labels(TRUTH, found, [0.5])
-    assert metrics.ap[0].tolist() == [1.0, 0.5]
+    assert with_true_labels(TRUTH, found, [0.5]).ap[0].tolist() == [1.0, 0.5]
+
+
+def test_classes_that_happen_at_once_all_count():
+    truth = ground_truth([video("a", (0, 10, "x"), (0.1, 10, "y"), (1, 9, "z")), video("b", (20, 30, "y"))])
+    # One detected segment for two instances, a better-scored one on the third, and a detection without an instance.
+    found = found_in(truth, a=[(0, 10, "x", 0.5), (1, 9, "x", 0.9), (50, 60, "x", 0.1)], b=[(20, 30, "x", 0.6)])
+    assert with_true_labels(truth, found, [0.5, 0.9]).ap.tolist() == [[1.0, 1.0, 1.0]] * 2
+    # A better-scored label of another segment does not count against this one.
+    found = found_in(truth, a=[(0, 10, "x", 0.2), (0.1, 10, "y", 0.2), (1, 9, "z", 0.9)], b=[(20, 30, "y", 0.1)])
+    assert with_true_segments(truth, found, [0.5, 0.9]).ap.tolist() == [[1.0, 1.0, 1.0]] * 2
 
 
 def test_true_segments_leave_only_the_error_of_classification():
@@ -81,7 +90,8 @@ def test_true_segments_leave_only_the_error_of_classification():
 def test_measures_accept_anything_and_perfect_detections_score_full(case):
     truth, found = case
     truth = truth.take(truth.segments[:, 0] < truth.segments[:, 1])
-    perfect = Detections(truth.video, truth.label, truth.segments, np.ones(len(truth)))
+    scores = np.random.default_rng(len(truth)).random(len(truth))
+    perfect = Detections(truth.video, truth.label, truth.segments, scores)
     for measure in (evaluate, class_agnostic, with_true_labels, with_true_segments) if len(truth) else ():
         assert measure(truth, perfect, [0.5, 1.0]).average == pytest.approx(1.0)
     truth, found = case

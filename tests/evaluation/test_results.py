@@ -6,6 +6,7 @@ import gzip
 import json
 import pickle
 
+import numpy as np
 import pytest
 
 from stale.data.annotations import Instance, Video
@@ -35,9 +36,6 @@ def test_activitynet_form(tmp_path):
         assert results.segments.tolist() == [[0.0, 5.0]] and results.scores.tolist() == [0.9]
         assert results.external_data == {"used": False}
     assert len(read_results(write(tmp_path / "bare.json", {"a": [GOOD, GOOD]}))) == 2
-    columns = {"video-id": ["a"], "t-start": [0], "t-end": [5], "label": ["Ballet"], "score": [0.9]}
-    actionformer = read_results(write(tmp_path / "columns.json", columns))
-    assert actionformer.segments.tolist() == plain.segments.tolist() and actionformer.labels == plain.labels
 
 
 @pytest.mark.parametrize(
@@ -49,12 +47,24 @@ def test_activitynet_form(tmp_path):
         ({"results": {"a": [{"segment": [0], "label": "x", "score": 1}]}}, "video 'a': a detection needs"),
         ({"results": {"a": [{"segment": [0, 1], "label": 3, "score": 1}]}}, "video 'a': a detection needs"),
         ({"results": {"a": [3]}}, "video 'a': a detection needs"),
-        ({"video-id": ["a"], "t-start": [], "t-end": [], "label": [], "score": []}, "differ in length"),
     ],
 )
 def test_wrong_forms_are_named(tmp_path, content, message):
     with pytest.raises(StaleError, match=message):
         read_results(write(tmp_path / "p.json", content))
+
+
+@pytest.mark.parametrize("space", ["", " "])
+@pytest.mark.parametrize("text", ["label", "a: b"])
+def test_every_way_of_writing_is_parsed_alike(tmp_path, space, text):
+    content = {"note": text, "results": {"v": [{**GOOD, "label": text, "score": 1e-7}, {**GOOD, "score": NAN}]}}
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(content, separators=(",", space + ":")))
+    results = read_results(path)
+    assert (results.labels, results.scores[0], np.isnan(results.scores[1])) == ((text, "Ballet"), 1e-7, True)
+    path.write_text(path.read_text().replace('"segment"', '"score"', 1))
+    with pytest.raises(StaleError, match="given twice in the same object: score"):
+        read_results(path)
 
 
 def test_files_that_are_not_loaded(tmp_path):
@@ -83,11 +93,10 @@ NAMES = {"an unknown video": "zzz", "a label outside the vocabulary": "Juggling"
 def test_oddities_are_counted_and_named(kind):
     odd = ODD[kind]
     results = results_from_dict({"v_b": [GOOD], **odd})
-    found, problems = align(results, truth())
-    assert [(one.kind, one.count) for one in problems] == [(kind, sum(map(len, odd.values())))]
-    assert problems[0].names == (NAMES.get(kind, "a"),)
-    left_out = problems[0].treatment == "left out"
-    assert len(found) == (1 if left_out else 1 + problems[0].count)
+    found, (problem,) = align(results, truth())
+    assert (problem["kind"], problem["count"]) == (kind, sum(map(len, odd.values())))
+    assert problem["names"] == [NAMES.get(kind, "a")]
+    assert len(found) == (1 if problem["treatment"] == "left out" else 1 + problem["count"])
 
 
 def test_known_videos_and_ids_with_or_without_prefix_are_no_problem():
@@ -95,4 +104,4 @@ def test_known_videos_and_ids_with_or_without_prefix_are_no_problem():
     assert not problems and found.video.tolist() == [-1, 0, 1]
     twice = results_from_dict({"v_a": [GOOD], "a": [GOOD], "b": [GOOD], "v_v_b": [GOOD]})
     found, (problem,) = align(twice, truth())  # one video under two names: the exact one counts
-    assert (found.video.tolist(), problem.names) == ([-1, 0, 1, -1], ("v_a", "v_v_b"))
+    assert (found.video.tolist(), problem["names"]) == ([-1, 0, 1, -1], ["v_a", "v_v_b"])

@@ -19,10 +19,12 @@ def reference_ap(truth, found, threshold):
     free, correct = set(range(len(truth))), []
     for index in sorted(range(len(found)), key=lambda i: (-found[i][2], -i)):
         video, segment, _ = found[index]
-        there = [(tiou(segment, truth[i][1]), i) for i in free if truth[i][0] == video]
-        best = max(there, default=(0.0, -1))
-        correct.append(best[0] >= threshold)
-        free -= {best[1]} if correct[-1] else set()
+        there = [i for i in range(len(truth)) if truth[i][0] == video]
+        tious = np.array([tiou(segment, truth[i][1]) for i in there])
+        # The official evaluator's sort, which is unstable: it decides between equal tIoUs.
+        allowed = [there[k] for k in tious.argsort()[::-1] if there[k] in free and tious[k] >= threshold]
+        free -= {*allowed[:1]}
+        correct.append(bool(allowed))
     precision = [sum(correct[: i + 1]) / (i + 1) for i in range(len(correct))]
     return sum(max(precision[i:]) for i in range(len(correct)) if correct[i]) / len(truth)
 
