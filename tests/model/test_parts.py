@@ -128,7 +128,7 @@ def test_every_shipped_configuration_trains(
     latest = {key: sum(step[key] for step in found[-10:]) / 10 for key in found[0]}
     assert latest["classification"] < math.log(K + 1)
     assert (model.text.context - context).norm() > 0.05 * context.norm(), "the prompt moves"
-    assert list(monitor.warnings(latest, model)) == []
+    assert list(monitor.warnings(latest, monitor.movement(model))) == []
 
 
 def test_the_fused_optimizer_takes_the_steps_of_the_plain_one(

@@ -3,6 +3,7 @@
 What one loader alone can tell is tested beside it; here it is what a user types, and what then lies on the disk.
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -93,6 +94,7 @@ def edit_features(
     """Change the array of a video, None for all; ``rate`` is recorded as the number of snippets a second."""
 
     def damage(folder: Path) -> None:
+        gc.collect()  # close the file of a training that waits for the garbage collection
         with h5py.File(folder / "features.h5", "r+") as file:
             for name in [video] if video else list(file):
                 changed = change(file[name][()])
