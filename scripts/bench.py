@@ -277,8 +277,9 @@ def bench_growth(bench: Bench) -> Iterator[Row]:
         size = f"{used[K, T]:.2f} GB beyond what is loaded"
         if lengths[-1] == T:
             quadratic = np.polyfit(lengths, [used[classes, length] for length in lengths], 2)
-            longest = [max(np.roots(quadratic - [0, 0, limit]).real, default=np.nan) for limit in (8, 24)]
-            size += "; by a quadratic through the last rows 8 GB hold T = {:.0f}, 24 GB T = {:.0f}".format(*longest)
+            if quadratic[0] > 0:  # a curve bent downwards reaches no limit
+                longest = [max(np.roots(quadratic - [0, 0, limit]).real) for limit in (8, 24)]
+                size += "; by a quadratic through the last rows 8 GB hold T = {:.0f}, 24 GB T = {:.0f}".format(*longest)
         yield Row(f"growth: K = {K}, T = {T}, batch {batch}", seconds, size)
 
 

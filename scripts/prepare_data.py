@@ -92,11 +92,11 @@ def prepare(options: argparse.Namespace) -> None:
 
 def unpack_captions(options: argparse.Namespace) -> None:
     """Unpack a package and say how to use it."""
-    from stale.preparation.prepare import fetch
+    from stale.io import download
     from stale.preparation.release import RUN, unpack
 
     is_url = options.package.startswith(("https://", "http://"))
-    package = fetch(options.package, options.root / "downloads") if is_url else Path(options.package)
+    package = download(options.package, options.root / "downloads") if is_url else Path(options.package)
     folder = options.root / "thumos14_captions"
     manifest = unpack(package, folder)
     print(f"{folder}: {len(manifest['files'])} files, {len(manifest['videos']):,} videos, checked by SHA-256")

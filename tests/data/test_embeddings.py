@@ -205,7 +205,7 @@ def test_a_file_that_does_not_fit_is_refused_before_the_features_are_read(
     ("settings", "message"),
     [
         (("model.text.prompt=learned",), "no text encoder that could be fine-tuned or take learned prompts"),
-        (("model.text.encoder=finetune",), "model.text.adapter=linear to learn"),
+        (("model.text.encoder=finetune",), "model.text.adapter=linear learns"),
         (("model.text.context_init=a video",), "model.text.context_init is for a prompt"),
     ],
 )
