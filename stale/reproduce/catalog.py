@@ -229,7 +229,13 @@ _EXTERNAL_SCORES = (
     Row("stale", "STALE", variant="released code rerun", published="no_external_scores"),
     _external("stale_external", "STALE, EXTERNAL SCORES", published="zero_shot", baseline="trivial", note=_EXTERNAL),
     _external("plus_external", "STALE plus, EXTERNAL SCORES", overlays=_PLUS, baseline="trivial", note=_EXTERNAL),
-    _external("agnostic_external", f"{_AGNOSTIC.name}, EXTERNAL SCORES", overlays=_AGNOSTIC.overlays, note=_EXTERNAL),
+    _external(
+        "agnostic_external",
+        f"{_AGNOSTIC.name}, EXTERNAL SCORES",
+        "agnostic",
+        overlays=_AGNOSTIC.overlays,
+        note=_EXTERNAL,
+    ),
     _external(
         *("trivial", "label file on the whole video, EXTERNAL SCORES"),
         *("label file + whole video", "mean of 10 splits (all videos)"),
