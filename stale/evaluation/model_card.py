@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from hashlib import file_digest
 from typing import Any
 
-from stale.evaluation.tables import map_table, result_rows
+from stale.evaluation.tables import map_table, render, result_rows
 from stale.io import read_json, read_text, write_text
 from stale.run_folder import VOCABULARIES, RunFolder, command_line
 from stale.version import __version__
@@ -45,6 +45,6 @@ def update_results(run: RunFolder) -> None:
     for path in (run.metrics(name) for name in VOCABULARIES):
         if path.is_file():
             metrics = read_json(path, "metrics file")
-            table = map_table("mAP, %", result_rows(metrics))
-            text += f"\n{metrics['protocol']['line']}\n\n```\n{table}\n```\n"
+            table = render([map_table("mAP, %", result_rows(metrics))], "markdown")
+            text += f"\n{metrics['protocol']['line']}\n\n{table}\n"
     write_text(run.card, text)

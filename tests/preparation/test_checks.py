@@ -188,3 +188,4 @@ def test_the_recipe_for_own_data_word_for_word(tmp_path: Path) -> None:
     assert (metrics["num_classes"], metrics["protocol"]["setting"]) == (2, "closed")
     card = (tmp_path / "runs/mine/model_card.md").read_text(encoding="utf-8")
     assert metrics["protocol"]["line"] in card and "`python train.py --config configs/custom.yaml" in card
+    assert f"| detections | {100 * metrics['mAP']['0.50']:.2f} |" in card
