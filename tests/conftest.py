@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from stale.data.annotations import Video, read_annotations
 from stale.run_folder import RunFolder
 from stale.video.image_encoder import ImageEncoder
 from tests.helpers import SHARED, make_clip_data_set, make_data_set, random_image_encoder_weights, tiny_config
+
+# A shell that runs the tests in the background lets them, and hence their commands, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
