@@ -268,18 +268,18 @@ def bench_growth(bench: Bench) -> Iterator[Row]:
     import numpy as np
 
     classes, snippets = bench.count(50, 4), bench.count(100, 16)
-    lengths, used = [bench.count(T, least) for T, least in ((256, 16), (512, 24), (1024, 32))], {}
+    lengths, used = [bench.count(T, least) for T, least in ((256, 16), (512, 24), (1024, 32), (2304, 48))], {}
     sizes = [(factor * classes, snippets, 16) for factor in (1, 2, 4)] + [(classes, T, 16) for T in lengths]
-    for K, T, batch in [*sizes, (classes, bench.count(2304, 48), 4)]:
+    for K, T, batch in sizes:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             work = (K, T, batch, 64 * bench.count(8, 1), bench.count(12, 1), str(bench.device))
             seconds, used[K, T] = process.submit(growth_step, *work).result()
         size = f"{used[K, T]:.2f} GB beyond what is loaded"
         if lengths[-1] == T:
-            quadratic = np.polyfit(lengths, [used[classes, length] for length in lengths], 2)
+            quadratic = np.polyfit(lengths[1:], [used[classes, length] for length in lengths[1:]], 2)
             if quadratic[0] > 0:  # a curve bent downwards reaches no limit
                 longest = [max(np.roots(quadratic - [0, 0, limit]).real) for limit in (8, 24)]
-                size += "; by a quadratic through the last rows 8 GB hold T = {:.0f}, 24 GB T = {:.0f}".format(*longest)
+                size += "; by a quadratic through three rows 8 GB hold T = {:.0f}, 24 GB T = {:.0f}".format(*longest)
         yield Row(f"growth: K = {K}, T = {T}, batch {batch}", seconds, size)
 
 
