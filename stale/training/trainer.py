@@ -99,8 +99,8 @@ def train(config: Config, output: str | Path, resume: bool = False, overwrite: b
             if distributed.is_main_process():
                 if overwrite:
                     run.set_aside()
-                for name in ("last", "best"):
-                    remove_leftovers(run.checkpoint(name))
+                for path in (run.curves, run.card, *map(run.checkpoint, ("last", "best"))):
+                    remove_leftovers(path)
                 save_config(config, run.config)
                 log_into(run.log, log)
                 _log.info("command: %s", command_line())
