@@ -14,7 +14,7 @@ not stopped.
 
 from __future__ import annotations
 
-from stale.commands import CommandParser
+from stale.commands import CommandParser, add_set
 from stale.config import load_config, settings_table
 from stale.errors import run_command
 
@@ -23,15 +23,7 @@ def main() -> None:
     parser = CommandParser(description=__doc__)
     configuration = parser.add_argument_group("configuration")
     configuration.add_argument("--config", nargs="+", default=[], metavar="FILE", help="YAML files; later ones win")
-    configuration.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="assignments",
-        help="single settings as section.key=value, which win over all files",
-    )
+    add_set(configuration, "single settings as section.key=value, which win over all files")
     configuration.add_argument("--settings", action="store_true", help="print every setting with default and range")
     run = parser.add_argument_group("run folder")
     run.add_argument("--output", metavar="RUN", help="folder of the run, required for training")

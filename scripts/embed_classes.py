@@ -30,7 +30,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stale.commands import CommandParser
+from stale.commands import CommandParser, add_library
 from stale.errors import run_command
 
 
@@ -41,16 +41,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     names.add_argument("--classes", nargs="+", metavar="NAME", help="any class names")
     names.add_argument("--classes-file", type=Path, metavar="FILE", help="one a line, or JSON, as for inference.py")
     names.add_argument("--annotations", type=Path, metavar="FILE", help="all labels that occur")
-    parser.add_argument("--library", choices=("clip", "open_clip"), default="clip", help="that has the model")
     parser.add_argument("--model", required=True, metavar="NAME|FILE", help="of clip also a file of weights")
-    parser.add_argument("--pretrained", default="", metavar="TAG|FILE", help="weights of open_clip's model")
-    parser.add_argument(
-        "--activation",
-        choices=("auto", "quick_gelu", "gelu"),
-        default="auto",
-        help="of clip; default that of OpenAI's models",
-    )
-    parser.add_argument("--heads", type=int, help="of the text encoder of clip; default: width / 64")
+    add_library(parser)
     parser.add_argument(
         "--template", nargs="+", default=["a video of action {}"], metavar="TEXT", help="around a phrase"
     )

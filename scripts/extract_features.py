@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stale.commands import CommandParser
+from stale.commands import CommandParser, add_library
 from stale.errors import run_command
 
 
@@ -34,15 +34,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = CommandParser(description=__doc__)
     parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO|FOLDER", help="videos, or folders of them")
     parser.add_argument("--weights", required=True, metavar="NAME|FILE", help="model, or a file of CLIP weights")
-    parser.add_argument("--library", choices=("clip", "open_clip"), default="clip", help="that has the model")
-    parser.add_argument("--pretrained", default="", metavar="TAG|FILE", help="weights of open_clip's model")
-    parser.add_argument(
-        "--activation",
-        choices=("auto", "quick_gelu", "gelu"),
-        default="auto",
-        help="of --library clip; default that of OpenAI's models",
-    )
-    parser.add_argument("--heads", type=int, help="of the image encoder of --library clip; default by its width")
+    add_library(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="folder of the features")
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("--fps", type=float, default=5.0, help="snippets a second, one frame each; default 5")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Sequence
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 
 from stale.commands import CommandParser
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     from stale.data.features import open_features  # after parsing: --help answers at once
-    from stale.io import atomic_path
+    from stale.io import atomic_path, file_sha256
     from stale.preparation.release import FEATURES, FILES, MANIFEST, RUN, TEXT_ENCODER
     from stale.run_folder import RunFolder
     from stale.version import __version__
@@ -40,10 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise StaleError(f"{options.run}: {name} is packed from one file, which {path} is not")
     files = {name: Path(str(sources.get(name, options.run / name.removeprefix(f"{RUN}/")))) for name in FILES}
     files = {name: path for name, path in files.items() if path.is_file()}
-    digests = {}
-    for name, path in files.items():
-        with path.open("rb") as file:
-            digests[name] = file_digest(file, "sha256").hexdigest()
+    digests = {name: file_sha256(path) for name, path in files.items()}
     store = open_features(files[FEATURES])
     arrays = {name: store.read(name) for name in sorted(store.ids)}
     videos = [

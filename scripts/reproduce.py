@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stale.commands import CommandParser
+from stale.commands import CommandParser, add_set
 from stale.errors import StaleError, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,15 +41,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--features", nargs="+", metavar="PATH", help="instead of data.features; several are combined")
     parser.add_argument("--i3d-features", default="", metavar="PATH", help="of the row i3d of the table backbone")
     parser.add_argument("--video-scores", default="", metavar="FILE", help="of the rows that use external scores")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="assignments",
-        help="single settings of all runs, as section.key=value",
-    )
+    add_set(parser, "single settings of all runs, as section.key=value")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows")
     parser.add_argument("--settings", nargs="+", metavar="SETTING", help="only these of 75_25, 50_50, closed, seen_cv")
     parser.add_argument(

@@ -324,11 +324,10 @@ def infer(
 
 def _compare_with_training(run: RunFolder, test: TestData) -> None:
     """Raise a StaleError if the seen classes are no longer those of the training; warn if its data have changed."""
-    trained = run.read_split()
-    if trained.get("seen", list(test.split.seen)) != list(test.split.seen):
+    changed = run.changed({"seen": list(test.split.seen), **test.digests})
+    if "seen" in changed:
         fix = "restore the annotations and lists, or train again"
         raise StaleError(f"{run.split}: the run was trained with other seen classes than the split has now: {fix}")
-    changed = [name for name, digest in test.digests.items() if trained.get(name, digest) != digest]
     if changed:
         _log.warning("the %s of the training videos have changed since the run was trained", " and ".join(changed))
 

@@ -23,6 +23,22 @@ class CommandParser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks of errors")
 
 
+def add_set(parser: argparse._ActionsContainer, text: str) -> None:
+    """Add ``--set KEY=VALUE ...``, single settings of the configuration, with this help ``text``."""
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="assignments", help=text
+    )
+
+
+def add_library(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which library has a vision-language model, and how its weights are to be taken."""
+    parser.add_argument("--library", choices=("clip", "open_clip"), default="clip", help="that has the model")
+    parser.add_argument("--pretrained", default="", metavar="TAG|FILE", help="weights of open_clip's model")
+    activations = ("auto", "quick_gelu", "gelu")
+    parser.add_argument("--activation", choices=activations, default="auto", help="of clip; default that of OpenAI's")
+    parser.add_argument("--heads", type=int, help="of clip's encoder; default by its width")
+
+
 class _Help(argparse.HelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""

@@ -15,6 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,12 @@ def read_json(path: str | Path, what: str) -> Any:
     finally:
         if collecting:
             gc.enable()
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def download(url: str, folder: Path, sha256: str | None = None) -> Path:

@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import combinations
 from logging.handlers import MemoryHandler
@@ -128,6 +128,11 @@ class RunFolder:
             return {}
         split = read_json(self.split, "split of the run")
         return check_record(SplitFile, split, f"split of the run {self.split}", "train again into another --output")
+
+    def changed(self, now: Mapping[str, Any]) -> list[str]:
+        """The keys whose values are recorded in ``split.json`` and not those of ``now``."""
+        earlier = self.read_split()
+        return [key for key, value in now.items() if earlier.get(key, value) != value]
 
     def read_history(self) -> list[dict[str, Any]]:
         """The records of ``history.jsonl``, without a line that was not written completely."""

@@ -22,7 +22,7 @@ def average_recall(
     counts once.
     """
     detection, instance, tiou = _overlaps(truth, found.of_segments)
-    place = _rank_in_video(found.of_segments)[detection]
+    place = rank_in_video(found.of_segments)[detection]
     best, done, result = np.zeros(len(truth)), 0, {}
     for k in sorted(at):
         new = (done <= place) & (place < k)
@@ -136,7 +136,7 @@ def _same_segment(truth: GroundTruth) -> np.ndarray:
     return first[group.reshape(-1)]
 
 
-def _rank_in_video(found: Detections) -> np.ndarray:
+def rank_in_video(found: Detections) -> np.ndarray:
     """Rank of each detection among those of its video (N), 0 for the best; of ties the later comes first."""
     order = rank(replace(found, label=found.video))
     video = found.video[order]

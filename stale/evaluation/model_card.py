@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from hashlib import file_digest
 from typing import Any
 
 from stale.evaluation.tables import map_table, render, result_rows
-from stale.io import read_json, read_text, write_text
+from stale.io import file_sha256, read_json, read_text, write_text
 from stale.run_folder import VOCABULARIES, RunFolder, command_line
 from stale.version import __version__
 
@@ -18,8 +17,6 @@ def write_model_card(run: RunFolder, backbone: Mapping[str, Any]) -> None:
     """Write the card of a training that has just ended; ``backbone`` is what the features record of their encoder."""
     config, split = run.load_config(), run.read_split()
     data, text = config.data, config.model.text
-    with run.checkpoint("best").open("rb") as file:
-        digest = file_digest(file, "sha256").hexdigest()
     encoder = ", ".join(f"{key} {value}" for key, value in backbone.items() if value)
     write_text(
         run.card,
@@ -32,7 +29,7 @@ def write_model_card(run: RunFolder, backbone: Mapping[str, Any]) -> None:
         f"* Image encoder: {encoder or 'not recorded'}; text encoder: {text.embeddings or text.weights}\n"
         f"* Seen classes: {', '.join(split['seen'])}\n"
         f"* Unseen classes: {', '.join(split['unseen']) or 'none'}\n"
-        f"* Checkpoint: checkpoints/best.pt, SHA-256 {digest}\n\n{_RESULTS}",
+        f"* Checkpoint: checkpoints/best.pt, SHA-256 {file_sha256(run.checkpoint('best'))}\n\n{_RESULTS}",
     )
     update_results(run)
 

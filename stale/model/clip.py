@@ -13,7 +13,6 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from hashlib import file_digest
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from stale.config import MODELS
 from stale.errors import StaleError, name_some
-from stale.io import download, refuse_zip_bomb
+from stale.io import download, file_sha256, refuse_zip_bomb
 
 _log = logging.getLogger(__name__)
 
@@ -118,8 +117,7 @@ def load_clip_weights(source: str | Path, what: str) -> ClipWeights:
         path = _download(str(source), what)
     refuse_zip_bomb(path, what)
     try:
-        with path.open("rb") as file:
-            known = {digest: name for name, digest in MODELS.items()}.get(file_digest(file, "sha256").hexdigest(), "")
+        known = {digest: name for name, digest in MODELS.items()}.get(file_sha256(path), "")
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 from stale.data.annotations import Video, all_labels
 from stale.data.datasets import DATASETS, DatasetFacts
 from stale.errors import StaleError, name_some
-from stale.io import download
+from stale.io import download, file_sha256
 from stale.preparation.converters import Annotations, load_any_layout, normalise, write_as
 
 
@@ -75,7 +74,7 @@ def prepare(source: Source, root: str | Path, copy: Path | None = None) -> list[
     else:
         content = _obtain(source, Path(root) / "downloads", copy)
         write_as("activitynet", content, path)
-        same = sha256(path.read_bytes()).hexdigest() == source.reference
+        same = file_sha256(path) == source.reference
         equal = "content equal to" if same else "the counts are right, but the content differs from"
         state, compared = "made", f"; {equal} the copy this project was tested with"
     segments = sum(len(video.instances) for video in content.videos.values())

@@ -9,13 +9,12 @@ import json
 import shutil
 import zipfile
 from contextlib import suppress
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 from stale.config import load_config, save_config
 from stale.errors import StaleError, name_some
-from stale.io import atomic_path, refuse_zip_bomb
+from stale.io import atomic_path, file_sha256, refuse_zip_bomb
 from stale.run_folder import RunFolder
 
 MANIFEST = "manifest.json"
@@ -50,9 +49,8 @@ def unpack(package: Path, folder: Path, only: str = "") -> dict[str, Any]:
                 with atomic_path(folder / name) as temporary:
                     with archive.open(name) as source, temporary.open("wb") as target:
                         shutil.copyfileobj(source, target)
-                    with temporary.open("rb") as file:
-                        if file_digest(file, "sha256").hexdigest() != digest:
-                            raise StaleError(f"package {package}: {name} is damaged: fetch the package again")
+                    if file_sha256(temporary) != digest:
+                        raise StaleError(f"package {package}: {name} is damaged: fetch the package again")
     except (zipfile.BadZipFile, RuntimeError, KeyError, ValueError, AttributeError, TypeError) as error:
         raise StaleError(f"package {package} is damaged ({error}): fetch it again") from None
     run = RunFolder(folder / RUN)

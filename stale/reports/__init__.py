@@ -24,8 +24,7 @@ from stale.evaluation import analysis
 from stale.evaluation.aggregate import statistics
 from stale.evaluation.assess import Assessment
 from stale.evaluation.mean_ap import Detections, GroundTruth, evaluate
-from stale.evaluation.measures import _rank_in_video as rank_in_video
-from stale.evaluation.measures import top1_whole_video
+from stale.evaluation.measures import rank_in_video, top1_whole_video
 from stale.evaluation.tables import percent, result_rows, threshold_key
 from stale.io import read_json, write_text
 from stale.run_folder import RunFolder

@@ -104,8 +104,9 @@ def train(config: Config, output: str | Path, resume: bool = False, overwrite: b
                 save_config(config, run.config)
                 log_into(run.log, log)
                 _log.info("command: %s", command_line())
-                _log.info("stale %s (revision %s), %s", __version__, git_revision() or "unknown", versions(device))
-                write_json(run.split, {**_split_record(data), "revision": git_revision()}, indent=1)
+                revision = git_revision()
+                _log.info("stale %s (revision %s), %s", __version__, revision or "unknown", versions(device))
+                write_json(run.split, {**_split_record(data), "revision": revision}, indent=1)
                 _truncate_history(run, trainer.epoch)
             # Loop
             trainer.fit()
@@ -501,8 +502,7 @@ def _check_same_data(state: Mapping[str, Any], data: TrainingData, run: RunFolde
     require_same_backbone(Backbone.of(state.get("features", {})), data.backbone, "the features now")
     where, advice = f"{run.path}: the features now", "use those, or another --output"
     require_same_width(state["feature_width"], data.feature_width, where, advice)
-    earlier, now = run.read_split(), _split_record(data)
-    changed = [name for name in now if name != "source" and earlier.get(name, now[name]) != now[name]]
+    changed = [name for name in run.changed(_split_record(data)) if name != "source"]
     if changed:
         what = f"the data have changed since the run began ({name_some(changed)} differ)"
         raise StaleError(f"{run.split}: {what}: restore them, or choose another --output")
