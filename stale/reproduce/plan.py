@@ -173,13 +173,12 @@ def make_plan(
             job.tests.extend([test] if test not in job.tests else [])
             shared.append(job)
         cells.append(Cell(row, setting, test, tuple(shared)))
+    # A checkpoint with a calibration serves all of detection; whether one is fitted is all that detection decides in a
+    # training, where there are not several checkpoints to choose from.
     trained: dict[str, Job] = {}
-    for job in jobs.values():
-        # Detection decides on the checkpoint where there are several to choose from, and on what is calibrated.
+    for job in sorted(jobs.values(), key=lambda job: job.config.detection.classify_by != "calibrated"):
         if job.config.train.validate_every >= job.config.train.epochs:
-            calibrated = job.config.detection.classify_by == "calibrated"
-            key = f"{calibrated} {job.config.model_dump_json(exclude={'detection'})}"
-            first = trained.setdefault(key, job)
+            first = trained.setdefault(job.config.model_dump_json(exclude={"detection"}), job)
             job.twin = None if first is job else first
     return cells
 

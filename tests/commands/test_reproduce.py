@@ -140,14 +140,18 @@ def test_the_main_tables_on_both_synthetic_profiles(run: Callable, tmp_path: Pat
 
 @pytest.mark.slow
 def test_rows_that_differ_in_detection_alone_share_their_training(run: Callable, tmp_path: Path) -> None:
-    run("directions", "--rows", "stale", "max_detections", folder=tmp_path, settings=["data.holdout=0.5"])
-    configs = sorted(tmp_path.glob("runs/*/seen_cv_0/config.yaml"), key=lambda path: path.stat().st_mtime)
-    assert differing_keys(*(load_config([path]) for path in configs)) == ["detection.max_detections"]
-    first, second = (path.parent for path in configs)
-    for name in ("last", "best"):
-        assert (first / f"checkpoints/{name}.pt").read_bytes() == (second / f"checkpoints/{name}.pt").read_bytes()
-    assert (second / "log.txt").read_text(encoding="utf-8").count("epoch 1/") == 1, "trained once"
-    assert (second / "metrics.json").exists()
+    rows = ("stale", "max_detections", "calibrated")
+    run("directions", "--rows", *rows, folder=tmp_path, settings=["data.holdout=0.5"])
+    runs = sorted(tmp_path.glob("runs/*/seen_cv_0"), key=lambda path: (path / "config.yaml").stat().st_mtime)
+    first, *others = (load_config([path / "config.yaml"]) for path in runs)
+    assert first.detection.classify_by == "calibrated", "its checkpoint serves all rows"
+    changed = sorted(key for other in others for key in differing_keys(other, first))
+    assert changed == ["detection.classify_by", "detection.classify_by", "detection.max_detections"]
+    for path in runs[1:]:
+        for name in ("last", "best"):
+            assert (path / f"checkpoints/{name}.pt").read_bytes() == (runs[0] / f"checkpoints/{name}.pt").read_bytes()
+        assert (path / "log.txt").read_text(encoding="utf-8").count("epoch 1/") == 1, "trained once"
+        assert (path / "metrics.json").exists()
 
 
 def test_a_run_is_planned_to_be_tested_on_another_data_set(data: Path, tmp_path: Path) -> None:
