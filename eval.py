@@ -18,8 +18,6 @@ exception: an instance and a detection that both have no length do not match
 here; there, 0/0 counts as a match.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import re

@@ -18,8 +18,6 @@ JSON, and a table of the best is printed by time. Files go to runs/NAME/, named 
 says where; all are listed at the end. Broken videos are listed too; the exit code is then 1.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -12,8 +12,6 @@ SIGTERM or a failure, continues after its last finished epoch with --resume, and
 not stopped.
 """
 
-from __future__ import annotations
-
 from stale.commands import CommandParser, add_set
 from stale.config import load_config, settings_table
 from stale.errors import run_command

@@ -10,8 +10,6 @@ other project's code. Both take turns, and each time is the least of several, th
 processes. Set OMP_NUM_THREADS=1 to measure one core.
 """
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import resource
@@ -53,7 +51,7 @@ class Bench:
     """What a benchmark is given: the scale, the device, and an empty folder."""
 
     scale: float
-    device: torch.device
+    device: "torch.device"
     folder: Path
 
     def count(self, full: int, least: int) -> int:
@@ -134,7 +132,7 @@ def whole_command(bench: Bench, truth: Any, found: Any) -> tuple[float, str]:
     return seconds, f"{len(truth.videos):,} videos, {len(found):,} detections"
 
 
-def same_ap(ap: np.ndarray, truth: Any, found: Any, tious: Sequence[float]) -> None:
+def same_ap(ap: "np.ndarray", truth: Any, found: Any, tious: Sequence[float]) -> None:
     """Compute AP by the definition, one detection after another, and compare it with ``ap`` (tIoU × class)."""
     import numpy as np
 
@@ -252,7 +250,7 @@ def bench_parts(bench: Bench) -> Iterator[Row]:
 
 
 def compared(
-    bench: Bench, name: str, fast: Callable[[], torch.Tensor], slow: Callable[[], torch.Tensor], *, size: str
+    bench: Bench, name: str, fast: "Callable[[], torch.Tensor]", slow: "Callable[[], torch.Tensor]", *, size: str
 ) -> Row:
     """A row of forward and backward of both."""
     return Row(name, *swapped(bench.compare(lambda: fast().sum().backward(), lambda: slow().sum().backward()), size))

@@ -7,8 +7,6 @@ Each step is one of the project's commands and is printed before it runs. Writes
 demo in runs/demo is replaced; a run that the demo did not make is left alone.
 """
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

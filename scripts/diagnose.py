@@ -8,8 +8,6 @@ weights, and the oracle factorial: the average mAP with ground truth in place of
 together. The same is written to RUN/diagnosis.json, as fractions. Nothing of it is a result: it uses ground truth.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -23,8 +23,6 @@ From videos to detections of any words, with one model (here $MODEL is "--librar
     python inference.py --run runs/mine --features clip/ --classes-embeddings words.npz
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path

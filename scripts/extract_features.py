@@ -16,8 +16,6 @@ Finished videos are skipped, so an interrupted run is resumed by repeating it. B
 their reason and make the exit code 1; the others are done.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

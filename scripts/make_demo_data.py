@@ -7,8 +7,6 @@
 The same seed gives the same files, byte for byte on one machine. What they are made of: scripts/synthetic_data.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from stale.commands import CommandParser

@@ -10,8 +10,6 @@ features that are missing, hold NaN, have another width or shape, are constant, 
 left out), and features whose duration does not fit the annotation (packed). Exit code 1 if a video was left out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

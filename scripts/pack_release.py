@@ -8,8 +8,6 @@ The second command unpacks and checks it. Annotations are not packed: they come
 from prepare_data.py. stale.load("thumos14_captions.zip") takes the file itself.
 """
 
-from __future__ import annotations
-
 import json
 import zipfile
 from collections.abc import Sequence

@@ -6,8 +6,6 @@
 The trained model is run on the video; no detections need to have been written. Any annotated video will do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

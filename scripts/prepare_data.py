@@ -15,8 +15,6 @@ Running it again changes nothing. The exit code of --check is 0 if all is ready,
 something is faulty. Layouts and sources: data/README.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import shlex

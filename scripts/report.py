@@ -7,8 +7,6 @@
 The runs have detections: inference.py --run RUN, with --curves also foreground and scores for the timelines.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

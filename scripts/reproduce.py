@@ -14,8 +14,6 @@ from published results are shown only where the features are of the same backbon
 or in neither.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import platform

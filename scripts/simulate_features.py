@@ -9,8 +9,6 @@ the data set: the folder says that it is simulated, and its name must say so too
 scripts/synthetic_data.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

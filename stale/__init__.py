@@ -7,8 +7,6 @@ detections = model.detect(features, fps=5, classes=["high jump", "tennis swing"]
 stale.plot(detections)
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +21,7 @@ if TYPE_CHECKING:  # importing stale alone stays light
 __all__ = ["__version__", "load", "plot"]
 
 
-def load(run: str | Path, checkpoint: str = "best", device: str | None = None) -> Detector:
+def load(run: str | Path, checkpoint: str = "best", device: str | None = None) -> "Detector":
     """Load a trained run for any video and any class names.
 
     ``run`` is a run folder, a checkpoint file in one, or a package of ``scripts/pack_release.py``. ``checkpoint`` is
@@ -35,7 +33,7 @@ def load(run: str | Path, checkpoint: str = "best", device: str | None = None) -
     return load_run(run, checkpoint, device)
 
 
-def plot(found: VideoDetections, path: str | Path | None = None, top: int = 10, title: str = "") -> Figure:
+def plot(found: "VideoDetections", path: str | Path | None = None, top: int = 10, title: str = "") -> "Figure":
     """Draw the timeline of a video's ``top`` detections, and save it to ``path`` (png, pdf or svg) if it is given."""
     from stale.plots import draw_timeline, save_figure
 

@@ -3,8 +3,6 @@
 N snippets as extracted, T as the model takes them, D feature width, K classes, C joint width.
 """
 
-from __future__ import annotations
-
 import difflib
 import logging
 import shlex
@@ -70,7 +68,7 @@ DetectionsOrErrors = Iterator[tuple[str, VideoDetections | StaleError]]
 _log = logging.getLogger(__name__)
 
 
-def load(run: str | Path, checkpoint: str = "best", device: str | None = None) -> Detector:
+def load(run: str | Path, checkpoint: str = "best", device: str | None = None) -> "Detector":
     """Load a trained run; see :func:`stale.load`."""
     path = Path(run)
     if is_package(path):

@@ -1,7 +1,5 @@
 """The command-line parser that all commands share: help within 80 columns, defaults, exit codes, ``--version``."""
 
-from __future__ import annotations
-
 import argparse
 import re
 import textwrap

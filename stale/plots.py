@@ -1,7 +1,5 @@
 """Pictures of single videos (K classes, T snippets), drawn by matplotlib without a display and its global state."""
 
-from __future__ import annotations
-
 import io
 import logging
 import re

@@ -1,7 +1,5 @@
 """Progress of long work on stderr: a bar on a terminal, and elsewhere, as in a log file, a plain line a minute."""
 
-from __future__ import annotations
-
 import sys
 import time
 from typing import Any

@@ -1,7 +1,5 @@
 """The run folder: where each file of a run lies, which files are the run's own, and its log."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -101,7 +99,7 @@ class RunFolder:
         self._remove_empty_folders()
         return not replaced
 
-    def _move(self, files: Sequence[Path], to: RunFolder) -> None:
+    def _move(self, files: Sequence[Path], to: "RunFolder") -> None:
         for file in files:
             target = to.path / file.relative_to(self.path)
             target.parent.mkdir(parents=True, exist_ok=True)

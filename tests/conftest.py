@@ -1,7 +1,5 @@
 """Constants and fixtures that the tests share."""
 
-from __future__ import annotations
-
 import logging
 import signal
 from pathlib import Path

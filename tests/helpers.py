@@ -1,7 +1,5 @@
 """What the tests share: a tiny data set, made in a second; commands in processes of their own; clips made with PyAV."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

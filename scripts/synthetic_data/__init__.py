@@ -12,8 +12,6 @@ classes apart as little as CLIP's do (:class:`FlatSynthesizer`).
 S snippets of a video, C width, K classes.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import zlib

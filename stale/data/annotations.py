@@ -5,8 +5,6 @@
 for THUMOS14, by ActionFormer and OpenTAD.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections import Counter

@@ -1,7 +1,5 @@
 """Class labels, and the phrases that describe them to the text encoder."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections import Counter

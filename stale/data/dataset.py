@@ -5,8 +5,6 @@ With ``data.sampling=native`` videos keep their own number of snippets, and T is
 B videos, T snippets, D feature width, N instances of the video that has most.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -62,7 +60,7 @@ class VideoDataset:
     def __len__(self) -> int:
         return len(self.videos)
 
-    def to(self, device: torch.device) -> VideoDataset:
+    def to(self, device: torch.device) -> "VideoDataset":
         """Move everything to ``device`` once, so that no batch has to be copied there."""
         self.features = move(self.features, device)
         self.segments, self.labels = self.segments.to(device), self.labels.to(device)

@@ -1,7 +1,5 @@
 """Facts of each data set: the one table that every part of the package looks them up in."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 

@@ -6,8 +6,6 @@
 Several vectors of a class, of its templates or phrases, are averaged, each of unit length. K classes, C width.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -38,7 +36,7 @@ class EmbeddingTable:
             raise StaleError(f"{source}: one class under two names: {name_some(twice)}")
 
     @classmethod
-    def of(cls, classes: Mapping[str, Any], source: str = "class embeddings") -> EmbeddingTable:
+    def of(cls, classes: Mapping[str, Any], source: str = "class embeddings") -> "EmbeddingTable":
         """The table of name → vector (C) or several vectors (n, C); a StaleError if they cannot be used."""
         vectors: list[np.ndarray] = []
         for name, value in classes.items():

@@ -8,8 +8,6 @@
 Several sources of the same videos can stand side by side, concatenated along D. D is the feature width.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -58,7 +56,7 @@ class Backbone:
     activation: str = ""
 
     @classmethod
-    def of(cls, attributes: Mapping[str, Any]) -> Backbone:
+    def of(cls, attributes: Mapping[str, Any]) -> "Backbone":
         """The image encoder that is recorded with features, class embeddings or a checkpoint."""
         return cls(*(str(attributes.get(field, "")) for field in cls.__dataclass_fields__))
 
@@ -122,7 +120,7 @@ class FeatureStore:
         name = match_video_id(video_id, self.names) or match_video_id(clean_name(video_id), self.names)
         return None if name is None or (name in self.annotated and name != video_id) else self.names[name]
 
-    def annotate(self, videos: Mapping[str, Video]) -> FeatureStore:
+    def annotate(self, videos: Mapping[str, Video]) -> "FeatureStore":
         """Take ``videos`` for all that are annotated: none has the features of another, and their durations count."""
         for store in (self, *self.sources):
             store.annotated = videos

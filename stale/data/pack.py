@@ -4,8 +4,6 @@
 row, number of snippets, rate (null if unknown) and duration, and for all of them what the image encoder was.
 """
 
-from __future__ import annotations
-
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path

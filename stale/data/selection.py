@@ -3,8 +3,6 @@
 Labels of unseen classes end here: training gets their segments without a label, and nothing else of them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import math

@@ -6,8 +6,6 @@ A second-level split cuts the seen classes alone into pseudo-seen and pseudo-uns
 nothing to the unseen classes [ours].
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

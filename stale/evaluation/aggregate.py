@@ -1,7 +1,5 @@
 """Results over runs of one protocol: mean, standard deviation, confidence interval, paired differences."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -16,8 +16,6 @@ buckets of different size can be compared. All shares are means over the protoco
 Sizes: G instances, N detections, K classes, R thresholds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

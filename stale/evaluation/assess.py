@@ -1,7 +1,5 @@
 """One evaluation from files to metrics: what ``eval.py`` prints and writes as ``metrics.json``."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,7 +38,7 @@ class Subject:
             raise StaleError(f"subset '{self.subset}' has no instance of the classes under test: {classes}")
         return drop_duplicates(truth) if self.duplicates == "drop" else truth
 
-    def within(self, results: Results) -> Subject:
+    def within(self, results: Results) -> "Subject":
         """The test without the videos that have no detection, as the released code counted."""
         under_test = set(self.truth().videos)
         found = set(match_video_ids((results.videos[index] for index in np.unique(results.video)), under_test).values())

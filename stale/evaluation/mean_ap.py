@@ -15,8 +15,6 @@ Sizes: G instances, N detections, K classes, V videos, R thresholds, P pairs of 
 seconds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -44,7 +42,7 @@ class GroundTruth:
     def __len__(self) -> int:
         return len(self.video)
 
-    def take(self, keep: np.ndarray) -> GroundTruth:
+    def take(self, keep: np.ndarray) -> "GroundTruth":
         """The instances that the mask or index ``keep`` names; videos and classes stay as they are."""
         return replace(self, video=self.video[keep], label=self.label[keep], segments=self.segments[keep])
 
@@ -61,12 +59,12 @@ class Detections:
     def __len__(self) -> int:
         return len(self.video)
 
-    def take(self, keep: np.ndarray) -> Detections:
+    def take(self, keep: np.ndarray) -> "Detections":
         """The detections that the mask or index ``keep`` names."""
         return Detections(self.video[keep], self.label[keep], self.segments[keep], self.scores[keep])
 
     @cached_property
-    def of_segments(self) -> Detections:
+    def of_segments(self) -> "Detections":
         """Of detections with the same video and segment the best-scored, in file order; several measures need it."""
         start, end = self.segments.T
         key = 1009.7 * start + end + 31.4 * self.video  # equal for equal segments, and for few others

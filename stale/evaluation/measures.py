@@ -1,7 +1,5 @@
 """Measures beside mAP: recall, top-1 accuracy, localization alone, classification alone. All are fractions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache

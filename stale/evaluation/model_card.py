@@ -1,7 +1,5 @@
 """``model_card.md`` of a run: what it was trained on and how, the hashes of its files, and its results."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

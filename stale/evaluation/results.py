@@ -11,8 +11,6 @@ included: a result with it is no zero-shot result, and tells how many classes be
 are left out). ``zero_shot`` is a model without training on the classes, which ``source`` names; ``oracle`` knows them.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

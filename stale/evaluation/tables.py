@@ -4,8 +4,6 @@ A report is a list of texts and tables, which :func:`render` makes text of at mo
 of. ``metrics`` is always the content of ``metrics.json``.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import textwrap

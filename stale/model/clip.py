@@ -3,8 +3,6 @@
 openai-clip's files are loaded by their location, because importing the package ``clip`` would import torchvision.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import pickle

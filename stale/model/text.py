@@ -4,8 +4,6 @@ K classes, L tokens of the longest prompt, N context tokens, P tokens of a share
 the text transformer, C joint width.
 """
 
-from __future__ import annotations
-
 import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -27,16 +25,16 @@ class Prompts:
 
     tokens: Tensor  # (K, L) ids; learned context tokens are not among them
     end: Tensor  # (K,) position of each end-of-text token in ``tokens``
-    packing: Packing
+    packing: "Packing"
 
     @classmethod
-    def of(cls, tokens: Tensor, end: Tensor) -> Prompts:
+    def of(cls, tokens: Tensor, end: Tensor) -> "Prompts":
         """Find what can be packed in ``tokens`` (K, L)."""
         same = (tokens == tokens[0]).all(0)
         shared = min(int(same.cumprod(0).sum()), int(end.min()))
         return cls(tokens, end, Packing.of(shared, end))
 
-    def to(self, device: torch.device) -> Prompts:
+    def to(self, device: torch.device) -> "Prompts":
         return Prompts(self.tokens.to(device), self.end.to(device), self.packing.to(device))
 
 
@@ -50,7 +48,7 @@ class CausalAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+    def forward(self, x: Tensor, packing: "Packing") -> Tensor:
         """Packed tokens (M, W) → (M, W)."""
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         return self.out_proj(packing.attend(qkv, self.heads))
@@ -70,14 +68,14 @@ class Packing:
     last: Tensor  # (K,) each end token among these
 
     @classmethod
-    def of(cls, length: int, end: Tensor) -> Packing:
+    def of(cls, length: int, end: Tensor) -> "Packing":
         """Pack prompts that have their end tokens at ``end`` (K,) and their first ``length`` tokens in common."""
         rest = int(end.max()) + 1 - length
         position = torch.arange(rest, device=end.device)
         rows = (position <= end.unsqueeze(1) - length).flatten().nonzero().squeeze(1)
         return cls(length, rest, rows, (end + 1 - length).cumsum(0) - 1)
 
-    def to(self, device: torch.device) -> Packing:
+    def to(self, device: torch.device) -> "Packing":
         return replace(self, rows=self.rows.to(device), last=self.last.to(device))
 
     def pack(self, x: Tensor) -> Tensor:
@@ -167,7 +165,7 @@ class TextTransformer(nn.Module):
         self.text_projection = nn.Parameter(torch.zeros(width, self.output_width))
 
     @classmethod
-    def from_weights(cls, weights: Mapping[str, Tensor], heads: int | None = None) -> TextTransformer:
+    def from_weights(cls, weights: Mapping[str, Tensor], heads: int | None = None) -> "TextTransformer":
         """Build a transformer of what ``load_text_weights`` returns; a StaleError if it forms none."""
         state = dict(weights)
         state["token_embedding"] = state.pop("token_embedding.weight")
@@ -314,7 +312,7 @@ class FileEmbeddings(ClassEncoder):
             nn.init.zeros_(self.adapter.weight)
 
     @classmethod
-    def replacing(cls, encoder: ClassEncoder, table: EmbeddingTable) -> FileEmbeddings:
+    def replacing(cls, encoder: ClassEncoder, table: EmbeddingTable) -> "FileEmbeddings":
         """``table`` in place of a trained ``encoder``, whose adapter stays; a StaleError if that cannot be done."""
         if isinstance(encoder, FileEmbeddings):
             adapter = encoder.adapter

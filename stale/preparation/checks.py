@@ -1,7 +1,5 @@
 """Report on a data set: whether everything that training needs is there, and whether it is sound."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

@@ -10,8 +10,6 @@
 Times are seconds everywhere.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """Prepare a public data set: fetch its annotations or take a copy, check them, write one normalised file."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 The manifest lists every file with its SHA-256, and every video with its id, snippets and the SHA-256 of its features.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import zipfile

@@ -3,8 +3,6 @@
 Sizes: G instances, N detections, K classes, R thresholds, V videos.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The rows of each table, and the settings of the configuration that make each row."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import Any

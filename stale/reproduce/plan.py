@@ -1,7 +1,5 @@
 """Turn a table into independent jobs, one training each with all its tests, and run them on several devices."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json
@@ -81,7 +79,7 @@ class Job:
     files: tuple[Path, ...]
     settings: tuple[str, ...]
     tests: list[Test] = field(default_factory=list)
-    twin: Job | None = None  # an earlier one with the same training: only settings of detection differ
+    twin: "Job | None" = None  # an earlier one with the same training: only settings of detection differ
 
     @property
     def name(self) -> str:

@@ -1,7 +1,5 @@
 """Compare results with the published ones and with those measured before, in Markdown and in per cent."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

@@ -3,8 +3,6 @@
 B videos, T snippets, K seen classes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 

@@ -7,8 +7,6 @@ Several processes (``torchrun``) share the videos of each batch and the class na
 one process, up to the order of sums. A run can be resumed with another number of processes, but with other dropout.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math
@@ -402,7 +400,7 @@ class Trainer:
     def _weights(self, epoch: int) -> dict[str, Any]:
         return {"model": self.tested_model.state_dict(), **self._features, "epoch": epoch, "best": self.best}
 
-    def _train_step(self, classes: tuple[str, ...]) -> TrainStep:
+    def _train_step(self, classes: tuple[str, ...]) -> "TrainStep":
         prompts = self.model.text.tokenize(phrases(classes)).to(self.device)
         return TrainStep(self.model, self.criterion, prompts, self.precision)
 

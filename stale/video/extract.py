@@ -4,8 +4,6 @@ N snippets, L frames a snippet, C feature width. Snippet i of N is centred at (i
 the snippets cover the video exactly, as everywhere in this project.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Time 0 is where a player's clock starts: the container's first timestamp, whichever stream has it.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Generator, Iterator, Mapping

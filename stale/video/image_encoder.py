@@ -6,8 +6,6 @@ the normalised values differ by rounding only, at most ``TOLERANCE``.
 B images, R the encoder's resolution, C the width of its embedding.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 from collections.abc import Mapping
@@ -69,7 +67,7 @@ class ImageEncoder:
     @classmethod
     def load(
         cls, source: str | Path, device: torch.device, activation: str = "auto", heads: int | None = None
-    ) -> ImageEncoder:
+    ) -> "ImageEncoder":
         """Load the image encoder of CLIP weights, a file or a name such as ``ViT-B/16``; it must be a ViT."""
         loaded = load_clip_weights(source, "image weights")
         activation = loaded.activation(activation)

@@ -1,7 +1,5 @@
 """The paper's tables in one command: the plan, running, resuming, and the report. On tiny data."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

@@ -1,7 +1,5 @@
 """Every command answers --help at once; the benchmarks run at a tiny size; the demo's own steps."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Annotation files: the two real ones complete, and everything that can be wrong with one."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Class labels become the words a text encoder knows."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

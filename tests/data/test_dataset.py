@@ -1,7 +1,5 @@
 """Rescaled features and segment lists of a data set."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Class embeddings from a file, in every layout, and a run that has them in place of a text encoder."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

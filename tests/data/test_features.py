@@ -1,7 +1,5 @@
 """Features in their forms and precisions, and everything that can be wrong with them."""
 
-from __future__ import annotations
-
 import fcntl
 import io
 import json

@@ -1,7 +1,5 @@
 """Videos at their own rate: loading, batches of similar length, random crops, and detection in seconds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

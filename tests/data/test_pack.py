@@ -1,7 +1,5 @@
 """Packing features into a folder, and the report of what is wrong with them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import h5py

@@ -1,7 +1,5 @@
 """Which videos a run is trained and tested on, and that no unseen label reaches training."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pickle

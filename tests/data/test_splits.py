@@ -1,7 +1,5 @@
 """Which classes are seen: the official lists, random splits, and lists that cannot be right."""
 
-from __future__ import annotations
-
 import shutil
 from itertools import combinations
 from pathlib import Path

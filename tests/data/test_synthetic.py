@@ -1,7 +1,5 @@
 """Synthetic features: sound, the same for the same seed, and marked where they stand for a real data set's."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The error analysis: kinds of false positives on hand-made cases."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

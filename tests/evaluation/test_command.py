@@ -1,7 +1,5 @@
 """``eval.py`` end to end: predictions, run folders, many runs; the protocol; what is refused."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

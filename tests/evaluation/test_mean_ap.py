@@ -1,7 +1,5 @@
 """mAP: equal to the official evaluators on golden data, and to an obvious reference on random cases."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Recall, top-1 accuracy, localization or classification alone, external video scores."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Loading anyone's detections: every form, every irregularity by name."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import pickle

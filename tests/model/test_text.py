@@ -1,7 +1,5 @@
 """The text transformer is CLIP's, prompts are CoOp's, and neither depends on a vocabulary."""
 
-from __future__ import annotations
-
 import math
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The report names what is missing and what is faulty, and its verdict is the exit code."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

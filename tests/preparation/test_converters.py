@@ -1,7 +1,5 @@
 """Layouts: each can be loaded back, says what it cannot hold, and invalid files are an error in one line."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import replace

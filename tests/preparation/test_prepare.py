@@ -1,7 +1,5 @@
 """From a download or a copy to a normalised file that training can load; a second run changes nothing."""
 
-from __future__ import annotations
-
 import gzip
 import threading
 from collections import Counter

@@ -1,7 +1,5 @@
 """Packages of a release: what is packed comes back checked, and any damage to it is an error."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The report page: what it holds, what it counts, and in a real browser (where Chromium is installed) how it works."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re

@@ -1,7 +1,5 @@
 """The timeline of one video."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

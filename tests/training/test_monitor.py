@@ -1,7 +1,5 @@
 """The warnings of training: one for each part that does nothing, none for a model that learns."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import replace

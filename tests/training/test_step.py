@@ -1,7 +1,5 @@
 """The training step: no operation in it makes the host wait for a GPU."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """From video files to features: snippets, many videos, what is broken, and the command."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

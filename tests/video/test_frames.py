@@ -1,7 +1,5 @@
 """Decoding: frames by their timestamps, odd files, and folders of videos."""
 
-from __future__ import annotations
-
 import os
 import struct
 import wave

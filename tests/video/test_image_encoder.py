@@ -1,7 +1,5 @@
 """CLIP's preprocessing against Pillow's steps written out, and the image encoder against openai-clip's own."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Text and images by the libraries' own models: class embeddings and features are those of encode_text and -_image."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``inference.py --video`` and ``--features``: table, JSON, CSV, subtitles, pictures, and what is broken."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re
