@@ -37,7 +37,9 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunF
     """A short run of each baseline with its detections."""
     folder, made = tmp_path_factory.mktemp("runs"), {}
     for name in (*BASELINES, "agnostic"):
-        made[name] = train(load_config([data, overlay(name)], ["train.epochs=1", "detection.max_detections=200"]), folder / name)
+        made[name] = train(
+            load_config([data, overlay(name)], ["train.epochs=1", "detection.max_detections=200"]), folder / name
+        )
         infer(made[name])
     return made
 
