@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stale.config import DetectionConfig
-from stale.detection.soft_nms import _MOST_PAIRS, soft_nms, vote
+from stale.detection.soft_nms import _MOST_PAIRS, _pick_together, soft_nms, vote
 from tests.reference.detection import plain_soft_nms, plain_vote
 
 
@@ -61,12 +61,21 @@ def test_voting_equals_its_definition(threshold: float) -> None:
 
 
 @pytest.mark.parametrize("form", ["gaussian", "official"])
-def test_factors_in_advance_and_at_each_pick_give_the_same(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    segments, scores, labels = random_proposals(1, 6, 40, 3)
-    proposals, options = (segments.float(), scores.float(), labels), options_of(30, nms=form)
-    expected = soft_nms(*proposals, options)
-    monkeypatch.setitem(_MOST_PAIRS, "cpu", 0)
-    assert all(map(torch.equal, soft_nms(*proposals, options), expected))
+@pytest.mark.parametrize("sigma", [0.5, 0.3])
+def test_every_way_to_pick_gives_the_same_to_the_bit(form: str, sigma: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    segments, scores, labels = random_proposals(1, 6, 300, 2)
+    scores[2, 150:] = 0  # padding
+    scores[3] = scores[3].round(decimals=1)  # equal scores in different classes
+    proposals, options = (segments.float(), scores.float(), labels), options_of(250, sigma, form)
+    by_class = soft_nms(*proposals, options)
+    at_each_pick = _pick_together(*proposals, options)
+    monkeypatch.setitem(_MOST_PAIRS, "cpu", 1 << 20)
+    in_advance = soft_nms(*proposals, options)
+    assert all(map(torch.equal, at_each_pick, in_advance))
+    assert torch.equal(by_class[1], in_advance[1])
+    found = in_advance[1] > 0  # the indices of padding are any
+    assert torch.equal(by_class[0][found], in_advance[0][found])
+    assert 0 < (~found).sum() < found.sum()
 
 
 def test_only_the_official_form_raises_the_score_of_a_slight_overlap() -> None:
