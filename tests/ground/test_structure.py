@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers import REPOSITORY
 
 PACKAGE = REPOSITORY / "stale"
@@ -81,6 +83,13 @@ def test_no_call_has_more_than_four_positional_arguments() -> None:
     assert crowded == []
 
 
-def test_evaluation_and_reports_do_not_import_torch(tmp_path: Path) -> None:
-    code = "import sys, stale.evaluation, stale.reports; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize(
+    ("work", "heavy"),
+    [
+        ("import stale.evaluation, stale.reports", "torch"),
+        ("from stale.config import load_config; load_config()", "importlib.metadata"),  # longer than all else
+    ],
+)
+def test_light_work_does_without_heavy_imports(tmp_path: Path, work: str, heavy: str) -> None:
+    code = f"import sys; {work}; sys.exit('{heavy}' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
