@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from stale.errors import StaleError
@@ -64,17 +64,6 @@ class Section(BaseModel):
     """A section of the configuration. Values are plain Python, or the text that stands in a YAML file."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _parse_yaml_words(cls, value: Any, info: ValidationInfo) -> Any:
-        """Take ``null`` where a setting is optional, and nothing but ``true`` and ``false`` for a switch."""
-        kind = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, str) and "None" in str(kind) and value.strip().lower() in ("", "null", "~", "none"):
-            return None
-        if isinstance(value, str) and kind is bool and value.lower() not in ("true", "false"):
-            raise ValueError("must be true or false")
-        return value
 
 
 class DataConfig(Section):
@@ -444,11 +433,17 @@ def load_config(files: Sequence[str | Path] = (), assignments: Sequence[str] = (
 
     sections: dict[str, Any] = {}
     problems, known = [], settings(Config)
-    for key in known:  # all sections, which their defaults would build one after another
+    for key, field in known.items():  # all sections, which their defaults would build one after another
         *path, name = key.split(".")
         section = reduce(lambda section, part: section.setdefault(part, {}), path, sections)
-        if key in values:
-            section[name] = values[key][0]
+        value, where = values.get(key, (None, ""))
+        word = value.strip().lower() if isinstance(value, str) else None
+        if word in ("", "null", "~", "none") and "None" in str(field.annotation):
+            section[name] = None
+        elif word is not None and field.annotation is bool and word not in ("true", "false"):
+            problems.append(f"{where}: {key} must be true or false, not {reprlib.repr(value)}")
+        elif key in values:
+            section[name] = value
     for key, (value, where) in values.items():
         if key in known or _REMOVED.get(key) == value:
             continue

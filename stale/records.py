@@ -11,7 +11,7 @@ from stale.errors import StaleError
 class Record(BaseModel):
     """A JSON object, or the plain values of a checkpoint."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, defer_build=True)
 
 
 class Protocol(Record):

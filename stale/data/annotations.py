@@ -176,9 +176,9 @@ def _is_outside(instance: Instance, video: Video) -> bool:
 def parse_video(name: str, entry: Any, where: str, need_duration: bool = True) -> Video:
     """The video that ``entry`` of a database describes; a StaleError that begins with ``where`` if it is invalid."""
 
-    def expect(holds: Any, fault: str) -> None:
-        if not holds:
-            raise StaleError(f"{where}: video '{name}': {fault}")
+    def expect(holds: Any, fault: str, value: Any = None) -> None:
+        if not holds:  # only now is the value formatted, which takes longer than all checks
+            raise StaleError(f"{where}: video '{name}': {fault.format(value)}")
 
     expect(isinstance(entry, dict), "an object with subset, duration and annotations is expected")
     subset, duration, annotations = entry.get("subset"), entry.get("duration"), entry.get("annotations", [])
@@ -186,20 +186,20 @@ def parse_video(name: str, entry: Any, where: str, need_duration: bool = True) -
     if duration is None and not need_duration:
         duration = math.nan
     is_duration = _is_number(duration) and 0 < duration <= MAX_SECONDS
-    expect(is_duration or duration is math.nan, f"'duration' must be a positive number of seconds, not {duration!r}")
+    expect(is_duration or duration is math.nan, "'duration' must be a positive number of seconds, not {!r}", duration)
     expect(isinstance(annotations, list), "'annotations' must be a list")
     instances = []
     for item in annotations:
         parsed: dict[str, Any] = item if isinstance(item, dict) else {}
         segment, label = parsed.get("segment", ()), parsed.get("label", "")
         is_segment = isinstance(segment, list) and len(segment) == 2 and all(map(_is_number, segment))
-        expect(is_segment, f"each annotation needs a 'segment' of two numbers (seconds), not {item!r}")
+        expect(is_segment, "each annotation needs a 'segment' of two numbers (seconds), not {!r}", item)
         label = clean_name(label) if isinstance(label, str) else ""
-        expect(label, f"each annotation needs a 'label', not {item!r}")
-        expect(segment[0] <= segment[1], f"segment {segment} ends before it starts")
+        expect(label, "each annotation needs a 'label', not {!r}", item)
+        expect(segment[0] <= segment[1], "segment {} ends before it starts", segment)
         instances.append(Instance(float(segment[0]), float(segment[1]), label))
     fps = entry.get("fps") or None
-    expect(fps is None or (_is_number(fps) and 1e-5 <= fps <= MAX_RATE), f"'fps' is no frame rate: {fps!r}")
+    expect(fps is None or (_is_number(fps) and 1e-5 <= fps <= MAX_RATE), "'fps' is no frame rate: {!r}", fps)
     return Video(name, clean_name(subset).lower(), float(duration), tuple(instances), fps=fps and float(fps))
 
 

@@ -6,6 +6,7 @@ B videos, M proposals a video (padded with score 0), P picks.
 import heapq
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,8 @@ def _picks_of_class(
     segments: Tensor, scores: Tensor, index: Tensor, options: DetectionConfig
 ) -> Iterator[tuple[float, int]]:
     """Yield the negative lowered score and the ``index`` (n,) of each of the n proposals of a class, as picked."""
-    remaining, numbers, blocks = scores.numpy(), index.tolist(), {}
+    remaining, numbers = scores.numpy(), index.tolist()
+    blocks: dict[int, Any] = {}  # by number, tables (rows, n) of factors
     for _ in numbers:
         best = int(remaining.argmax())
         yield -remaining[best].item(), numbers[best]
