@@ -21,7 +21,7 @@ from PIL import Image
 from scripts import reproduce
 from stale.config import differing_keys, load_config
 from stale.errors import StaleError
-from stale.reproduce.catalog import TABLES, choose_rows
+from stale.reproduce.catalog import choose_rows, load_tables
 from stale.reproduce.plan import (
     Cell,
     Job,
@@ -40,6 +40,7 @@ from tests.helpers import REPOSITORY, SEEN, UNSEEN, write_folder
 
 SMALL = ("train.epochs=1", "data.splits=null", "model.masking.layers=1", "data.num_snippets=16")
 PUBLISHED = REPOSITORY / "configs" / "published.csv"
+TABLES = load_tables(REPOSITORY / "configs" / "tables.yaml")
 
 
 SCRIPTS = {name: runpy.run_path(f"{REPOSITORY / name}.py", run_name=name) for name in ("train", "inference", "eval")}
@@ -183,6 +184,27 @@ def test_the_plan_has_ten_splits_of_both_settings(data: Path, tmp_path: Path) ->
     folds = jobs_of(plan("directions", data, tmp_path, range(10), ["stale"]))
     assert [job.config.data.fold for job in folds] == [0, 1, 2]
     assert len({job.folder for job in folds}) == 3
+
+
+@pytest.mark.parametrize(
+    ("written", "replacement", "message"),
+    [
+        ("variant: GT mask,", "variants: GT mask,", "table masking, row gt: variants: there is no such field"),
+        ("{key: stale, name: STALE}", "{name: STALE}", "table official_code, row 1: key: Field required"),
+        ("vocabulary: seen}", "vocabulary: sen}", "row stale_seen: vocabulary: Input should be 'unseen' or 'seen'"),
+        ("baseline: stale_seen", "baseline: sten", "table beyond, row plus_seen: there is no baseline sten"),
+        ("[b2, b1, effprompt, stale]", "[b2, b2]", "table closed_set, row b2: its key is given twice"),
+        ("[b2, b1, effprompt, stale]", "[b9]", "table closed_set: row b9 is not written out, and 'rows' has none: b2"),
+        ("title: Beyond the paper\n    ", "", "tables.beyond.title: Field required"),
+    ],
+)
+def test_a_mistake_in_the_tables_is_one_line(tmp_path: Path, written: str, replacement: str, message: str) -> None:
+    text = (REPOSITORY / "configs" / "tables.yaml").read_text(encoding="utf-8")
+    assert written in text
+    (tmp_path / "tables.yaml").write_text(text.replace(written, replacement, 1))
+    with pytest.raises(StaleError, match=re.escape(message)) as caught:
+        load_tables(tmp_path / "tables.yaml")
+    assert "tables.yaml: " in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
