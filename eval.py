@@ -55,7 +55,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--vocabulary", choices=("unseen", "seen", "all"), help="with --run(s); default the protocol's")
     parser.add_argument("--tiou", type=float, nargs="+", metavar="T", help="thresholds; default the data set's")
     parser.add_argument("--format", choices=FORMATS, default="text", help="of the tables; default text")
-    parser.add_argument("-v", "--verbose", action="store_true", help="also 95 %% intervals, and the AP of each class")
+    parser.add_argument("-v", "--verbose", action="store_true", help="also the AP of each class")
     parser.add_argument("--json", metavar="OUT", help="write all metrics as JSON, as fractions")
     parser.add_argument("--report", metavar="DIR", help="write DIR/index.html, a page of results, errors and videos")
     parser.add_argument("--videos", metavar="DIR", help="with --report: video files that the page plays")
@@ -76,7 +76,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     without_effect = {
         "predictions": ("versus", "vocabulary"),
         "run": ("versus", "split_file"),
-        "runs": tuple({*vars(options)} - {"runs", "versus", "vocabulary", "protocol", "json", "format", "verbose"}),
+        "runs": tuple({*vars(options)} - {"runs", "versus", "vocabulary", "protocol", "json", "format"}),
     }
     for name in without_effect[source_name]:
         if getattr(options, name) != parser.get_default(name):
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.runs:
         name = RunFolder(Path()).metrics(options.vocabulary).name
         content = aggregate(read_runs(options.runs, name), read_runs(options.versus or [], name))
-        print(render(aggregate_report(content, options.verbose), options.format))
+        print(render(aggregate_report(content), options.format))
     else:
         assessment = evaluate_run(options) if options.run else evaluate_predictions(options)
         content = assessment.metrics

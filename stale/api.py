@@ -3,7 +3,6 @@
 N snippets as extracted, T as the model takes them, D feature width, K classes, C joint width.
 """
 
-import difflib
 import logging
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -192,9 +191,7 @@ class Detector:
         videos, split = load_annotations(self.config.data)
         known = match_video_id(video_id, videos)
         if known is None:
-            near = difflib.get_close_matches(video_id, videos, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise StaleError(f"video '{video_id}' is not in {self.config.data.annotations}{hint}")
+            raise StaleError(f"video '{video_id}' is not in {self.config.data.annotations}")
         classes = class_features(self.model, classes_of(split, vocabulary))
         video, data = videos[known], self.config.data
         store = open_all_features(data).annotate(videos)

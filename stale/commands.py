@@ -1,8 +1,9 @@
-"""The command-line parser that all commands share: help within 80 columns, defaults, exit codes, ``--version``."""
+"""The command-line parser that all commands share: help, defaults, exit codes, ``--version``."""
 
 import argparse
 import re
 import textwrap
+from functools import partial
 from typing import Any
 
 from stale.version import __version__
@@ -16,7 +17,7 @@ class CommandParser(argparse.ArgumentParser):
     """A parser whose description is a docstring: paragraphs are filled, and examples are indented by four spaces."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"epilog": _EXIT_CODES, **options}, formatter_class=_Help)
+        super().__init__(**options, epilog=_EXIT_CODES, formatter_class=_Help)
         self.add_argument("--version", action="version", version=f"stale {__version__}", help="print the version")
         self.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks of errors")
 
@@ -45,20 +46,6 @@ class _Help(argparse.HelpFormatter):
         return text if stated else f"{text}; default {default}"
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        blocks = []
-        for block in re.split(r"\n\n+", text.strip()):
-            filled = textwrap.fill(block, 80, break_on_hyphens=False)
-            blocks.append("\n".join(map(_example, block.split("\n"))) if block[0] == " " else filled)
-        return "\n\n".join(blocks)
-
-
-def _example(line: str) -> str:
-    """An example of at most 80 columns: its remark comes first, and a long command is continued."""
-    if len(line) <= 80:
-        return line
-    command, remark = (*re.split(r"(?<=\S) {2,}(?![ -])(?:# )?", line, maxsplit=1), "")[:2]
-    indent = line[: -len(line.lstrip())]
-    glued = re.sub(r"(--[\w-]+) (?!--)", "\\1\xa0", command.strip())  # an option is not parted from its value
-    options: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False, "initial_indent": indent}
-    pieces = textwrap.wrap(glued, 78, subsequent_indent=" " * 8, **options)
-    return "\n".join([*([f"    # {remark}"] if remark else []), " \\\n".join(pieces).replace("\xa0", " ")])
+        blocks = re.split(r"\n\n+", text.strip())
+        fill = partial(textwrap.fill, width=80, break_on_hyphens=False)
+        return "\n\n".join(block if block.startswith(" ") else fill(block) for block in blocks)

@@ -20,8 +20,7 @@ def choose_device(name: str, setting: str = "train.device") -> torch.device:
         raise StaleError(f"{setting} '{name}' is unknown; use auto, cpu, cuda or cuda:N")
     device, count = torch.device(name), torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
-        usable = f"only {count} GPU{'s are' if count > 1 else ' is'} usable" if count else "no GPU is usable"
-        raise StaleError(f"{setting} is {name}, but {usable} here; use auto or cpu")
+        raise StaleError(f"{setting} is {name}, but {counted(count, 'GPU')} can be used here; use auto or cpu")
     return device
 
 
@@ -69,19 +68,12 @@ def out_of_memory_hint(setting: str, value: int, advice: str = "") -> Iterator[N
 
 @contextmanager
 def determinism(wanted: bool) -> Iterator[None]:
-    """Use deterministic algorithms inside the block, if ``wanted``; a StaleError if the device lacks one."""
-    if not wanted:
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
+    """Use deterministic algorithms inside the block, if ``wanted``; PyTorch raises an error where it has none."""
     previous = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
+        torch.use_deterministic_algorithms(True)
     try:
         yield
-    except RuntimeError as error:
-        if "deterministic" not in str(error):
-            raise
-        reason = str(error).partition(". ")[0]
-        raise StaleError(f"train.deterministic=true cannot be kept on this device ({reason}): set it false") from error
     finally:
         torch.use_deterministic_algorithms(previous)

@@ -1,9 +1,6 @@
-"""Pictures of single videos (K classes, T snippets), drawn by matplotlib without a display and its global state."""
+"""Pictures of single videos (K classes, T snippets) and of a training, drawn without matplotlib's global state."""
 
 import io
-import logging
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,8 +34,8 @@ _NUMBER = 0.06  # of the axis: the width of a score, which is printed in bars th
 # For Chinese, Japanese, Korean, Hindi and emoji, where they are installed.
 _FONTS = {"Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC", "WenQuanYi Zen Hei"}
 _FONTS |= {"Noto Sans Devanagari", "Nirmala UI", "Kohinoor Devanagari", "Noto Emoji", "Segoe UI Emoji", "Symbola"}
-
-_log = logging.getLogger(__name__)
+# What the history of a training holds beside losses and statistics.
+_APART = ("epoch", "step", "seconds_per_step", "total", "gradient_norm", "held_out_mAP")
 
 
 class Timeline(Figure):
@@ -48,15 +45,6 @@ class Timeline(Figure):
         image = io.BytesIO()
         self.savefig(image, format="png")
         return image.getvalue()
-
-    def savefig(self, *arguments: Any, **options: Any) -> None:
-        """Save it; characters that no font has are one line in place of a warning each."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            super().savefig(*arguments, **options)
-        codes = (re.match(r"Glyph (\d+)", str(warning.message)) for warning in caught)
-        if missing := "".join(sorted({chr(int(code[1])) for code in codes if code})):
-            _log.warning("no font that is installed has %s; Noto's fonts do", printable(missing))
 
 
 def draw_timeline(
@@ -132,6 +120,25 @@ def draw_timeline(
     return figure
 
 
+def draw_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """The losses by step and the held-out mAP by epoch, of the records of ``history.jsonl``."""
+    steps = [record for record in records if "step" in record]
+    scores = {record["epoch"]: 100 * record["held_out_mAP"] for record in records if "held_out_mAP" in record}
+    figure = Figure(figsize=(10, 4), layout="constrained", dpi=100)
+    left, right = figure.subplots(1, 2)
+    for name in ("total", *(name for name in steps[-1] if name not in _APART)) if steps else ():
+        known = [record for record in steps if name in record]
+        width = 2.5 if name == "total" else 1
+        left.plot([r["step"] for r in known], [r[name] for r in known], label=name.replace("_", " "), linewidth=width)
+    left.set(xlabel="step", title="losses and statistics", yscale="log")
+    left.legend(fontsize=7)
+    right.xaxis.get_major_locator().set_params(integer=True)
+    right.plot(list(scores), list(scores.values()), marker="o", color="#0072B2")
+    right.set(xlabel="epoch", ylabel="mAP, %", title="held-out videos, seen classes")
+    right.set_ylim(0, 1.1 * max([*scores.values(), 1.0]))
+    return figure
+
+
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Write ``figure`` to ``path`` atomically; the suffix (png, pdf, svg) chooses the format."""
     with atomic_path(path) as temporary:
@@ -198,9 +205,6 @@ def _draw_lanes(
         name = plain_text(label)
         if truth:
             ticks[y] = f"{name}: ground truth"
-            limit = ax.get_xlim()[1]
-            if outside := sum(instance.start >= limit for instance in truth):
-                ax.text(limit, y, f" → {outside} past the end", va="center", fontsize=7)
             for instance in truth:
                 look = _OTHER if label not in known else {"color": _TRUTH} if id(instance) in found else _MISSED
                 ax.barh(y, instance.end - instance.start, _BAR, left=instance.start, linewidth=0.8, **look)

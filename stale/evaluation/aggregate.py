@@ -12,7 +12,7 @@ import numpy as np
 
 from stale.config import WITHOUT_EFFECT, read_settings
 from stale.errors import StaleError, name_some
-from stale.evaluation.tables import ROW_NAMES, Table, format_tious, interval, percent, protocol_lines, shown_thresholds
+from stale.evaluation import tables
 from stale.io import read_json
 from stale.records import MetricsFile, check_record
 from stale.run_folder import RunFolder
@@ -72,11 +72,7 @@ def aggregate(
     if versus and mine != theirs:
         raise StaleError(f"paired differences need the same splits: {mine} against {theirs}")
     for one, other in zip(runs.items(), versus.items(), strict=bool(versus)):
-        for key in ("num_videos", "num_instances", "num_classes"):
-            counts = [run["protocol"].get(key) for _, run in (one, other)]
-            if counts[0] != counts[1]:
-                difference = f"{key} is {counts[0]} and {counts[1]}"
-                raise StaleError(f"{one[0]} and {other[0]} were not tested on the same: {difference}")
+        _refuse_mixture(dict([one, other]), ["num_videos", "num_instances", "num_classes"])
     rows = {SYSTEM: _columns(list(runs.values()))}
     if versus:
         rows[OTHER] = _columns(list(versus.values()))
@@ -109,31 +105,28 @@ def statistics(values: np.ndarray) -> dict[str, Any]:
     return {"mean": mean, "std": std, "ci95": [mean - half, mean + half], "values": values.tolist()}
 
 
-def aggregate_report(content: Mapping[str, Any], verbose: bool = False) -> list[str | Table]:
-    """Report what :func:`aggregate` returned: a line a run, means, and paired differences of the average mAP.
-
-    ``verbose`` adds the intervals of the means.
-    """
-    ours, names = content["rows"][SYSTEM], {OTHER: "versus", **ROW_NAMES}
-    columns = [*shown_thresholds({key: None for key in ours if key != AVERAGE}), AVERAGE]
+def aggregate_report(content: Mapping[str, Any]) -> list[str | tables.Table]:
+    """Report what :func:`aggregate` returned: a line a run, means, and paired differences of the average mAP."""
+    ours, names = content["rows"][SYSTEM], {OTHER: "versus", **tables.ROW_NAMES}
+    columns = [*tables.shown_thresholds({key: None for key in ours if key != AVERAGE}), AVERAGE]
     paths = [Path(run).absolute() for run in content["runs"]]
     shared = os.path.commonpath([path.parent for path in paths])
     rows = [
-        [os.path.relpath(path, shared), *(percent(ours[key]["values"][i]) for key in columns)]
+        [os.path.relpath(path, shared), *(tables.percent(ours[key]["values"][i]) for key in columns)]
         for i, path in enumerate(paths)
     ]
-    rows += [[label, *(percent(ours[key][label]) for key in columns)] for label in ("mean", "std")]
+    rows += [[label, *(tables.percent(ours[key][label]) for key in columns)] for label in ("mean", "std")]
     statistic_rows = []
     for name, row in content["rows"].items():
-        difference = content["paired"].get(name, {}).get(AVERAGE)
-        cells = [_spread(row[AVERAGE]), *([interval(row[AVERAGE]["ci95"])] if verbose else [])]
-        cells += [_spread(difference), interval(difference["ci95"])] if difference else ["", ""]
-        statistic_rows.append([names.get(name, name), *cells])
-    heads = ["average mAP, %", "mean ± std", *(["95 % interval"] if verbose else [])]
+        difference, cells = content["paired"].get(name, {}).get(AVERAGE), ["", ""]
+        if difference:
+            low, high = difference["ci95"] or (None, None)
+            cells = [tables.spread(difference), f"{tables.percent(low)} to {tables.percent(high)}"]
+        statistic_rows.append([names.get(name, name), tables.spread(row[AVERAGE]), *cells])
     return [
-        protocol_lines(protocol_line(content)),
+        tables.protocol_lines(protocol_line(content)),
         (["mAP, %", *columns], rows),
-        ([*heads, "detections − row", "95 % interval"], statistic_rows),
+        (["average mAP, %", "mean ± std", "detections − row", "95 % interval"], statistic_rows),
     ]
 
 
@@ -146,7 +139,7 @@ def protocol_line(content: Mapping[str, Any]) -> str:
         if key not in ("dataset", "tious") and value and USUAL.get(key) != value
     ]
     runs = f"{len(content['runs'])} runs, splits {', '.join(map(str, content['splits']))}"
-    tious = f"tIoU {format_tious(shared['tious'] or ())}"
+    tious = f"tIoU {tables.format_tious(shared['tious'] or ())}"
     return "protocol: " + " | ".join([str(shared["dataset"]), runs, tious, *stated])
 
 
@@ -199,8 +192,3 @@ def _common_rows(runs: Mapping[str, Mapping[str, Any]], part: str) -> dict[str, 
     first, *others = (run.get(part, {}) for run in runs.values())
     names = [name for name in first if all(name in other for other in others)]
     return {name: _columns([run[part][name] for run in runs.values()]) for name in names}
-
-
-def _spread(cell: Mapping[str, Any]) -> str:
-    """Mean and standard deviation."""
-    return percent(cell["mean"]) + ("" if cell["std"] is None else f" ± {percent(cell['std'])}")

@@ -9,7 +9,6 @@ import numpy as np
 from stale.data.annotations import Video, match_video_ids
 from stale.errors import StaleError, name_some
 from stale.evaluation import measures
-from stale.evaluation.aggregate import statistics
 from stale.evaluation.mean_ap import Detections, GroundTruth, Metrics, drop_duplicates, evaluate, ground_truth
 from stale.evaluation.results import Results, VideoScores, align
 from stale.evaluation.tables import EXTERNAL_LABEL, NOT_STATED, RANDOM, TOP1_LABEL, describe, threshold_key
@@ -110,11 +109,8 @@ def assess(
 
 
 def summary(metrics: Metrics) -> dict[str, Any]:
-    """``average_mAP``, its 95 % confidence interval over the classes, and ``mAP`` by threshold, as JSON takes them."""
-    of_classes = metrics.ap.mean(axis=0)[metrics.num_instances > 0]
-    interval = statistics(of_classes)["ci95"] if len(of_classes) else None
-    by_threshold = _by_threshold(metrics.tious, metrics.mean_ap)
-    return {"average_mAP": _number(metrics.average), "ci95": interval, "mAP": by_threshold}
+    """``average_mAP`` and ``mAP`` by threshold, as JSON takes them."""
+    return {"average_mAP": _number(metrics.average), "mAP": _by_threshold(metrics.tious, metrics.mean_ap)}
 
 
 def harmonic_mean(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

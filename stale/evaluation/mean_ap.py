@@ -86,7 +86,6 @@ class Metrics:
     tious: np.ndarray  # (R)
     ap: np.ndarray  # (R, K), NaN for a class without ground truth
     num_instances: np.ndarray  # (K) of the ground truth
-    num_videos: int
 
     @property
     def mean_ap(self) -> np.ndarray:
@@ -162,7 +161,7 @@ def evaluate(truth: GroundTruth, found: Detections, tious: Sequence[float]) -> M
             # Recall rises at true positives only, where precision is highest: false positives need no visit.
             precision = np.arange(1, len(ranks) + 1) / (ranks + 1)
             row[label] = np.maximum.accumulate(precision[::-1]).sum() / num_instances[label]
-    return Metrics(truth.classes, thresholds, ap, num_instances, num_videos=len(truth.videos))
+    return Metrics(truth.classes, thresholds, ap, num_instances)
 
 
 def rank(found: Detections) -> np.ndarray:

@@ -1,11 +1,9 @@
 """What a reader sees of an evaluation: the protocol that decides what a number means, and tables in per cent.
 
-A report is a list of texts and tables, which :func:`render` makes text of at most 100 columns, Markdown, LaTeX or CSV
-of. ``metrics`` is always the content of ``metrics.json``.
+A report is a list of texts and tables, which :func:`render` makes text of at most 100 columns or Markdown of.
+``metrics`` is always the content of ``metrics.json``.
 """
 
-import csv
-import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,7 +24,7 @@ ROW_NAMES = {
     EXTERNAL_LABEL: "top-1 external label, whole video",
 }
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # heads and rows
-FORMATS = ("text", "markdown", "latex", "csv")
+FORMATS = ("text", "markdown")
 
 
 def describe(protocol: Mapping[str, Any]) -> str:
@@ -84,12 +82,12 @@ def threshold_key(tiou: float) -> str:
 
 
 def report(metrics: Mapping[str, Any], verbose: bool = False) -> list[str | Table]:
-    """The report of one evaluation: protocol, tables, problems; ``verbose`` adds intervals and the classes' AP."""
+    """The report of one evaluation: protocol, tables, problems; ``verbose`` adds the classes' AP."""
     recall = {f"AR@{k}": value for k, value in metrics["average_recall"].items()}
     measures = {**recall, "top-1": metrics["top1_accuracy"]}
     parts: list[str | Table] = [
         protocol_lines(metrics["protocol"]["line"]),
-        map_table("mAP, %", result_rows(metrics), verbose),
+        map_table("mAP, %", result_rows(metrics)),
         (["recall and accuracy, %", *measures], [["detections", *map(percent, measures.values())]]),
     ]
     if metrics["groups"]:
@@ -121,13 +119,11 @@ def result_rows(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]
     ]
 
 
-def map_table(title: str, rows: Sequence[tuple[str, Mapping[str, Any]]], intervals: bool = False) -> Table:
+def map_table(title: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
     """A table of named summaries (see :func:`stale.evaluation.assess.summary`)."""
     keys = shown_thresholds(rows[0][1]["mAP"])
     cells = [[name, *(percent(row["mAP"][key]) for key in keys), percent(row["average_mAP"])] for name, row in rows]
-    if intervals:
-        cells = [[*cell, interval(row.get("ci95"))] for cell, (_, row) in zip(cells, rows, strict=True)]
-    return [title, *keys, "average", *(["95 %, over classes"] if intervals else [])], cells
+    return [title, *keys, "average"], cells
 
 
 def shown_thresholds(by_threshold: Mapping[str, Any]) -> list[str]:
@@ -137,42 +133,17 @@ def shown_thresholds(by_threshold: Mapping[str, Any]) -> list[str]:
 
 
 def render(parts: Sequence[str | Table], form: str = "text") -> str:
-    """Format a report in one of :data:`FORMATS`; texts are comments in LaTeX and CSV."""
-    makers = {"text": text_table, "markdown": _markdown, "latex": _latex, "csv": _csv}
-    prefix = {"latex": "% ", "csv": "# "}.get(form, "")
-    texts = []
-    for part in parts:
-        if isinstance(part, str):
-            part = part.replace("\n  ", "\n- ") if form == "markdown" else part
-            texts.append("\n".join(prefix + line for line in part.splitlines()))
-        else:
-            heads, rows = part
-            table = [[printable(cell) for cell in row] for row in (heads, *rows)]
-            texts.append(makers[form](table[0], table[1:]))
-    return "\n\n".join(texts)
+    """Format a report in one of :data:`FORMATS`."""
+    if form == "text":
+        return "\n\n".join(part if isinstance(part, str) else text_table(*part) for part in parts)
+    return "\n\n".join(part.replace("\n  ", "\n- ") if isinstance(part, str) else markdown(*part) for part in parts)
 
 
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-
-
-def _latex(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A tabular of the booktabs package."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
-    special |= {"–": "--", "−": "$-$", **{each: f"\\{each}" for each in "&%$#_{}"}}
-    first, *others = (
-        " & ".join("".join(special.get(each, each) for each in cell) for cell in row) + r" \\" for row in (heads, *rows)
-    )
-    columns = "l" + "r" * (len(heads) - 1)
-    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", first, r"\midrule", *others, r"\bottomrule"]
-    return "\n".join([*lines, r"\end{tabular}"])
-
-
-def _csv(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows([heads, *rows])
-    return file.getvalue().rstrip("\n")
+    cells = [[printable(cell).replace("|", r"\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -188,11 +159,14 @@ def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def percent(value: float | None) -> str:
-    """A fraction in per cent with two decimals; a dash where there is none."""
-    return "–" if value is None else f"{100 * value:.2f}"
+def percent(value: float | None, form: str = ".2f") -> str:
+    """A fraction in per cent; a dash where there is none."""
+    return "–" if value is None else f"{100 * value:{form}}"
 
 
-def interval(ends: Sequence[float] | None) -> str:
-    """A confidence interval of fractions, in per cent."""
-    return "–" if ends is None else f"{percent(ends[0])} to {percent(ends[1])}"
+def spread(cell: Mapping[str, Any] | None, form: str = ".2f") -> str:
+    """Mean and standard deviation of fractions in per cent; a dash where there are none."""
+    if cell is None:
+        return "–"
+    mean = percent(cell["mean"], form)
+    return mean if cell["std"] is None else f"{mean} ± {percent(cell['std'], form.lstrip('+'))}"

@@ -6,7 +6,6 @@ Sizes: G instances, N detections, K classes, R thresholds, V videos.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from stale.run_folder import RunFolder
 
 MOST_DETECTIONS = 25  # shown of a video, or twice its number of instances where that is more
 MOST_CLASSES = 25  # of the confusion matrix
-RECALLS = np.linspace(0, 1, 41)  # where precision is drawn
 PLAYED = (".mp4", ".webm", ".mkv", ".m4v", ".mov")  # by browsers
 LEVELS = np.array(list("0123456789abcdefghijklmnopqrstuvwxyz"))  # of a curve from 0 to 1, a character a snippet
 
@@ -47,10 +45,8 @@ class Subject:
 def write_report(subjects: Sequence[Subject], folder: str | Path, videos: str | Path | None = None) -> Path:
     """Write ``folder``/index.html, which needs no other file but the ``videos`` that it plays, and return it.
 
-    Args:
-        subjects: one, or two that were tested on the same; else a StaleError.
-        folder: of the page.
-        videos: folder of video files, named by their ids.
+    ``subjects`` are one, or two that were tested on the same, or it is a StaleError. ``videos`` is a folder of files
+    that are named by the videos' ids.
     """
     page = Path(folder) / "index.html"
     files = {} if videos is None else _video_files(subjects[0].assessment.truth, Path(videos), page.parent)
@@ -91,10 +87,7 @@ def render(subjects: Sequence[Subject], files: Mapping[str, str]) -> str:
         "tious": [threshold_key(tiou) for tiou in tious],
         "reference": reference,
         "kinds": list(analysis.KINDS),
-        "runs": [
-            {"steps": np.quantile(shown, np.linspace(0, 1, 101), method="lower").tolist(), "precision": _precision(one)}
-            for shown, one in zip(scores, diagnoses, strict=True)
-        ],
+        "steps": [np.quantile(shown, np.linspace(0, 1, 101), method="lower").tolist() for shown in scores],
         "links": links,
         "columns": columns,
         "videos": [
@@ -114,7 +107,7 @@ def render(subjects: Sequence[Subject], files: Mapping[str, str]) -> str:
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     return environment.get_template("report.html").render(
         runs=runs,
-        comparison=_compare(runs, ap, truth.videos) if len(runs) > 1 else None,
+        comparison=_compare(runs, ap) if len(runs) > 1 else None,
         # At first about as many detections are shown as there are instances.
         start=int(100 * (1 - min(1.0, len(truth) / len(scores[0])))),
         plays=bool(files),
@@ -123,20 +116,14 @@ def render(subjects: Sequence[Subject], files: Mapping[str, str]) -> str:
 
 
 def _head(subject: Subject) -> dict[str, Any]:
-    """Name, origin, results and oracle factorial of a run."""
-    metrics, run, oracle = subject.assessment.metrics, RunFolder(subject.path), {}
-    vocabulary, about = metrics["protocol"]["vocabulary"], {"file": str(subject.path)}
+    """Name, origin and results of a run."""
+    metrics, about = subject.assessment.metrics, {"file": str(subject.path)}
     if subject.path.is_dir():
-        about = {"run": str(subject.path), "commit of the training": run.read_split().get("revision", "")}
-        if (file := run.detections(vocabulary)).is_file():
-            about["detected"] = f"{datetime.fromtimestamp(file.stat().st_mtime):%Y-%m-%d %H:%M}"
-        if run.diagnosis.is_file():
-            diagnosis = read_json(run.diagnosis, "diagnosis")
-            oracle = diagnosis.get("vocabularies", {}).get(vocabulary, {}).get("average mAP", {})
+        revision = RunFolder(subject.path).read_split().get("revision", "")
+        about = {"run": str(subject.path), "commit of the training": revision}
     protocol = metrics["protocol"]["line"].removeprefix("protocol: ").split(" | ")
     rows = [*result_rows(metrics), *metrics["groups"].items()]
-    name = subject.path.resolve().name
-    return {"name": name, "about": about, "protocol": protocol, "rows": rows, "oracle": oracle, "metrics": metrics}
+    return {"name": subject.path.resolve().name, "about": about, "protocol": protocol, "rows": rows, "metrics": metrics}
 
 
 def _errors(
@@ -170,22 +157,6 @@ def _errors(
         "buckets": buckets,
         "matrix": matrix,
     }
-
-
-def _precision(diagnosis: analysis.Diagnosis) -> list[Rows]:
-    """Interpolated precision in per mille at :data:`RECALLS` by class and threshold; first the mean over classes."""
-    label, counts = diagnosis.ranked.label, diagnosis.num_instances
-    bounds = np.searchsorted(label, np.arange(len(counts) + 1))
-    table = np.zeros((len(counts) + 1, len(diagnosis.tious), len(RECALLS)))
-    for k in np.flatnonzero(counts):
-        needed = np.maximum(np.ceil(RECALLS * counts[k] - 1e-9).astype(int), 1) - 1  # which true positive
-        for row, kind in zip(table[k + 1], diagnosis.kind[:, bounds[k] : bounds[k + 1]], strict=True):
-            positions = np.flatnonzero(kind == 0)
-            precision = np.arange(1, len(positions) + 1) / (positions + 1)
-            reached = needed < len(positions)
-            row[reached] = np.maximum.accumulate(precision[::-1])[::-1][needed[reached]]
-    table[0] = table[1:].sum(axis=0) / max((counts > 0).sum(), 1)
-    return (1000 * table).round().astype(int).tolist()
 
 
 def _list(ap: Sequence[np.ndarray], diagnoses: Sequence[analysis.Diagnosis], reference: int) -> tuple[list[str], Rows]:
@@ -243,33 +214,28 @@ def _rows(segments: np.ndarray, label: np.ndarray) -> Rows:
 
 def video_ap(truth: GroundTruth, found: Detections, tious: Sequence[float]) -> np.ndarray:
     """AP of each video by itself (V): the mean over the thresholds and over the classes that occur in it."""
-    num_classes = len(truth.classes)
-    groups, label = np.unique(truth.video * num_classes + truth.label, return_inverse=True)
+    num_videos, num_classes = len(truth.videos), len(truth.classes)
     # One evaluation in which every pair of a video and a class is a class of its own.
-    wanted = np.where(found.video >= 0, found.video * num_classes + found.label, -1)
-    group = np.searchsorted(groups, wanted)
-    known = np.append(groups, -2)[group] == wanted
-    of_groups = replace(truth, classes=tuple(map(str, groups)), label=label)
-    ap = evaluate(of_groups, replace(found, label=group).take(known), tious).ap.mean(axis=0)
-    video = groups // num_classes
-    counts = np.bincount(video, minlength=len(truth.videos))
-    return np.bincount(video, ap, len(truth.videos)) / np.maximum(counts, 1)
+    pairs = tuple(map(str, range(num_videos * num_classes)))
+    known = found.take(found.video >= 0)
+    truth = replace(truth, classes=pairs, label=truth.video * num_classes + truth.label)
+    ap = evaluate(truth, replace(known, label=known.video * num_classes + known.label), tious).ap.mean(axis=0)
+    ap = ap.reshape(num_videos, num_classes)  # NaN for a class that does not occur
+    return np.nansum(ap, axis=1) / np.maximum(np.isfinite(ap).sum(axis=1), 1)
 
 
-def _compare(runs: Sequence[Mapping[str, Any]], ap: Sequence[np.ndarray], videos: Sequence[str]) -> dict[str, Any]:
-    """Paired differences, second run minus first, over classes and over videos, and the videos that changed most."""
+def _compare(runs: Sequence[Mapping[str, Any]], ap: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Paired differences, second run minus first, over classes and over videos."""
     rows = [dict(run["rows"]) for run in runs]
     classes = [[row["average"] for row in run["metrics"]["per_class"].values()] for run in runs]
     by_class = np.array([b - a for a, b in zip(*classes, strict=True) if a is not None and b is not None])
     by_video = (ap[1] - ap[0]) / 100
-    changed = [i for i in np.argsort(-np.abs(by_video), kind="stable")[:10].tolist() if by_video[i]]
     return {
         "rows": [(name, *(row[name]["average_mAP"] for row in rows)) for name in rows[0] if name in rows[1]],
         "paired": [
             (name, statistics(values), [(np.sign(values) == sign).sum() for sign in (1, -1, 0)])
             for name, values in (("classes", by_class), ("videos", by_video))
         ],
-        "changed": [(videos[i], i, ap[0][i] / 100, ap[1][i] / 100) for i in changed],
     }
 
 

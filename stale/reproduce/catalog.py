@@ -1,6 +1,5 @@
 """The tables of configs/tables.yaml: their rows, and the settings of the configuration that make each row."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -9,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from stale.config import parse_yaml
 from stale.errors import StaleError
 from stale.io import read_text
+from stale.records import describe_fault
 
 SETTING_TITLES = {"75_25": "75/25", "50_50": "50/50", "closed": "closed set", "seen_cv": "pseudo-unseen classes"}
 
@@ -39,28 +39,20 @@ class Row(_Fields):
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(_Fields):
     """Rows under one or several settings of classes, and the published table they are compared with."""
 
-    name: str
-    title: str
-    rows: tuple[Row, ...]
-    settings: tuple[str, ...]
-    published: str
-
-
-class _TableInFile(_Fields):
+    name: str = ""  # its key in the file
     title: str
     settings: tuple[Literal["75_25", "50_50", "closed", "seen_cv"], ...]
     published: str = ""
     defaults: dict[str, Any] = {}
-    rows: tuple[str | dict[str, Any], ...]
+    rows: tuple[Any, ...]  # each a Row, and in the file a key or its fields
 
 
 class _File(_Fields):
     rows: dict[str, dict[str, Any]] = {}
-    tables: dict[str, _TableInFile]
+    tables: dict[str, Table]
 
 
 _Kind = TypeVar("_Kind", bound=_Fields)
@@ -75,9 +67,8 @@ def load_tables(path: Path) -> dict[str, Table]:
         where = f"{path}: table {name}"
         rows: dict[str, Row] = {}
         for item in table.rows:
-            if isinstance(item, str) and item not in file.rows:
-                raise StaleError(f"{where}: row {item} is not written out, and 'rows' has none: {', '.join(file.rows)}")
-            fields = {"key": item, **file.rows[item]} if isinstance(item, str) else {**table.defaults, **item}
+            shared = {"key": item, **file.rows.get(str(item), {})}
+            fields = {**table.defaults, **item} if isinstance(item, dict) else shared
             row = _check(Row, fields, f"{where}, row {fields.get('key', len(rows) + 1)}")
             if row.key in rows:
                 raise StaleError(f"{where}, row {row.key}: its key is given twice")
@@ -85,18 +76,16 @@ def load_tables(path: Path) -> dict[str, Table]:
         for row in rows.values():
             if row.baseline and row.baseline not in rows:
                 raise StaleError(f"{where}, row {row.key}: there is no baseline {row.baseline}")
-        tables[name] = Table(name, table.title, tuple(rows.values()), table.settings, published=table.published)
+        tables[name] = table.model_copy(update={"name": name, "rows": tuple(rows.values())})
     return tables
 
 
 def _check(kind: type[_Kind], fields: Any, where: str) -> _Kind:
-    """Make ``fields`` a ``kind``; a StaleError names the first that is wrong."""
+    """Return ``fields`` as a ``kind``; a StaleError names the first that is wrong."""
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        item = error.errors(include_url=False)[0]
-        message = "there is no such field" if item["type"] == "extra_forbidden" else item["msg"]
-        raise StaleError(f"{where}: {'.'.join(map(str, item['loc']))}: {message}") from None
+        raise StaleError(f"{where}: {describe_fault(error)}") from None
 
 
 def choose_rows(table: Table, keys: list[str] | None) -> tuple[Row, ...]:

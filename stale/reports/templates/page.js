@@ -1,6 +1,6 @@
 "use strict";
-// Behaviour of the report page: list and timeline of the videos, curves. Names are only ever set as text.
-const DATA = JSON.parse(document.getElementById("data").textContent), VIDEOS = DATA.videos, TWO = DATA.runs.length > 1;
+// Behaviour of the report page: list and timeline of the videos. Names are only ever set as text.
+const DATA = JSON.parse(document.getElementById("data").textContent), VIDEOS = DATA.videos, TWO = DATA.steps.length > 1;
 const get = id => document.getElementById(id), number = id => Number(get(id).value);
 const state = {column: 2, sign: TWO ? -1 : 1, only: "", shown: [], chosen: null}; // sorted by AP or its change
 const DRAWN = ["svg", "rect", "path", "line", "text", "title", "polyline"], SVG = "http://www.w3.org/2000/svg";
@@ -49,7 +49,7 @@ function choose(video = null) {
 }
 
 function draw() {
-  const video = state.chosen, at = number("tiou"), least = DATA.runs.map(run => run.steps[number("score")]);
+  const video = state.chosen, at = number("tiou"), least = DATA.steps.map(steps => steps[number("score")]);
   get("least").textContent = least.join(" / ");
   get("name").textContent = video ? video.cells[0] : "No video.";
   if (!video) return get("timeline").replaceChildren();
@@ -118,16 +118,9 @@ function draw() {
   get("timeline").replaceChildren(make("svg", {width: width + left, height: y}, ...names, inner));
 }
 
-function precision() {
-  const style = i => ({style: `stroke:${get("colours").children[i].style.color}`});
-  const points = values => values.map((value, j) => `${10 * j},${250 - value / 4}`).join(" ");
-  get("lines").replaceChildren(...DATA.runs.flatMap(({precision}, r) => precision[number("curve")].map((values, i) =>
-    make("polyline", {...style(i), "stroke-dasharray": r ? "5 3" : "none", points: points(values)}))));
-}
-
 const move = step => choose(state.shown[state.shown.indexOf(state.chosen) + step] || state.chosen);
 get("toggles").onchange = ({target}) => hidden[target.checked ? "delete" : "add"](Number(target.dataset.class));
-document.addEventListener("input", ({target}) => ({find: list, curve: precision}[target.id] || draw)());
+document.addEventListener("input", ({target}) => (target.id === "find" ? list : draw)());
 addEventListener("resize", draw);
 document.addEventListener("click", ({target}) => {
   const {column, sign, link, video, start, step} = (target.closest("button, [data-start]") || target).dataset;
@@ -137,7 +130,7 @@ document.addEventListener("click", ({target}) => {
   if (column || linked) list();
   if (step) move(Number(step));
   if (video) choose(VIDEOS[video]);
-  if (link || (video && !get("list").contains(target))) get("browse").scrollIntoView();
+  if (link) get("browse").scrollIntoView();
   if (start) get("about").textContent = target.getAttribute("aria-label");
   if (start && state.chosen.file) { get("player").currentTime = Number(start); get("player").play(); }
 });
@@ -147,4 +140,3 @@ document.addEventListener("keydown", ({key, target, ctrlKey, metaKey, altKey}) =
   if (step && !ctrlKey && !metaKey && !altKey && !["INPUT", "SELECT", "VIDEO"].includes(target.tagName)) move(step);
 });
 list();
-precision();
