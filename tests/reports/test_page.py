@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,8 @@ from hypothesis import given, settings
 import eval as command
 from scripts import report
 from stale.errors import StaleError
-from stale.evaluation import evaluate
 from stale.evaluation.analysis import diagnose
 from stale.io import write_json
-from stale.reports import _precision as precision
 from stale.reports import _timelines as timelines
 from stale.reports import video_ap
 from stale.run_folder import RunFolder
@@ -41,30 +38,15 @@ FOUND = {
 }
 
 
-class Reader(HTMLParser):
-    """Tags with their attributes, and the text of the data block."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.data = ""
-        self._in_data = False
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._in_data = dict(attrs).get("id") == "data"
-
-    def handle_data(self, data: str) -> None:
-        self.data += data if self._in_data else ""
-
-    def handle_endtag(self, tag: str) -> None:
-        self._in_data = False
+def data_of(page: Path) -> dict[str, Any]:
+    """The block of data that the page's script shows."""
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text())[1])
 
 
 def as_results(found: dict[str, list[tuple]]) -> dict[str, list[dict[str, Any]]]:
+    keys = ("label", "score")
     return {
-        name: [{"segment": [start, end], "label": label, "score": score} for start, end, label, score in items]
+        name: [{"segment": item[:2], **dict(zip(keys, item[2:], strict=False))} for item in items]
         for name, items in found.items()
     }
 
@@ -72,14 +54,8 @@ def as_results(found: dict[str, list[tuple]]) -> dict[str, list[dict[str, Any]]]
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
     """The page of TRUTH and FOUND."""
-    database = {
-        name: {
-            "subset": "validation",
-            "duration": 100.0,
-            "annotations": [{"segment": [start, end], "label": label} for start, end, label in items],
-        }
-        for name, items in TRUTH.items()
-    }
+    about = {"subset": "validation", "duration": 100.0}
+    database = {name: {**about, "annotations": items} for name, items in as_results(TRUTH).items()}
     (tmp_path / "a<i>.json").write_text(json.dumps({"database": database}))
     (tmp_path / "p<b>.json").write_text(json.dumps({"results": as_results(FOUND)}))
     files = ["--predictions", str(tmp_path / "p<b>.json"), "--annotations", str(tmp_path / "a<i>.json")]
@@ -89,10 +65,12 @@ def page(tmp_path: Path) -> Path:
 
 def test_the_page_is_one_file_with_everything_escaped(page: Path) -> None:
     text = page.read_text()
-    reader = Reader(text)
-    tags = [tag for tag, _ in reader.tags]
-    assert not {"img", "link", "iframe", "i>", "b>"} & set(tags) and tags.count("script") == 2
-    assert not any({"src", "href", "onerror"} & set(attributes) for _, attributes in reader.tags)
+    tags = re.findall(r"<(\w+[^>]*)>", text)
+    assert {"html", "script", "button"} <= {tag.split()[0] for tag in tags}
+    assert not [
+        tag for tag in tags if tag.startswith(("img", "link", "iframe")) or re.search("src=|href=|onerror=", tag)
+    ]
+    assert text.count("<script") == 2
     assert "default-src 'none'" in text and "<script>evil" not in text
     for shown in ("<h1>p&lt;b&gt;.json</h1>", "a&lt;i&gt;", "{{ 7 * 7 }}", "DETAD", "class-agnostic", "AR@100"):
         assert shown in text
@@ -100,7 +78,7 @@ def test_the_page_is_one_file_with_everything_escaped(page: Path) -> None:
 
 
 def test_every_video_is_counted_and_linked(page: Path) -> None:
-    data = json.loads(Reader(page.read_text()).data)
+    data = data_of(page)
     assert data["classes"] == sorted(["Diving", "Golf", NASTY]) and data["tious"] == ["0.30", "0.50"]
     assert data["columns"] == ["video", "inst.", "AP", "missed", "false pos.", "top-1"]
     assert [video["cells"] for video in data["videos"]] == [
@@ -124,11 +102,11 @@ def test_every_video_is_counted_and_linked(page: Path) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(cases())
-def test_counts_and_curves_equal_their_definitions(case: Any) -> None:
+def test_counts_equal_their_definitions(case: Any) -> None:
     truth, found = case
     tious = [0.5, 0.75]
     diagnosis = diagnose(truth, found, tious)
-    metrics, per_video = evaluate(truth, found, tious), video_ap(truth, found, tious)
+    per_video = video_ap(truth, found, tious)
     for number, video in enumerate(timelines(diagnosis, {})):
         for bit in range(len(tious)):
             taken = [np.broadcast_to(item[5], len(tious))[bit] for item in video["found"] if item[4][bit] == "0"]
@@ -140,9 +118,6 @@ def test_counts_and_curves_equal_their_definitions(case: Any) -> None:
     for index in np.unique(truth.video):
         alone = reference_per_class(truth.take(truth.video == index), found.take(found.video == index), tious)
         assert per_video[index] == pytest.approx(np.nanmean(alone))
-    # AP is the mean of the interpolated precision where recall rises.
-    for k in np.flatnonzero(metrics.num_instances == 1):
-        assert precision(diagnosis)[k + 1][0][1] == round(1000 * metrics.ap[0, k])
 
 
 DRIVER = """
@@ -203,7 +178,6 @@ def test_in_a_browser(page: Path) -> None:
         document.querySelector("[data-link='0 kind 5']").click(); say(names()); say(title());
         get("all").click(); say(names().length);
         set("find", "no such thing"); say(title());
-        set("curve", 1); say(document.querySelectorAll("#lines polyline").length);
         say(await fetch("https://example.org").then(() => "fetched", () => "refused"));
         await new Promise(done => setTimeout(done, 60));
         """,
@@ -216,7 +190,7 @@ def test_in_a_browser(page: Path) -> None:
         *("right", [1, 1, 1, 0, 1], "Diving, 0:10.0 to 0:20.0, score 0.9, true positive", [1, 0]),
         *("half & <half>", "wrong", "wrong"),
         *("right", [0, 1]),
-        *(2, True, ["nothing"], ["right", "wrong"], "right", 4, "No video.", 2, "refused", "violation"),
+        *(2, True, ["nothing"], ["right", "wrong"], "right", 4, "No video.", "refused", "violation"),
     ]
 
 
@@ -240,7 +214,7 @@ def test_two_runs_with_curves_and_videos_on_a_phone(tmp_path: Path, page: Path) 
     said = drive(
         tmp_path / "first" / "report" / "index.html",
         """
-        say(names()[0]); document.querySelector("[data-video]:not(#rows button)").click(); say(title());
+        say(names()[0]); say(title());
         set("score", 0); say([bars("right"), bars("wrong"), bars("half"), links()]);
         say(document.querySelectorAll("#timeline .mask, #timeline .curve").length);
         say([...document.querySelectorAll("#list th")].length);
