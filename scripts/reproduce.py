@@ -6,12 +6,12 @@
     python scripts/reproduce.py zero_shot --dataset thumos14 --list             # unfinished runs as shell lines
     python scripts/reproduce.py zero_shot --dataset thumos14 --check            # exit 1 if a result is out of tolerance
 
-TABLE is zero_shot, masking, text_encoder, error_propagation, temporal, prompt, loss_terms, backbone, parts,
-external_scores, closed_set, official_code, beyond or directions. A data set is a file configs/NAME.yaml; --config
-names other files. Each run is one training with its tests, by train.py, inference.py and eval.py: a finished run is
-skipped, and one that was killed resumes. Writes OUTPUT/runs/, OUTPUT/TABLE.md and a picture a setting. Differences
-from published results are shown only where the features are of the same backbone, and external scores were used in both
-or in neither.
+TABLE is one of configs/tables.yaml, which takes rows and tables of your own: zero_shot, masking, text_encoder,
+error_propagation, temporal, prompt, loss_terms, backbone, parts, external_scores, closed_set, official_code, beyond,
+directions. A data set is a file configs/NAME.yaml; --config names other files. Each run is one training with its
+tests, by train.py, inference.py and eval.py: a finished run is skipped, and one that was killed resumes. Writes
+OUTPUT/runs/, OUTPUT/TABLE.md and a picture a setting. Differences from published results are shown only where the
+features are of the same backbone, and external scores were used in both or in neither.
 """
 
 import argparse
@@ -70,12 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from stale.io import write_text
     from stale.reproduce import report  # after parsing: --help answers at once
-    from stale.reproduce.catalog import TABLES, choose_rows
+    from stale.reproduce.catalog import choose_rows, load_tables
     from stale.reproduce.plan import Sources, jobs_of, make_plan, missing_inputs, run_jobs, shell_line
 
-    if options.table not in TABLES:
-        raise StaleError(f"there is no table {options.table}; use one of {', '.join(TABLES)}")
-    table = TABLES[options.table]
+    tables = load_tables(ROOT / "configs" / "tables.yaml")
+    if options.table not in tables:
+        raise StaleError(f"there is no table {options.table}; use one of {', '.join(tables)}")
+    table = tables[options.table]
     source = "_".join(file.stem for file in options.config) if options.config else options.dataset
     expected = options.expected or ROOT / "configs" / "expected" / f"{table.name}.{source}.json"
     if options.check:

@@ -429,7 +429,7 @@ def load_config(files: Sequence[str | Path] = (), assignments: Sequence[str] = (
             raise StaleError(f"--set {assignment}: write section.key=value")
         where, text = f"--set {assignment}", text.strip()
         # A plain value stands as it is: in YAML " #" would begin a comment.
-        values[key.strip()] = (_parse_yaml(text, where) if text[:1] in tuple("[{'\"") else text, where)
+        values[key.strip()] = (parse_yaml(text, where) if text[:1] in tuple("[{'\"") else text, where)
 
     sections: dict[str, Any] = {}
     problems, known = [], settings(Config)
@@ -463,7 +463,7 @@ def load_config(files: Sequence[str | Path] = (), assignments: Sequence[str] = (
 def read_settings(file: str | Path) -> dict[str, Any]:
     """The settings of a YAML file by dotted key, as text and unchecked; a StaleError if it is not made of sections."""
     where = f"configuration {file}"
-    tree = _parse_yaml(read_text(file, "configuration"), where)
+    tree = parse_yaml(read_text(file, "configuration"), where)
     if tree is not None and not isinstance(tree, Mapping):
         raise StaleError(f"{where}: sections such as 'train:' with their keys are expected, not {str(tree)[:40]!r}")
     return dict(_flatten(tree or {}))
@@ -558,7 +558,7 @@ def _message(item: Mapping[str, Any], known: Mapping[str, FieldInfo], values: Ma
     return f"{where}: {key} {wanted}, not {reprlib.repr(item['input'])}"
 
 
-def _parse_yaml(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
     """Parse YAML with every scalar as text (YAML 1.1 has 75_25 as 7525 and 1e-4 as a string)."""
     try:
         events = yaml.parse(text, getattr(yaml, "CBaseLoader", yaml.BaseLoader))

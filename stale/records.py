@@ -71,9 +71,14 @@ def check_record(kind: type[Record], content: Any, where: str, fix: str) -> Any:
     try:
         kind.model_validate(content)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        field = ".".join(map(str, fault["loc"])) or "it"
-        wanted = fault["msg"].removeprefix("Input ").partition(" or instance of ")[0]
-        message = "is missing" if fault["type"] == "missing" else f"{wanted}, not {reprlib.repr(fault['input'])}"
-        raise StaleError(f"{where} is incomplete or damaged ({field} {message}): {fix}") from None
+        raise StaleError(f"{where} is incomplete or damaged ({describe_fault(error)}): {fix}") from None
     return content
+
+
+def describe_fault(error: ValidationError) -> str:
+    """The first field that is wrong, and what is wrong with it."""
+    fault = error.errors(include_url=False)[0]
+    field = ".".join(map(str, fault["loc"])) or "it"
+    wanted = fault["msg"].removeprefix("Input ").partition(" or instance of ")[0]
+    words = {"missing": "is missing", "extra_forbidden": "is unknown"}
+    return f"{field} {words.get(fault['type'], f'{wanted}, not ' + reprlib.repr(fault['input']))}"

@@ -107,10 +107,8 @@ class RunFolder:
         self._remove_empty_folders()
 
     def _remove_empty_folders(self) -> None:
-        for folder in (
-            *(self.path / name for name in ("checkpoints", "baselines", "tensorboard", "report")),
-            self.replaced,
-        ):
+        folders = [self.path / name for name in ("checkpoints", "baselines", "tensorboard", "report")]
+        for folder in (*folders, self.replaced):
             if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
                 folder.rmdir()
 

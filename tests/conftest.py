@@ -3,6 +3,7 @@
 import logging
 import signal
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
@@ -28,14 +29,14 @@ def thumos14() -> dict[str, Video]:
     return _reference_annotations("thumos14.json")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The configuration file of a tiny data set."""
+    """The configuration file of a tiny data set, which no test changes."""
     return make_data_set(tmp_path_factory.mktemp("data"))
 
 
-@pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+@pytest.fixture(scope="session")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A finished run of two epochs on it, with detections of the unseen classes."""
     from stale.api import infer
     from stale.training.trainer import train
@@ -43,6 +44,12 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     finished = train(tiny_config(data), tmp_path_factory.mktemp("runs") / "run")
     infer(finished)
     return finished
+
+
+@pytest.fixture(scope="module")
+def run(trained: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A copy of it, which the tests of a module may detect in and evaluate."""
+    return RunFolder(copytree(trained.path, tmp_path_factory.mktemp("runs") / "run"))
 
 
 @pytest.fixture(scope="session")

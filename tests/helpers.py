@@ -203,17 +203,16 @@ class Running:
     process: BaseProcess
     errors: Path
 
-    def wait(self, until: Callable[[], bool], seconds: float = 60.0, look: Callable[[], None] = lambda: None) -> bool:
-        """Call ``look`` again and again until ``until`` or the process's end; whether ``until`` came true."""
+    def wait(self, until: Callable[[], bool], seconds: float = 300.0) -> bool:
+        """Wait for ``until`` or the process's end; whether ``until`` came true."""
         end = time.monotonic() + seconds
         while self.process.is_alive() and time.monotonic() < end:
-            look()
             if until():
                 return True
             time.sleep(0.01)
         return until()
 
-    def finish(self, seconds: float = 60.0) -> int:
+    def finish(self, seconds: float = 300.0) -> int:
         """Wait for the end; the exit code, negative for a signal that killed."""
         self.process.join(seconds)
         assert self.process.exitcode is not None, f"still at work after {seconds} s: {self.said()}"

@@ -12,7 +12,16 @@ import numpy as np
 
 from stale.config import WITHOUT_EFFECT, read_settings
 from stale.errors import StaleError, name_some
-from stale.evaluation.tables import ROW_NAMES, Table, format_tious, interval, percent, protocol_lines, shown_thresholds
+from stale.evaluation.tables import (
+    ROW_NAMES,
+    Table,
+    format_tious,
+    interval,
+    percent,
+    protocol_lines,
+    shown_thresholds,
+    spread,
+)
 from stale.io import read_json
 from stale.records import MetricsFile, check_record
 from stale.run_folder import RunFolder
@@ -72,11 +81,7 @@ def aggregate(
     if versus and mine != theirs:
         raise StaleError(f"paired differences need the same splits: {mine} against {theirs}")
     for one, other in zip(runs.items(), versus.items(), strict=bool(versus)):
-        for key in ("num_videos", "num_instances", "num_classes"):
-            counts = [run["protocol"].get(key) for _, run in (one, other)]
-            if counts[0] != counts[1]:
-                difference = f"{key} is {counts[0]} and {counts[1]}"
-                raise StaleError(f"{one[0]} and {other[0]} were not tested on the same: {difference}")
+        _refuse_mixture(dict([one, other]), ["num_videos", "num_instances", "num_classes"])
     rows = {SYSTEM: _columns(list(runs.values()))}
     if versus:
         rows[OTHER] = _columns(list(versus.values()))
@@ -126,8 +131,8 @@ def aggregate_report(content: Mapping[str, Any], verbose: bool = False) -> list[
     statistic_rows = []
     for name, row in content["rows"].items():
         difference = content["paired"].get(name, {}).get(AVERAGE)
-        cells = [_spread(row[AVERAGE]), *([interval(row[AVERAGE]["ci95"])] if verbose else [])]
-        cells += [_spread(difference), interval(difference["ci95"])] if difference else ["", ""]
+        cells = [spread(row[AVERAGE]), *([interval(row[AVERAGE]["ci95"])] if verbose else [])]
+        cells += [spread(difference), interval(difference["ci95"])] if difference else ["", ""]
         statistic_rows.append([names.get(name, name), *cells])
     heads = ["average mAP, %", "mean ± std", *(["95 % interval"] if verbose else [])]
     return [
@@ -199,8 +204,3 @@ def _common_rows(runs: Mapping[str, Mapping[str, Any]], part: str) -> dict[str, 
     first, *others = (run.get(part, {}) for run in runs.values())
     names = [name for name in first if all(name in other for other in others)]
     return {name: _columns([run[part][name] for run in runs.values()]) for name in names}
-
-
-def _spread(cell: Mapping[str, Any]) -> str:
-    """Mean and standard deviation."""
-    return percent(cell["mean"]) + ("" if cell["std"] is None else f" ± {percent(cell['std'])}")

@@ -138,7 +138,7 @@ def shown_thresholds(by_threshold: Mapping[str, Any]) -> list[str]:
 
 def render(parts: Sequence[str | Table], form: str = "text") -> str:
     """Format a report in one of :data:`FORMATS`; texts are comments in LaTeX and CSV."""
-    makers = {"text": text_table, "markdown": _markdown, "latex": _latex, "csv": _csv}
+    makers = {"text": text_table, "markdown": markdown, "latex": _latex, "csv": _csv}
     prefix = {"latex": "% ", "csv": "# "}.get(form, "")
     texts = []
     for part in parts:
@@ -152,7 +152,8 @@ def render(parts: Sequence[str | Table], form: str = "text") -> str:
     return "\n\n".join(texts)
 
 
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
@@ -188,9 +189,17 @@ def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def percent(value: float | None) -> str:
-    """A fraction in per cent with two decimals; a dash where there is none."""
-    return "–" if value is None else f"{100 * value:.2f}"
+def percent(value: float | None, form: str = ".2f") -> str:
+    """A fraction in per cent; a dash where there is none."""
+    return "–" if value is None else f"{100 * value:{form}}"
+
+
+def spread(cell: Mapping[str, Any] | None, form: str = ".2f") -> str:
+    """Mean and standard deviation of fractions in per cent; a dash where there are none."""
+    if cell is None:
+        return "–"
+    mean = percent(cell["mean"], form)
+    return mean if cell["std"] is None else f"{mean} ± {percent(cell['std'], form.lstrip('+'))}"
 
 
 def interval(ends: Sequence[float] | None) -> str:

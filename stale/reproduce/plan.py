@@ -8,17 +8,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Event
-from typing import IO
-
-from tqdm import tqdm
+from threading import Event, local
+from typing import IO, Any
 
 from stale.config import Config, differing_keys, flat, load_config, missing_files, save_config
 from stale.errors import StaleError
@@ -27,7 +23,6 @@ from stale.progress import progress_bar
 from stale.reproduce.catalog import Row, Table
 from stale.run_folder import RunFolder, oracle_suffix
 
-LOG = "reproduce.log"
 _FIXES = {
     "data.features": "; give them by --features, and those of the row i3d by --i3d-features",
     "video scores": "; give the file by --video-scores, or choose rows without external scores by --rows",
@@ -49,7 +44,7 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Test:
+class Evaluation:
     """How a trained run is tested; see :class:`stale.reproduce.catalog.Row`."""
 
     oracle: tuple[str, ...] = ()
@@ -57,8 +52,6 @@ class Test:
     vocabulary: str = "unseen"
     video_scores: str | None = None  # the file of external ones to apply
     tested_on: str = ""
-
-    __test__ = False  # tells pytest that this is not a test case
 
     @property
     def metrics(self) -> str:
@@ -78,7 +71,7 @@ class Job:
     config: Config
     files: tuple[Path, ...]
     settings: tuple[str, ...]
-    tests: list[Test] = field(default_factory=list)
+    tests: list[Evaluation] = field(default_factory=list)
     twin: "Job | None" = None  # an earlier one with the same training: only settings of detection differ
 
     @property
@@ -86,7 +79,7 @@ class Job:
         """The last two parts of the folder, such as ``stale-0123abcd/75_25_0``."""
         return "/".join(self.folder.parts[-2:])
 
-    def unfinished(self) -> list[Test]:
+    def unfinished(self) -> list[Evaluation]:
         """The tests without metrics; all tests if the folder holds no run of this configuration."""
         run = RunFolder(self.folder)
         try:
@@ -141,7 +134,7 @@ class Cell:
 
     row: Row
     setting: str
-    test: Test
+    test: Evaluation
     jobs: tuple[Job, ...]
 
 
@@ -152,15 +145,14 @@ def make_plan(
     jobs: dict[Path, Job] = {}
     cells = []
     own = load_config(sources.configs, sources.assignments).data
-    folds = own.folds
     for setting, row in product(settings, [row for row in rows if row.tested_on != own.dataset]):
         scores = sources.video_scores if row.external else None
-        test = Test(row.oracle, row.ground_truth, row.vocabulary, scores, tested_on=row.tested_on)
+        test = Evaluation(row.oracle, row.ground_truth, row.vocabulary, scores, tested_on=row.tested_on)
         overlays = (*row.overlays, *(row.overlays_50_50 if setting == "50_50" else ()))
         files = (*sources.configs, *(sources.root / "configs" / name for name in overlays))
         method = "stale" if row.trivial or row.method == "released code" else row.method.lower()
         kind = "fold" if setting == "seen_cv" else "split"
-        numbers = {"closed": [0], "seen_cv": [split for split in splits if split < folds]}.get(setting, splits)
+        numbers = {"closed": [0], "seen_cv": [split for split in splits if split < own.folds]}.get(setting, splits)
         shared = []
         for number in numbers:
             given = (*sources.assignments, *([f"data.features=[{sources.i3d_features}]"] if row.i3d else []))
@@ -218,53 +210,43 @@ def run_jobs(jobs: Sequence[Job], root: Path, devices: Sequence[str] = ("",)) ->
     A job that was killed at any point resumes when it is run again. Returns the error of each job that failed, by name.
     """
     left = sorted((job for job in jobs if job.unfinished()), key=lambda job: job.twin is not None)
-    free: SimpleQueue[str] = SimpleQueue()
-    for device in devices:
-        free.put(device)
+    free, thread = list(devices), local()  # each thread of the pool takes a device
     processes: set[subprocess.Popen[bytes]] = set()
     failures: dict[str, str] = {}
     bar = progress_bar(total=len(jobs), initial=len(jobs) - len(left), desc="runs", unit="run")
-    working: dict[str, Job] = {}  # by name
-    began = time.monotonic()
-    pool = ThreadPoolExecutor(len(devices))
     stopped = Event()
+
+    def take_device() -> None:
+        thread.device = free.pop()
 
     def run_job(job: Job) -> str:
         """Run the job's commands one after another; return the error, empty on success."""
-        device, log_path = free.get(), job.folder / LOG
-        working[job.name] = job
+        log_path = job.folder / "reproduce.log"
         job.folder.mkdir(parents=True, exist_ok=True)
-        lock = (job.folder / ".lock").open("w")  # inherited by the commands, which may outlive a killed parent
-        try:
-            if not acquire(lock):
+        with (job.folder / ".lock").open("w") as lock:  # inherited by the commands, which may outlive a killed parent
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
                 return f"another process is working in {job.folder}"
             job.take_over_training()
             for command in job.commands(root):
                 if stopped.is_set():
                     return "stopped"
                 with log_path.open("ab") as log:
-                    code = run_process([sys.executable, *command], device, (log, lock), processes)
+                    code = run_process([sys.executable, *command], thread.device, (log, lock), processes)
                 if code:
                     last = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
                     return f"{Path(command[0]).name} failed ({code}): {''.join(last)[:300]}; see {log_path}"
-            return ""
-        finally:
-            lock.close()
-            del working[job.name]
-            free.put(device)
+        return ""
 
+    pool = ThreadPoolExecutor(len(devices), initializer=take_device)
     try:
         futures = {pool.submit(run_job, job): job for job in left}
-        unfinished = set(futures)
-        while unfinished:
-            done, unfinished = wait(unfinished, timeout=5, return_when=FIRST_COMPLETED)
-            for future in done:
-                name, error = futures[future].name, future.result()
-                failures |= {name: error} if error else {}
-                bar.update()
-                bar.write(f"{name}: {error or 'finished'}", file=sys.stderr)
-            seconds = time.monotonic() - began
-            bar.set_postfix_str(describe_progress([*working.values()], len(left) - len(unfinished), len(left), seconds))
+        for future in as_completed(futures):
+            name, error = futures[future].name, future.result()
+            failures |= {name: error} if error else {}
+            bar.update()
+            bar.write(f"{name}: {error or 'finished'}", file=sys.stderr)
     finally:  # Ctrl-C and SIGTERM arrive here as exceptions: the commands must not outlive the pool
         stopped.set()
         for process in list(processes):
@@ -274,47 +256,16 @@ def run_jobs(jobs: Sequence[Job], root: Path, devices: Sequence[str] = ("",)) ->
     return failures
 
 
-def describe_progress(working: Sequence[Job], finished: int, count: int, seconds: float) -> str:
-    """The runs at work with their epochs, and the time left of ``count`` runs that have taken ``seconds`` so far."""
-    parts, done = [], float(finished)
-    for job in working:
-        epochs, records = job.config.train.epochs, RunFolder(job.folder).read_history()
-        epoch = records[-1]["epoch"] if records else 0
-        parts.append(f"{job.name} epoch {epoch}/{epochs}")
-        done += epoch / epochs
-    left = tqdm.format_interval(seconds / done * (count - done)) if done else "unknown"
-    return "; ".join([*parts, f"time left {left}"])
-
-
-def acquire(lock: IO[str], seconds: float = 3.0) -> bool:
-    """Lock an open file; the commands of a parent that was just killed may hold it for a moment longer."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > end:
-                return False
-            time.sleep(0.1)
-
-
 def run_process(
     command: Sequence[str], device: str, files: tuple[IO[bytes], IO[str]], processes: set[subprocess.Popen[bytes]]
 ) -> int:
     """Run a command on a device, with its log and lock; ``processes`` holds it meanwhile."""
     log, lock = files
     visible = {"CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device} if device else {}
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        env=os.environ | visible,
-        pass_fds=[lock.fileno()],
-    )
-    processes.add(process)
-    try:
-        return process.wait()
-    finally:
-        processes.discard(process)
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "pass_fds": [lock.fileno()]}
+    with subprocess.Popen(command, env=os.environ | visible, **streams) as process:
+        processes.add(process)
+        try:
+            return process.wait()
+        finally:
+            processes.discard(process)

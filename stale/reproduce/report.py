@@ -1,7 +1,6 @@
 """Compare results with the published ones and with those measured before, in Markdown and in per cent."""
 
 import csv
-import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ from stale.config import MODELS, Config
 from stale.data.features import open_features
 from stale.errors import StaleError
 from stale.evaluation.aggregate import AVERAGE, OTHER, SYSTEM, aggregate, protocol_line, read_runs
+from stale.evaluation.tables import markdown, percent, spread
 from stale.io import read_json, read_text, write_json
 from stale.reproduce.catalog import SETTING_TITLES, Row, Table
 from stale.reproduce.plan import Cell
@@ -75,10 +75,9 @@ def make_lines(table: Table, cells: Sequence[Cell], dataset: str, published: Seq
         theirs = runs.get((setting, row.baseline), {})
         both = [split for split in mine if split in theirs]
         if other and both:
-            first, second = (
-                _read_metrics(one, [found[split] for split in both]) for one, found in ((cell, mine), (other, theirs))
-            )
-            paired = aggregate(first, second)["paired"][OTHER]
+            own = _read_metrics(cell, [mine[split] for split in both])
+            versus = _read_metrics(other, [theirs[split] for split in both])
+            paired = aggregate(own, versus)["paired"][OTHER]
         wanted = (row.published or table.published, dataset, SETTING_TITLES[setting], row.method, row.variant)
         columns = ("table", "dataset", "split", "method", "variant")
         known = next((entry for entry in published if tuple(entry[name] for name in columns) == wanted), {})
@@ -119,11 +118,7 @@ def backbone_of(config: Config) -> str:
 
 def read_published(path: Path) -> list[dict[str, str]]:
     """Load the published results, in per cent, each with its source."""
-    rows = list(csv.DictReader(io.StringIO(read_text(path, "published results"))))
-    wanted = {"table", "dataset", "split", "method", "variant", "source", "features", "external_scores", "avg"}
-    if not rows or not wanted <= set(rows[0]):
-        raise StaleError(f"published results {path}: the columns {', '.join(sorted(wanted))} are expected")
-    return rows
+    return list(csv.DictReader(read_text(path, "published results").splitlines()))
 
 
 def to_markdown(table: Table, lines: Sequence[Line], dataset: str) -> str:
@@ -132,9 +127,8 @@ def to_markdown(table: Table, lines: Sequence[Line], dataset: str) -> str:
     parts = [f"## {table.title}: {dataset}"]
     for setting in dict.fromkeys(line.setting for line in lines):
         of_setting = [line for line in lines if line.setting == setting]
-        rows = [["", "mAP, %", *columns], ["---", "---", *["---:"] * len(columns)]]
-        rows += [row for line in of_setting for row in _markdown_rows(line, columns)]
-        grid = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        rows = [row for line in of_setting for row in _markdown_rows(line, columns)]
+        grid = markdown(["", "mAP, %", *columns], rows)
         parts.append(f"### {SETTING_TITLES[setting]}\n\n{grid}\n\n{_notes(of_setting)}")
     return "\n\n".join(parts) + "\n"
 
@@ -143,14 +137,16 @@ def _markdown_rows(line: Line, columns: Sequence[str]) -> list[list[str]]:
     name, rows = f"**{line.row.name}**", []
     if line.published:
         source = f"{line.source}; not comparable: {line.obstacle}" if line.obstacle else line.source
-        rows.append([name, f"published ({source})", *[_percent(line.published.get(column)) for column in columns]])
+        rows.append(
+            [name, f"published ({source})", *[percent(line.published.get(column), ".1f") for column in columns]]
+        )
     runs = f"{line.planned} run{'s' if line.planned > 1 else ''}"
     runs = runs if len(line.runs) == line.planned else f"{len(line.runs)} of {runs}"
-    rows.append(["" if rows else name, f"ours ({runs})", *[_spread(line.ours.get(column)) for column in columns]])
+    rows.append(["" if rows else name, f"ours ({runs})", *[spread(line.ours.get(column), ".1f") for column in columns]])
     if line.published and line.ours and not line.obstacle:
-        rows.append(["", "difference", *[_percent(line.difference(column), sign="+") for column in columns]])
+        rows.append(["", "difference", *[percent(line.difference(column), "+.1f") for column in columns]])
     if line.paired:
-        cells = [_spread(line.paired.get(column), "+") for column in columns]
+        cells = [spread(line.paired.get(column), "+.1f") for column in columns]
         rows.append(["", f"paired with {line.paired_with}", *cells])
     return rows
 
@@ -219,13 +215,3 @@ def compare(lines: Sequence[Line], expected: Mapping[str, Any]) -> list[str]:
             found, wanted, allowed = line.ours[AVERAGE]["mean"], known["average_mAP"], known["tolerance"]
             faults.append(f"{name}: average mAP {100 * found:.2f}, expected {100 * wanted:.2f} ± {100 * allowed:.2f}")
     return faults
-
-
-def _percent(value: float | None, std: float | None = None, sign: str = "") -> str:
-    if value is None:
-        return "–"
-    return f"{100 * value:{sign}.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
-
-
-def _spread(cell: Mapping[str, Any] | None, sign: str = "") -> str:
-    return _percent(cell["mean"], cell["std"], sign) if cell else "–"

@@ -226,8 +226,7 @@ class Trainer:
                 self._show("learning_rate/", rates, epoch)
                 self._show("weights_moved/", moved, epoch)
                 if validated and distributed.is_main_process():
-                    from stale.charts import draw_curves  # matplotlib, which takes long to import
-                    from stale.plots import save_figure
+                    from stale.plots import draw_curves, save_figure  # matplotlib, which takes long to import
 
                     save_figure(draw_curves(self.run.read_history()), self.run.curves)
         except KeyboardInterrupt:

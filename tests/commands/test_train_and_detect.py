@@ -17,15 +17,7 @@ from stale.evaluation import read_results
 from stale.io import read_json
 from stale.run_folder import BASELINES, RunFolder
 from stale.training.trainer import train
-from tests.helpers import (
-    NUM_TEST,
-    REPOSITORY,
-    SEEN,
-    SNIPPETS,
-    UNSEEN,
-    history,
-    tiny_config,
-)
+from tests.helpers import NUM_TEST, REPOSITORY, SEEN, SNIPPETS, UNSEEN, history, tiny_config
 
 
 def check_detections(path: Path, classes: tuple[str, ...], durations: dict[str, float]) -> dict[str, Any]:
@@ -36,14 +28,13 @@ def check_detections(path: Path, classes: tuple[str, ...], durations: dict[str, 
     assert content["protocol"]["classes"] == sorted(classes)
     assert set(content["results"]) == set(durations)
     for video, rows in content["results"].items():
-        scores = [row["score"] for row in rows]
-        assert scores == sorted(scores, reverse=True)
+        assert rows == sorted(rows, key=lambda row: -row["score"])
         for row in rows:
-            assert set(row) == {"segment", "label", "score"}
-            start, end = row["segment"]
+            start, end = row.pop("segment")
             assert 0 <= start < end <= durations[video] + 1e-3
-            assert row["label"] in classes
-            assert 0 < row["score"] <= 1
+            assert row.pop("label") in classes
+            assert 0 < row.pop("score") <= 1
+            assert not row
     read_results(path)
     return content
 
@@ -91,12 +82,9 @@ def test_a_checkpoint_holds_no_vocabulary(run: RunFolder) -> None:
 @pytest.mark.parametrize(
     "assignments",
     [
-        ("data.setting=closed",),
-        ("data.setting=50_50", "data.splits=null"),
-        ("model.text.prompt=template", "model.text.encoder=frozen"),
-        ("model.masking.kind=none", "model.adaptation.enabled=false"),
-        ("model.localizer.kind=plain", "model.localizer.coordinates=relative", "model.temporal.kind=conv"),
-        ("loss.consistency=0", "train.clip_norm=0", "train.text_learning_rate=1e-5", "train.deterministic=true"),
+        ("data.setting=closed", "model.text.prompt=template", "train.deterministic=true"),
+        ("data.setting=50_50", "data.splits=null", "model.masking.kind=none", "model.adaptation.enabled=false"),
+        ("model.localizer.kind=plain", "model.temporal.kind=conv", "loss.consistency=0", "train.clip_norm=0"),
     ],
     ids=" ".join,
 )
@@ -115,12 +103,6 @@ def test_other_settings_train_and_detect(data: Path, tmp_path: Path, assignments
     assert len(results["protocol"]["classes"]) == {"closed": 8, "50_50": 4}.get(run.load_config().data.setting, 2)
 
 
-def command(script: str, *arguments: str, cwd: Path, modules: Path | None = None) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, str(REPOSITORY / script), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(modules or "")}
-    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -133,7 +115,9 @@ def command(script: str, *arguments: str, cwd: Path, modules: Path | None = None
 def test_train_answers_before_torch_is_imported(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules/torch.py").write_text("raise SystemExit('torch is imported')")
-    result = command("train.py", *arguments, cwd=tmp_path, modules=tmp_path / "modules")
+    line = [sys.executable, str(REPOSITORY / "train.py"), *arguments]
+    modules = {**os.environ, "PYTHONPATH": str(tmp_path / "modules")}
+    result = subprocess.run(line, cwd=tmp_path, env=modules, capture_output=True, text=True, timeout=120)
     assert result.returncode == code, result.stderr
     assert re.search(message, result.stderr or result.stdout, re.DOTALL), result.stderr
     assert len(list(tmp_path.iterdir())) == 1

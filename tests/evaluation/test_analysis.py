@@ -4,17 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from stale.evaluation import evaluate, ground_truth
-from stale.evaluation.analysis import (
-    KINDS,
-    confusion,
-    diagnose,
-    false_positive_profile,
-    normalized_map,
-    on_instances,
-    removal_impact,
-    sensitivity,
-)
+from stale.evaluation import analysis, evaluate, ground_truth
+from stale.evaluation.analysis import KINDS, confusion, diagnose, sensitivity
 from tests.reference.evaluation import cases, found_in, video
 
 TRUTH = ground_truth([video("a", (0, 10, "x"), (50, 60, "y")), video("b", (20, 30, "y"))])
@@ -45,7 +36,7 @@ def test_each_kind_of_false_positive():
 
 def test_profile_counts_by_bands_of_the_class():
     found = found_in(TRUTH, a=[(0, 10, "x", 0.9), (80, 90, "x", 0.8), (50, 60, "y", 0.7)], b=[(0, 1, "y", 0.1)])
-    profile = false_positive_profile(diagnose(TRUTH, found, [0.5]))
+    profile = analysis.false_positive_profile(diagnose(TRUTH, found, [0.5]))
     assert profile["counts"][:3] == [3, 1, 0]
     assert profile["bands"][0] == pytest.approx([2 / 3, 0, 0, 0, 0, 1 / 3])
     assert profile["bands"][1] == pytest.approx([0, 0, 0, 0, 0, 1.0])
@@ -53,7 +44,7 @@ def test_profile_counts_by_bands_of_the_class():
 
 def test_removal_of_the_only_error_makes_it_perfect():
     found = found_in(TRUTH, a=[(80, 90, "x", 0.9), (0, 10, "x", 0.8), (50, 60, "y", 0.7)], b=[(20, 30, "y", 0.1)])
-    impact = removal_impact(diagnose(TRUTH, found, [0.5]))
+    impact = analysis.removal_impact(diagnose(TRUTH, found, [0.5]))
     assert impact["average_mAP_N"] + impact["gain"]["background"] == pytest.approx(1.0)
     assert impact["gain"]["localization"] == 0.0
 
@@ -61,9 +52,9 @@ def test_removal_of_the_only_error_makes_it_perfect():
 def test_sensitivity_leaves_the_others_out():
     found = found_in(TRUTH, a=[(0, 10, "x", 0.9), (50, 60, "y", 0.8)], b=[(70, 80, "y", 0.9)])
     diagnosis = diagnose(TRUTH, found, [0.5])
-    assert on_instances(diagnosis, np.array([True, False, False])) == (1.0, 0.0)
-    assert on_instances(diagnosis, np.array([False, False, True])) == (0.0, 1.0)
-    assert on_instances(diagnosis, np.array([True, True, True]))[1] == pytest.approx(1 / 3)
+    assert analysis.on_instances(diagnosis, np.array([True, False, False])) == (1.0, 0.0)
+    assert analysis.on_instances(diagnosis, np.array([False, False, True])) == (0.0, 1.0)
+    assert analysis.on_instances(diagnosis, np.array([True, True, True]))[1] == pytest.approx(1 / 3)
 
 
 def test_instances_fall_into_buckets():
@@ -97,8 +88,8 @@ def test_diagnosis_agrees_with_the_evaluator(case):
     # With as many instances in every class the normalization changes nothing.
     if len(set(counts[counts > 0].tolist())) == 1:
         plain = evaluate(truth, found, [0.5, 0.75]).average
-        assert normalized_map(diagnosis, diagnosis.kind >= 0) == pytest.approx(plain)
-    impact, profile = removal_impact(diagnosis), false_positive_profile(diagnosis)
+        assert analysis.normalized_map(diagnosis, diagnosis.kind >= 0) == pytest.approx(plain)
+    impact, profile = analysis.removal_impact(diagnosis), analysis.false_positive_profile(diagnosis)
     assert all(gain >= -1e-12 for gain in impact["gain"].values())
     for shares, count in zip(profile["bands"], profile["counts"], strict=True):
         assert sum(shares) == pytest.approx(1.0 if count else 0.0)

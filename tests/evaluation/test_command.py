@@ -278,7 +278,7 @@ def test_runs_that_cannot_be_aggregated(tmp_path):
     fewer["protocol"]["num_videos"] -= 1
     (tmp_path / "fewer").mkdir()
     (tmp_path / "fewer" / "metrics.json").write_text(json.dumps(fewer))
-    cases.append(([first, "--versus", str(tmp_path / "fewer")], "were not tested on the same: num_videos is"))
+    cases.append(([first, "--versus", str(tmp_path / "fewer")], "protocols differ in num_videos"))
     for key, value in different.items():
         other = str(evaluated(tmp_path / key, split=1, **{key: value}))
         cases.append(([first, other], f"protocols differ in {key}"))

@@ -106,17 +106,9 @@ def test_detections_are_those_of_one_process(together: RunFolder, tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("setting", "line"),
-    [
-        ("data.annotations=absent.json", "error: data.annotations: absent.json does not"),
-        ("train.learning_rate=10", "not finite"),
-    ],
-)
-def test_an_error_of_both_is_reported_once(data: Path, tmp_path: Path, setting: str, line: str) -> None:
-    more = ("train.clip_norm=0", "train.weight_decay=10", "train.epochs=30")
-    finish(training(data, tmp_path / "run", setting, *more), 2, line)
-    assert not RunFolder(tmp_path / "run").checkpoint("last").exists() or "rate" in setting
+def test_an_error_of_both_is_reported_once(data: Path, tmp_path: Path) -> None:
+    more = ("train.learning_rate=10", "train.clip_norm=0", "train.weight_decay=10", "train.epochs=30")
+    finish(training(data, tmp_path / "run", *more), 2, "not finite")
 
 
 def test_a_killed_process_ends_the_other(data: Path, tmp_path: Path) -> None:
@@ -150,10 +142,10 @@ def test_torchrun(data: Path, together: RunFolder, tmp_path: Path) -> None:
         while first.poll() is None and steps_done(tmp_path / "run") <= EPOCH:
             time.sleep(0.01)
         first.terminate()
-        said = first.communicate(timeout=120)[1]
+        said = first.communicate(timeout=300)[1]
     assert said.count("--resume") == 1, said
     assert said.count("\nterminated\n") == 1, said
     assert not leftovers(tmp_path / "run")
-    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=120, **place)
+    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300, **place)
     assert again.returncode == 0, again.stderr
     assert_same_runs(RunFolder(tmp_path / "run"), together)

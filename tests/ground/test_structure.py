@@ -4,6 +4,7 @@ import ast
 import builtins
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 from tests.helpers import REPOSITORY
@@ -13,7 +14,7 @@ PACKAGE = REPOSITORY / "stale"
 FLOORS = (
     ("commands", "config", "distributed", "device", "io", "segments", "errors", "version"),
     ("run_folder", "progress", "records"),
-    ("model", "data", "video", "preparation", "plots", "charts", "checkpoint"),
+    ("model", "data", "video", "preparation", "plots", "checkpoint"),
     ("training", "detection", "evaluation", "reports", "reproduce"),
     ("api",),
 )
@@ -23,6 +24,7 @@ def floor_of(module: str) -> int:
     return next(number for number, names in enumerate(FLOORS) if module.split(".")[1] in names)
 
 
+@cache
 def modules() -> dict[str, ast.Module]:
     paths = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
     names = [".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in paths]

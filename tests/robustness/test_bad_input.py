@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import h5py
@@ -24,13 +25,12 @@ import torch
 
 from stale import progress
 from stale.api import infer
-from stale.checkpoint import load_checkpoint, save_checkpoint
 from stale.device import out_of_memory_hint
 from stale.errors import StaleError, run_command
 from stale.io import read_json, write_text
 from stale.run_folder import RunFolder
 from stale.training.trainer import train
-from tests.helpers import REPOSITORY, SEEN, UNSEEN, assert_same_runs, copy_data_set, tiny_config
+from tests.helpers import REPOSITORY, SEEN, assert_same_runs, copy_data_set, exit_code, tiny_config
 
 DAMAGE = Callable[[Path], object]  # damages a copy of the data set, or of a run
 
@@ -45,11 +45,7 @@ class Command:
     def __call__(self, script: str, *arguments: object) -> int:
         """Return the exit code."""
         self.patch.setattr(sys, "argv", [script, *map(str, arguments)])
-        try:
-            runpy.run_path(str(REPOSITORY / script), run_name="__main__")
-        except SystemExit as end:
-            return end.code if isinstance(end.code, int) else int(end.code is not None)
-        return 0
+        return exit_code(lambda _: runpy.run_path(str(REPOSITORY / script), run_name="__main__"))
 
     def is_refused(self, message: str, script: str, *arguments: object) -> None:
         """Check for exit code 2 and one line of error that matches; before it stands only the log."""
@@ -75,23 +71,17 @@ def contents(folder: Path) -> dict[str, str]:
 # Ways to damage a data set, given its folder
 
 
-def first_entry(**changes: object) -> DAMAGE:
+def first_entry(start: float, end: float, label: str = "Diving", count: int = 1) -> DAMAGE:
     def damage(folder: Path) -> None:
         content = read_json(folder / "annotations.json", "annotations")
-        content["database"]["video_000"].update(changes)
+        content["database"]["video_000"]["annotations"] = [{"segment": [start, end], "label": label}] * count
         write_text(folder / "annotations.json", json.dumps(content))
 
     return damage
 
 
-def one_label(label: str) -> DAMAGE:
-    return first_entry(annotations=[{"segment": [1, 5], "label": label}])
-
-
-def edit_features(
-    change: Callable[[np.ndarray], np.ndarray], video: str | None = "video_001", rate: object = None
-) -> DAMAGE:
-    """Change the array of a video, None for all; ``rate`` is recorded as the number of snippets a second."""
+def edit_features(change: Callable[[np.ndarray], np.ndarray], video: str | None = "video_001") -> DAMAGE:
+    """Change the array of a video, None for all."""
 
     def damage(folder: Path) -> None:
         gc.collect()  # close the file of a training that waits for the garbage collection
@@ -100,35 +90,12 @@ def edit_features(
                 changed = change(file[name][()])
                 del file[name]
                 file[name] = changed
-        if rate is not None:
-            record(folder, fps=rate)
 
     return damage
 
 
-def record(folder: Path, **attributes: object) -> None:
-    with h5py.File(folder / "features.h5", "r+") as file:
-        file.attrs.update(attributes)
-
-
-def one_nan(array: np.ndarray) -> np.ndarray:
-    array[3, 5] = np.nan
-    return array
-
-
 def cut(name: str, to: int) -> DAMAGE:
     return lambda folder: os.truncate(folder / name, to)
-
-
-def text(name: str, content: str) -> DAMAGE:
-    return lambda folder: (folder / name).write_text(content)
-
-
-def far_off(video: str) -> str:
-    """The message of features that do not last as long as their video."""
-    return (
-        rf"1 of .* videos have features far longer or shorter than .*: {video} in .* \([\d.]+ s, annotated [\d.]+ s\)"
-    )
 
 
 SEEN_LIST = "splits/train_75_test_25/Tiny/train/split_0.list"
@@ -137,16 +104,10 @@ UNSEEN_LIST = SEEN_LIST.replace("/train/", "/test/")
 TRAIN = {
     # features
     "a video without": (lambda f: h5py.File(f / "features.h5", "r+").pop("video_001"), "1 of 24 .*: video_001; add"),
-    "truncated": (cut("features.h5", 5000), "not an HDF5 file or damaged"),
-    "NaN": (edit_features(one_nan), "video 'video_001' in .*: NaN or infinite"),
     "one wrong width": (edit_features(lambda x: x[:, :63]), "video 'video_001' in .*: width 63, but the others are 64"),
-    "far shorter": (edit_features(lambda x: x[: len(x) // 5], rate=2.0), far_off("video_001")),
     # annotations
-    "label in no list": (one_label("Juggling"), "classes Juggling in neither train nor test"),
-    "frames": (first_entry(annotations=[{"segment": [900, 950], "label": "Diving"}] * 9), "seem to be in frames"),
-    "half a character": (one_label("\ud800"), "surrogates not allowed"),
-    # splits
-    "a class on both sides": (text(UNSEEN_LIST, "\n".join([*UNSEEN, "Diving"])), "Diving in both train and test"),
+    "frames": (first_entry(900, 950, count=9), "seem to be in frames"),
+    "half a character": (first_entry(1, 5, "\ud800"), "surrogates not allowed"),
     # text encoder
     "no weights": (lambda f: (f / "text_encoder.pt").unlink(), "model.text.weights: .*text_encoder.pt does not exist"),
     "truncated weights": (cut("text_encoder.pt", 9000), "text_encoder.pt"),
@@ -159,24 +120,6 @@ def test_training_refuses(row: str, data: Path, tmp_path: Path, command: Command
     folder = copy_data_set(data, tmp_path / "data")
     damage(folder)
     command.is_refused(message, "train.py", "--config", folder / "tiny.yaml", "--output", tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-# Options of train.py
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--set", "train.device=cuda"], "train.device is cuda, but no GPU is usable here; use auto or cpu"),
-        (["--set", "train.device=gpu"], "train.device 'gpu' is unknown; use auto, cpu, cuda or cuda:N"),
-    ],
-)
-def test_options_of_train(data: Path, tmp_path: Path, command: Command, more: list, message: str) -> None:
-    if "cuda" in more[-1] and torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    line = ["--config", data, *more]
-    command.is_refused(message, "train.py", *line, "--output", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -195,10 +138,7 @@ def test_a_run_is_replaced_only_on_request(data: Path, run: RunFolder, tmp_path:
     command.is_refused("another train.seed", *line, "--resume")
     assert command(*line, "--resume", "--overwrite") == 2
     assert contents(folder) == before
-    everything = (
-        "data.features: none.h5 does not exist; model.text.weights: no.pt does not exist; "
-        "no video in subset 'evaluation'; the annotations have: test, validation"
-    )
+    everything = "none.h5 does not exist; .*no.pt does not exist; no video in subset 'evaluation'; .* test, validation"
     wrong = ("data.features=none.h5", "model.text.weights=no.pt", "data.test_subset=evaluation")
     command.is_refused(everything, *line, *wrong, "--overwrite")
     command.is_refused("not finite in epoch 1", *line, "loss.classification=1e39", "--overwrite")
@@ -216,9 +156,8 @@ def test_a_run_is_replaced_only_on_request(data: Path, run: RunFolder, tmp_path:
 def test_everything_that_commands_write_into_a_run_is_its_own(run: RunFolder, tmp_path: Path, command: Command) -> None:
     copied = RunFolder(tmp_path / "run")
     shutil.copytree(run.path, copied.path)
-    for vocabulary in ("unseen", "seen", "all"):
-        assert command("inference.py", "--run", copied.path, "--vocabulary", vocabulary) == 0
-        assert command("eval.py", "--run", copied.path, "--vocabulary", vocabulary) == 0
+    for script, vocabulary in product(("inference.py", "eval.py"), ("unseen", "seen", "all")):
+        assert command(script, "--run", copied.path, "--vocabulary", vocabulary) == 0
     infer(copied, oracle=["masks", "labels"])
     infer(copied, vocabulary="all", oracle=["proposals"])
     assert command("scripts/diagnose.py", "--run", copied.path, "--vocabulary", "unseen") == 0
@@ -236,7 +175,7 @@ def exchange_classes(folder: Path) -> None:
 
 CHANGES = {
     "seen": exchange_classes,
-    "segments": first_entry(annotations=[{"segment": [1.5, 5], "label": "Diving"}]),
+    "segments": first_entry(1.5, 5),
     "features": edit_features(lambda x: x[::-1], None),
 }
 
@@ -271,9 +210,13 @@ def test_features_too_coarse_for_the_configuration_are_named(data: Path, tmp_pat
 
 
 FIELDS = {
-    "detections.json": ("protocol.classes", 3, "eval.py --run RUN"),
-    "metrics.json": ("baselines.random.mAP", None, "eval.py --runs RUN"),
-    "split.json": ("seen", {}, "train.py --config CONFIG --output RUN --resume"),
+    "detections.json": (lambda content: content["protocol"].update(classes=3), "classes", "eval.py --run RUN"),
+    "metrics.json": (
+        lambda content: content["baselines"]["random"].update(mAP=None),
+        "baselines.random.mAP",
+        "eval.py --runs RUN",
+    ),
+    "split.json": (lambda content: content.update(seen={}), "seen", "train.py --config CONFIG --output RUN --resume"),
 }
 
 
@@ -283,45 +226,26 @@ def test_a_field_of_another_type_is_named(
 ) -> None:
     shutil.copytree(run.path, tmp_path / "run")
     assert command("eval.py", "--run", tmp_path / "run") == 0
-    field, value, line = FIELDS[name]
+    change, field, line = FIELDS[name]
     arguments = [{"RUN": tmp_path / "run", "CONFIG": data}.get(word, word) for word in line.split()]
     content = read_json(tmp_path / "run" / name, name)
     content["newer"] = content.setdefault("protocol", {})["newer"] = [1]
     write_text(tmp_path / "run" / name, json.dumps(content))
     assert command(*arguments) == 0, "fields of newer versions are left alone"
-    *path, last = field.split(".")
-    section = content
-    for key in path:
-        section = section[key]
-    section[last] = value
+    change(content)
     write_text(tmp_path / "run" / name, json.dumps(content))
-    command.is_refused(
-        rf"{name}.* is incomplete or damaged \({field.removeprefix('protocol.')} should be a", *arguments
-    )
+    command.is_refused(rf"{name}.* is incomplete or damaged \({field} should be a", *arguments)
 
 
 # Runs, checkpoints and data that inference.py cannot use
-
-
-def edit_checkpoint(change: Callable[[dict], object]) -> DAMAGE:
-    def damage(folder: Path) -> None:
-        path = folder / "run/checkpoints/best.pt"
-        state = load_checkpoint(path)
-        change(state)
-        save_checkpoint(path, {key: value for key, value in state.items() if key not in ("kind", "version")})
-
-    return damage
 
 
 BEST, VIDEO = "run/checkpoints/best.pt", "video_030"  # which has unseen classes
 INFERENCE = {
     "no checkpoint": (lambda f: (f / BEST).unlink(), "checkpoint not found: .*best.pt"),
     "truncated": (cut(BEST, 30_000), "best.pt cannot be read, it is damaged or no checkpoint"),
-    "incomplete": (edit_checkpoint(lambda state: state.pop("feature_width")), r"incomplete or damaged \(feature_width"),
     "no configuration": (lambda f: (f / "run/config.yaml").unlink(), "no run in .*config.yaml is missing"),
     "a video without": (lambda f: h5py.File(f / "features.h5", "r+").pop(VIDEO), f"have no .*: {VIDEO}; add"),
-    "no features": (lambda f: (f / "features.h5").unlink(), "features not found: .*features.h5; set data.features"),
-    "far shorter": (edit_features(lambda x: x[: len(x) // 5], VIDEO, 2.0), far_off(VIDEO)),
     "all of another width": (edit_features(lambda x: x[:, :63], None), "features .*63 wide.* 64 wide"),
 }
 
@@ -346,19 +270,19 @@ def test_inference_refuses(row: str, data: Path, run: RunFolder, tmp_path: Path,
     assert contents(copied.path) == before
 
 
+FEATURES = ("--features", "FEATURES", "--fps", "2", "--classes")
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--features", "none.npy", "--classes", "a"], "features not found: none.npy"),
-        (["--features", "FEATURES", "--fps", "2", "--classes", "a", "a"], "class named twice: a"),
-        (["--features", "FEATURES", "--fps", "2", "--classes", "a", "--template", "b"], "has no {} for the class name"),
-        (["--features", "FEATURES", "--fps", "2", "--classes", "very " * 90], "needs 9. tokens; .* has room"),
+        ([*FEATURES, "a", "--template", "b"], "has no {} for the class name"),
+        ([*FEATURES, "very " * 90], "needs 9. tokens; .* has room"),
         (["--video", "none.mp4", "--classes", "a"], "video not found: none.mp4"),
-        (
-            ["--features", "FEATURES", "--classes", "a", "--fps", "2", "--csv", "/dev/null/a"],
-            "cannot write /dev/null/a",
-        ),
-        (["--device", "cuda:99"], "--device is cuda:99, but"),
+        ([*FEATURES, "a", "--csv", "/dev/null/a"], "cannot write /dev/null/a"),
+        (["--device", "cuda:99"], "--device is cuda:99, but .*; use auto or cpu"),
+        (["--device", "gpu"], "--device 'gpu' is unknown; use auto, cpu, cuda or cuda:N"),
     ],
 )
 def test_options_of_inference(run: RunFolder, tmp_path: Path, command: Command, more: list, message: str) -> None:
@@ -389,16 +313,12 @@ def test_no_memory_names_the_setting(error: Exception, message: str) -> None:
 # Tracebacks and signals
 
 
-@pytest.mark.parametrize("script", ["train.py", "inference.py", "eval.py"])
-def test_a_traceback_only_with_debug(tmp_path: Path, command: Command, script: str) -> None:
-    command.patch.chdir(tmp_path)
-    line = ("--output", "run") if script == "train.py" else ("--run", "run")
-    command.is_refused("", script, *line)
-    assert command(script, *line, "--debug") == 2
-    error = command.capture.readouterr().err
-    assert "Traceback (most recent call last)" in error
-    assert "stale.errors.StaleError" in error
-    assert error.splitlines()[-1].startswith("error: ")
+def test_a_traceback_only_with_debug(tmp_path: Path, command: Command) -> None:
+    command.is_refused("no run in", "inference.py", "--run", tmp_path)
+    assert command("inference.py", "--run", tmp_path, "--debug") == 2
+    assert re.search(
+        r"Traceback \(most.*stale.errors.StaleError.*\nerror: ", command.capture.readouterr().err, re.DOTALL
+    )
 
 
 @pytest.mark.parametrize(
@@ -421,11 +341,6 @@ def test_messages_are_one_line_whatever_they_quote(capsys: pytest.CaptureFixture
     assert said.startswith(line)
     assert said.count("\n") == 1
     assert len(said) < 5000
-
-
-def test_defects_are_not_hidden() -> None:
-    with pytest.raises(ZeroDivisionError):
-        run_command(lambda: print(1 / 0))
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:
@@ -461,7 +376,7 @@ run_command(main)
 def test_progress_is_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture, monkeypatch) -> None:
     for interval, lines in ((0.0, r"(pack: +\d+%.*\d/3.*\n)+"), (60.0, "")):
         monkeypatch.setattr(progress, "_INTERVAL", interval)
-        list(progress.progress_bar(range(3), "pack", mininterval=0))
+        list(progress.progress_bar(range(3), "pack"))
         said = capsys.readouterr().err
         assert re.fullmatch(lines, said)
         assert "\r" not in said

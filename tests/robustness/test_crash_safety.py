@@ -47,13 +47,6 @@ def check_files(folder: Path) -> None:
             loaders[path.suffix](path)
 
 
-def copy_without_detections(run: RunFolder, folder: Path) -> RunFolder:
-    copied = RunFolder(folder)
-    shutil.copytree(run.path, copied.path)
-    copied.detections("unseen").unlink()
-    return copied
-
-
 # Killed
 
 
@@ -98,7 +91,7 @@ def test_killed_training_ends_with_the_same_weights(data: Path, finished: RunFol
     for kill in range(3):
         running = training(data, run, "--resume")
         wanted = kill * EPOCH + chance.randrange(1, EPOCH + 2)
-        running.wait(lambda wanted=wanted: steps_done(run) >= wanted, look=lambda: check_files(run))
+        running.wait(lambda wanted=wanted: check_files(run) or steps_done(run) >= wanted)
         time.sleep(chance.uniform(0, 0.05))
         running.send(signal.SIGKILL)
         assert running.finish() in (0, -signal.SIGKILL), running.said()
@@ -142,7 +135,8 @@ def test_a_signal_or_a_full_disk_keeps_the_checkpoint_and_says_how_to_resume(
 
 
 def test_detections_on_a_full_disk_are_one_line(finished: RunFolder, tmp_path: Path) -> None:
-    run = copy_without_detections(finished, tmp_path / "run")
+    run = RunFolder(shutil.copytree(finished.path, tmp_path / "run"))
+    run.detections("unseen").unlink()
     run.log.unlink()  # the training's is nearly as long
     failed = start(tmp_path / "errors.txt", "inference.py", "--run", str(run.path), largest_file=2000)
     assert failed.finish() == 2, failed.said()

@@ -105,7 +105,6 @@ ENTRY = {"subset": "test", "duration": 10.0, "annotations": [{"segment": [1, 2.5
 ANNOTATIONS = {"version": "1", "database": {"a": ENTRY, "v_b": {**ENTRY, "subset": "training"}}}
 DETECTION = {"segment": [0.0, 5.0], "label": "Diving", "score": 0.9}
 RESULTS = {"version": "1", "external_data": {}, "protocol": {"dataset": "a"}, "results": {"a": [DETECTION, DETECTION]}}
-HUGE = 10**400  # no float holds it
 CONFIGURATION = {
     "data": {"features": ["a", "b"], "holdout": "0.1", "num_snippets": "9"},
     "train": {"epochs": "3", "learning_rate": "1e-4"},
@@ -146,24 +145,15 @@ def checkpoint_bytes(**changes: Any) -> bytes:
     return saved(lambda buffer, value: torch.save(value, buffer), {**content, **changes})
 
 
-def as_json(*values: Any) -> st.SearchStrategy[bytes]:
-    return st.sampled_from([json.dumps(value).encode() for value in values])
-
-
 ARRAY = saved(np.save, np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32))
 WEIGHTS = saved(lambda buffer, value: torch.save(value, buffer), random_text_encoder_weights(num_tokens=5, layers=1))
 # File → its loader, damaged contents, number of cases.
 LOADERS: dict[str, tuple[Callable[[Path], Any], st.SearchStrategy[bytes], int]] = {
     "annotations.json": (use_annotations, damaged_json(ANNOTATIONS), CASES),
-    "results.json": (
-        use_results,
-        damaged_json(RESULTS) | as_json({"results": {"a": [{**DETECTION, "score": HUGE}]}}),
-        CASES,
-    ),
+    "results.json": (use_results, damaged_json(RESULTS), CASES),
     "scores.json": (
         lambda path: read_video_scores(path, TRUTH),
-        damaged_json({"class": ["Diving"], "results": {"a": [1]}})
-        | as_json({"class": ["Diving"], "results": {"a": [HUGE]}}),
+        damaged_json({"class": ["Diving"], "results": {"a": [1]}}),
         CASES,
     ),
     "split.list": (read_class_list, damaged_bytes("Diving\r\nHigh jump\n\nτ\n".encode()), CASES),
@@ -203,19 +193,6 @@ def gzip_bomb(folder: Path) -> Callable[[], Any]:
     return lambda: read_json(folder / "a.json", "annotation file")
 
 
-def npy_header(shape: str) -> Callable[[Path], Callable[[], Any]]:
-    def write(folder: Path) -> Callable[[], Any]:
-        buffer = io.BytesIO()
-        np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (4, 5)})
-        header = buffer.getvalue().replace(b"(4, 5), }" + b" " * (len(shape) - 6), f"{shape}, }}".encode())
-        assert len(header) == len(buffer.getvalue())
-        np.save(folder / "a.npy", np.ones((4, 5), np.float32))
-        (folder / "clip.npy").write_bytes(header + b"\0" * 80)
-        return lambda: open_features(folder).read("clip")
-
-    return write
-
-
 def hdf5_dataset(**options: Any) -> Callable[[Path], Callable[[], Any]]:
     def write(folder: Path) -> Callable[[], Any]:
         with h5py.File(folder / "a.h5", "w") as file:
@@ -227,9 +204,6 @@ def hdf5_dataset(**options: Any) -> Callable[[Path], Callable[[], Any]]:
 
 BOMBS = {
     "gzip": (gzip_bomb, 200),
-    **{
-        f"npy {shape}": (npy_header(shape), 1) for shape in ("(500000000000, 5)", "(-1, 5)", "(4611686018427387904, 4)")
-    },
     "hdf5 with nothing stored": (hdf5_dataset(), 1),
     "compressed hdf5": (hdf5_dataset(compression="gzip"), 1),
 }
@@ -332,15 +306,15 @@ def test_every_video_id_names_its_own_file_in_the_folder(one: str, other: str) -
         assert file_name(name) == name
 
 
-@pytest.mark.parametrize("name", ["../secret", "a/../../secret", "..", "", "."])
-def test_a_video_id_reads_no_file_outside_the_folder(tmp_path: Path, name: str) -> None:
+def test_a_video_id_reads_no_file_outside_the_folder(tmp_path: Path) -> None:
     (tmp_path / "features").mkdir()
     for path in ("secret.npy", "features/clip.npy", ".npy", "...npy"):
         np.save(tmp_path / path, np.ones((3, 4), np.float32))
     store = open_features(tmp_path / "features")
-    assert store.find(name) is None
-    with pytest.raises(StaleError, match="are missing in"):
-        store.read(name)
+    for name in ("../secret", "a/../../secret", "..", "", "."):
+        assert store.find(name) is None
+        with pytest.raises(StaleError, match="are missing in"):
+            store.read(name)
 
 
 @pytest.mark.parametrize("name", [name for name in EVIL_NAMES if len(name) < 200])
