@@ -73,7 +73,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     source.add_argument("--features", nargs="+", type=Path, metavar="FILE|FOLDER", help=".npy or HDF5 features")
     names = own.add_mutually_exclusive_group()
     names.add_argument("--classes", nargs="+", type=utf8, metavar="NAME", help="any class names")
-    names.add_argument("--classes-file", type=Path, metavar="FILE", help="class names, one a line or as JSON")
+    names.add_argument("--classes-file", type=Path, metavar="FILE", help="class names, one a line")
     own.add_argument(
         "--template", nargs="+", type=utf8, metavar="TEXT", help='e.g. "a video of {}"; default: the run\'s'
     )

@@ -37,7 +37,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = CommandParser(description=__doc__)
     names = parser.add_mutually_exclusive_group(required=True)
     names.add_argument("--classes", nargs="+", metavar="NAME", help="any class names")
-    names.add_argument("--classes-file", type=Path, metavar="FILE", help="one a line, or JSON, as for inference.py")
+    names.add_argument("--classes-file", type=Path, metavar="FILE", help="one a line, as for inference.py")
     names.add_argument("--annotations", type=Path, metavar="FILE", help="all labels that occur")
     parser.add_argument("--model", required=True, metavar="NAME|FILE", help="of clip also a file of weights")
     add_library(parser)

@@ -2,7 +2,6 @@
 
     python scripts/extract_features.py videos/ --weights ViT-B/16 --output features/          # .npy, 5 a second
     python scripts/extract_features.py a.mp4 b.mkv --weights ViT-L-14.pt --fps 2 --output features/
-    python scripts/extract_features.py videos/ --weights ViT-B/16 --stride 8 --snippet-length 16 --output features/
     python scripts/extract_features.py videos/ --library open_clip --weights ViT-B-16-SigLIP2 --pretrained webli \\
         --output features/
 
@@ -34,12 +33,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--weights", required=True, metavar="NAME|FILE", help="model, or a file of CLIP weights")
     add_library(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="folder of the features")
-    rate = parser.add_mutually_exclusive_group()
-    rate.add_argument("--fps", type=float, default=5.0, help="snippets a second, one frame each; default 5")
-    rate.add_argument("--stride", type=int, metavar="FRAMES", help="a snippet every so many frames of the video")
-    parser.add_argument(
-        "--snippet-length", type=int, default=1, metavar="FRAMES", help="with --stride: the mean of so many frames"
-    )
+    parser.add_argument("--fps", type=float, default=5.0, help="snippets a second, one frame each; default 5")
     parser.add_argument("--batch-size", type=int, default=64, help="frames the image encoder is given at once")
     parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="videos decoded at once")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -56,11 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
 
     from stale.device import choose_device  # after parsing: --help answers at once
-    from stale.video.extract import Sampling, extract_features
+    from stale.video.extract import extract_features
     from stale.video.frames import find_videos
     from stale.video.image_encoder import ImageEncoder
 
-    sampling = Sampling(options.fps, options.stride, options.snippet_length)
     videos = find_videos(options.videos)
     device = choose_device(options.device, "--device")
     if options.library == "open_clip":
@@ -68,11 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         encoder = ImageEncoder.load(options.weights, device, options.activation, options.heads)
     todo, broken = extract_features(
-        videos, options.output, encoder, sampling, batch_size=options.batch_size, workers=options.workers
+        videos, options.output, encoder, options.fps, batch_size=options.batch_size, workers=options.workers
     )
     done = len(todo) - len(broken)
     print(f"{done} videos done, {len(videos) - len(todo)} finished earlier, {len(broken)} broken")
-    print(f"{options.output}: {encoder.backbone}, {encoder.width} wide, {sampling}")
+    print(f"{options.output}: {encoder.backbone}, {encoder.width} wide, {options.fps:g} fps")
     for reason in broken.values():
         print(f"broken: {reason}", file=sys.stderr)
     if broken:

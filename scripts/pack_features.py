@@ -5,9 +5,9 @@
 
 Train on it with data.features=packed. With --snippets every video is rescaled to T, the data.num_snippets to train
 with; without, its native rate is kept, and every T can be trained.
-With --annotations exactly the annotated videos are packed, and their durations compared. Every problem is printed:
-features that are missing, hold NaN, have another width or shape, are constant, are too large for half precision (all
-left out), and features whose duration does not fit the annotation (packed). Exit code 1 if a video was left out.
+With --annotations exactly the annotated videos are packed; prepare_data.py --check compares their durations. Every
+problem is printed: features that are missing, hold NaN, have another width or shape, are constant, or are too large for
+half precision. They are left out, and the exit code is 1.
 """
 
 from collections.abc import Sequence
@@ -39,19 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from stale.data.pack import pack
 
     recorded_number(vars(options), "fps", "--fps")
-    store, videos = open_features(options.source, options.id_pattern), None
+    store, ids = open_features(options.source, options.id_pattern), None
     if options.annotations:
         videos = read_annotations(options.annotations)
         store.annotate(videos)
-    if videos and options.subset:
-        videos = {video.id: video for video in in_subset(videos.values(), options.subset)}
+        ids = [
+            video.id for video in (in_subset(videos.values(), options.subset) if options.subset else videos.values())
+        ]
     settings = {"num_snippets": options.snippets, "precision": options.precision, "fps": options.fps}
-    left_out, doubtful = pack(store, options.output, videos=videos, **settings)
+    left_out = pack(store, options.output, ids=ids, **settings)
     packed = open_features(options.output)
     print(f"{options.output}: {len(packed.ids):,} videos, {packed.width} wide, {options.precision}")
-    for heading, problems in (("left out", left_out), ("packed", doubtful)):
-        for video, problem in problems.items():
-            print(f"{heading}: {video}: {problem}")
+    for video, problem in left_out.items():
+        print(f"left out: {video}: {problem}")
     if left_out:
         raise SystemExit(1)
 

@@ -19,7 +19,7 @@ import argparse
 import logging
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,7 @@ def check(options: argparse.Namespace) -> None:
     )
     print(report.as_text())
     if options.json:
-        write_json(options.json, report.as_dict(), indent=1)
+        write_json(options.json, {"verdict": report.verdict, **asdict(report)}, indent=1)
     if code := checks.EXIT_CODES[report.verdict]:
         raise SystemExit(code)
 

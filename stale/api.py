@@ -25,12 +25,9 @@ from stale.data.dataset import load_sampled, native_length, rescale
 from stale.data.datasets import facts
 from stale.data.embeddings import EmbeddingTable, read_embeddings
 from stale.data.features import (
-    SUFFIXES,
     Backbone,
     check_features,
-    load_npy,
     open_features,
-    read_sidecar,
     recorded_number,
     recorded_rate,
     require_same_backbone,
@@ -52,7 +49,7 @@ from stale.model.stale import Stale, restore_model
 from stale.model.text import FileEmbeddings
 from stale.preparation.release import RUN, is_package, unpack
 from stale.run_folder import BASELINES, RunFolder, log_into, start_logging
-from stale.video.extract import Sampling, VideoFeatures, encode_videos
+from stale.video.extract import VideoFeatures, encode_videos
 from stale.video.image_encoder import ImageEncoder
 
 # Settings of the data that stay a run's own on another data set.
@@ -152,9 +149,9 @@ class Detector:
 
         ``text`` is ``templates`` and ``embeddings`` of :meth:`detect`.
         """
-        encoder, sampling = self.load_encoder(image_weights), Sampling(fps)
+        encoder = self.load_encoder(image_weights)
         self.class_features(classes, **text)  # a bad vocabulary stops before anything is decoded
-        for path, result in encode_videos(paths, encoder, sampling, thumbnails=10):
+        for path, result in encode_videos(paths, encoder, fps, thumbnails=10):
             if isinstance(result, VideoFeatures):
                 found = self.detect(result.features, result.fps, classes, name=path.stem, **text)
                 yield path.stem, replace(found, thumbnails=result.thumbnails)
@@ -174,15 +171,15 @@ class Detector:
         ``fps`` is their rate, or ``duration`` that of the videos in seconds, in place of what is recorded.
         """
         self.class_features(classes, **text)
-        stored = [(source, *entry) for source in sources for entry in _stored(source)]  # all exist, or none is begun
-        for source, video_id, load_array in stored:
+        stores = [open_features(source) for source in sources]  # all exist, or none is begun
+        stored = [(store, video_id) for store in stores for video_id in sorted(store.ids)]
+        for store, video_id in stored:
             try:
-                array, recorded = load_array()
-                where = f"features of '{video_id}' in {source}"
+                array, recorded, where = store.read(video_id), store.attributes(video_id), store.where(video_id)
                 require_same_backbone(self.backbone, Backbone.of(recorded), f"the {where}")
                 rate = recorded_rate(recorded, where, len(array) / duration if duration else fps)
                 if rate is None:
-                    raise StaleError(f"features {source} record no rate: say it with --fps, or --duration in seconds")
+                    raise StaleError(f"{where} record no rate: say it with --fps, or --duration in seconds")
                 yield video_id, self.detect(array, rate, classes, name=video_id, **text)
             except StaleError as error:
                 yield video_id, error
@@ -334,15 +331,3 @@ def _source(config: Config) -> str:
     """The features of a configuration, as one text."""
     features = config.data.features
     return features if isinstance(features, str) else " + ".join(features)
-
-
-def _stored(source: Path) -> Iterator[tuple[str, Any]]:
-    """(id, function that loads the array and its record) of each video in a source of features."""
-    if source.suffix in SUFFIXES and not source.is_dir():
-        if not source.exists():
-            raise StaleError(f"features not found: {source}")
-        yield source.stem, lambda: (load_npy(source), read_sidecar(source))
-        return
-    store = open_features(source)
-    for video_id in sorted(store.ids):
-        yield video_id, lambda video_id=video_id: (store.read(video_id), store.attributes(video_id))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stale.errors import StaleError, name_some
-from stale.io import clean_name, read_json, read_text
+from stale.io import clean_name, read_text
 
 _log = logging.getLogger(__name__)
 
@@ -77,18 +77,10 @@ def warn_of_same_text(classes: Iterable[str | NamedClass]) -> None:
 
 
 def read_classes(path: str | Path) -> list[NamedClass]:
-    """Load classes, one a line as :func:`parse_classes` takes them (# starts a comment line), or from ``.json``."""
-    if Path(path).suffix == ".json":
-        content = read_json(path, "classes file")
-        values = content.values() if isinstance(content, dict) else [content]
-        lists = [[value] if isinstance(value, str) and value is not content else value for value in values]
-        if not all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lists):
-            raise StaleError(f'classes file {path}: a list of names, or {{"label": ["phrase", …]}}, is expected')
-    else:
-        lines = [line.strip() for line in read_text(path, "classes file").splitlines()]
-        content = [line for line in lines if line and not line.startswith("#")]
+    """Load classes, one a line as :func:`parse_classes` takes them; # starts a comment line."""
+    lines = [line.strip() for line in read_text(path, "classes file").splitlines()]
     try:
-        return parse_classes(content)
+        return parse_classes([line for line in lines if line and not line.startswith("#")])
     except StaleError as error:
         raise StaleError(f"classes file {path}: {error}") from None
 

@@ -1,6 +1,7 @@
 """Snippet features from disk, in forms that all give the same: (snippets, D) of a video, float16 or float32.
 
-* a folder of ``<video>.npy`` (or ``.npz``, ``.pt``) at any depth, with an optional record ``<video>.json`` beside each;
+* a folder of ``<video>.npy`` (or ``.npz``, ``.pt``) at any depth, with an optional record ``<video>.json`` beside each,
+  or one such file;
 * an HDF5 file with one dataset a video, and the record in its attributes;
 * a packed folder: ``features.npy``, the snippets of all videos one after the other, and ``index.json``
   (:mod:`stale.data.pack` writes it).
@@ -145,10 +146,9 @@ class FeatureStore:
 
         Where the rate is recorded, snippets after the annotated duration are cut off, and missing ones take the mean.
         """
-        return [source.fit(video_id, source.read(video_id)) for source in self.sources]
+        return [source._fit(video_id, source.read(video_id)) for source in self.sources]
 
-    def fit(self, video_id: str, features: np.ndarray) -> np.ndarray:
-        """``features`` (snippets, D) as long as the annotated video, as far as they tell."""
+    def _fit(self, video_id: str, features: np.ndarray) -> np.ndarray:
         video = self.annotated.get(video_id)
         seconds = self.extents(video_id, len(features))[-1:] if video else []
         if video is None or not seconds or not _lasts(seconds[0], video):
@@ -158,14 +158,14 @@ class FeatureStore:
             return features
         return np.pad(features, ((0, max(count - len(features), 0)), (0, 0)), mode="mean")[:count]
 
-    def extents(self, video_id: str, count: float | None = None, fps: float | None = None) -> list[float]:
+    def extents(self, video_id: str, count: float | None = None) -> list[float]:
         """How many seconds a video's ``count`` snippets last, as far as known: as recorded, then by their rate.
 
-        ``fps`` is the rate where none is recorded. A rate or duration that cannot be one is a StaleError.
+        A rate or duration that cannot be one is a StaleError.
         """
         recorded, stored_id, where = self.attributes(video_id), self.find(video_id), self.where(video_id)
         known = [recorded_number(recorded, "duration", where)]
-        rate = None if self.rescaled else recorded_rate(recorded, where, fps)
+        rate = None if self.rescaled else recorded_number(recorded, "fps", where)
         if rate and stored_id is not None:
             if count is None:
                 with _one_line(f"{where} cannot be read"):
@@ -183,7 +183,7 @@ class FeatureStore:
             return {}
         with _one_line(f"attributes of video '{stored_id}' in {self.path} cannot be read"):
             recorded = self.record(stored_id)
-        found = {name: recorded[name] for name in ATTRIBUTES if recorded.get(name) is not None}
+            found = {name: recorded[name] for name in ATTRIBUTES if recorded.get(name) is not None}
         for name, value in found.items():
             value = value.item() if isinstance(value, (np.ndarray, np.generic)) and np.size(value) == 1 else value
             found[name] = value if isinstance(value, (int, float)) else str(value)
@@ -198,11 +198,14 @@ class FeatureStore:
 
 
 class NpyFolder(FeatureStore):
-    """A folder of ``<video>.npy`` (or ``.npz``, ``.pt``) with ``<video>.json``; if it holds none, in folders inside."""
+    """A folder of ``<video>.npy`` (or ``.npz``, ``.pt``) with ``<video>.json``; if it holds none, in folders inside.
+
+    ``path`` may also be one such file.
+    """
 
     def __init__(self, path: Path, id_pattern: str = "{id}") -> None:
         # Names with a dot in front are the system's (macOS leaves ._video.npy beside video.npy), not videos'.
-        found: list[Path] = []
+        found = [path] if path.is_file() else []
         for pattern in ("*", "**/*"):  # copies and other files may lie in folders beside the videos'
             for suffix in SUFFIXES:  # of one kind alone: a file of weights or class embeddings may lie beside .npy
                 files = sorted(path.glob(pattern + suffix))
@@ -216,16 +219,15 @@ class NpyFolder(FeatureStore):
         return _squeeze(_map_npy(Path(self.files[stored_id])))
 
     def record(self, stored_id: str) -> Mapping[str, Any]:
-        return read_sidecar(Path(self.files[stored_id]))
+        sidecar = Path(self.files[stored_id]).with_suffix(".json")
+        return read_json(sidecar, "record of features") if sidecar.is_file() else {}
 
 
 class PackedFolder(FeatureStore):
     """``features.npy`` and ``index.json``; the rows stay on disk and are memory-mapped."""
 
     def __init__(self, path: Path) -> None:
-        if not (path / PACKED_INDEX).exists():
-            raise StaleError(f"features {path}: {PACKED_ROWS} without {PACKED_INDEX}; pack the features again")
-        rows, index = _map_npy(path / PACKED_ROWS), read_json(path / PACKED_INDEX, "index of features")
+        index, rows = read_json(path / PACKED_INDEX, "index of features"), _map_npy(path / PACKED_ROWS)
         try:
             self.videos = {str(entry["id"]): {**index, **entry} for entry in index["videos"]}
             spans = [range(entry["first"], entry["first"] + entry["count"]) for entry in self.videos.values()]
@@ -248,11 +250,12 @@ class PackedFolder(FeatureStore):
 class Hdf5File(FeatureStore):
     """An HDF5 file with one dataset a video."""
 
-    def __init__(self, path: Path, file: h5py.File, id_pattern: str = "{id}") -> None:
+    def __init__(self, path: Path, id_pattern: str = "{id}") -> None:
+        self.file = file = open_hdf5(path, "features")
         ids = {name: name for name, item in file.items() if isinstance(item, h5py.Dataset)}
         if not ids:
             raise StaleError(f"features {path}: no dataset a video")
-        self.path, self.file, self.datasets = path, file, _by_id(ids, id_pattern, path)
+        self.path, self.datasets = path, _by_id(ids, id_pattern, path)
         super().__init__(path, self.datasets, self.open(min(self.datasets)).shape, file.attrs.get(SIMULATED))
         self.shared = dict(file.attrs)
 
@@ -276,9 +279,6 @@ class SideBySide(FeatureStore):
         super().__init__(path, ids, (0, width), any(store.simulated for store in stores))
         self.sources = [source for store in stores for source in store.sources]
 
-    def open(self, stored_id: str) -> Any:
-        return np.concatenate(self.read_parts(stored_id), axis=1)  # refused where they differ in their rate
-
 
 def open_features(path: str | Path | Sequence[str], id_pattern: str = "{id}") -> FeatureStore:
     """Open features in any of the forms above, several paths side by side; a StaleError if there are none.
@@ -289,14 +289,24 @@ def open_features(path: str | Path | Sequence[str], id_pattern: str = "{id}") ->
         stores = [open_features(one, id_pattern) for one in path]
         return stores[0] if len(stores) == 1 else SideBySide(stores)
     path = Path(path)
-    if path.is_dir():
-        packed = (path / PACKED_ROWS).exists()
-        return _not_transposed(PackedFolder(path) if packed else NpyFolder(path, id_pattern))
     if not path.exists():
         raise StaleError(f"features not found: {path}; set data.features to a folder of .npy or an HDF5 file")
-    with _one_line(f"features {path}: not an HDF5 file or damaged"):
-        file = open_hdf5(path, "features")
-        return _not_transposed(Hdf5File(path, file, id_pattern))
+    store: FeatureStore
+    if (path / PACKED_ROWS).exists():
+        store = PackedFolder(path)
+    elif path.is_dir() or path.suffix in SUFFIXES:
+        store = NpyFolder(path, id_pattern)
+    else:
+        with _one_line(f"features {path}: not an HDF5 file or damaged"):
+            store = Hdf5File(path, id_pattern)
+    shapes = []
+    with suppress(Exception):  # a damaged video is named where it is loaded
+        shapes = [np.shape(store.open(name)) for name in sorted(store.ids)[:3]]
+    usual = all(len(shape) == 2 and shape[0] in WIDTHS and shape[1] not in WIDTHS for shape in shapes)
+    # Features of one shape may be rescaled to 512 snippets, and be wider than that.
+    if len(shapes) > 1 and usual and (len({*shapes}) > 1 or shapes[0][1] < shapes[0][0]):
+        raise StaleError(f"features {path}: {shapes[0]} seems to be width × snippets: transpose the features")
+    return store
 
 
 def open_hdf5(path: Path, what: str) -> h5py.File:
@@ -309,18 +319,6 @@ def open_hdf5(path: Path, what: str) -> h5py.File:
     if outside:
         raise StaleError(f"{what} {path}: {name_some(outside)} lie in other files: refused")
     return file
-
-
-def _not_transposed(store: FeatureStore) -> FeatureStore:
-    """``store``, if not its first videos all have a usual feature width in place of the number of snippets."""
-    shapes = []
-    with suppress(Exception):  # a damaged video is named where it is loaded
-        shapes = [np.shape(store.open(name)) for name in sorted(store.ids)[:3]]
-    usual = all(len(shape) == 2 and shape[0] in WIDTHS and shape[1] not in WIDTHS for shape in shapes)
-    # Features of one shape may be rescaled to 512 snippets, and be wider than that.
-    if len(shapes) > 1 and usual and (len({*shapes}) > 1 or shapes[0][1] < shapes[0][0]):
-        raise StaleError(f"features {store.path}: {shapes[0]} seems to be width × snippets: transpose the features")
-    return store
 
 
 def spread_windows(features: np.ndarray, overlap: float) -> np.ndarray:
@@ -339,13 +337,10 @@ def spread_windows(features: np.ndarray, overlap: float) -> np.ndarray:
     return (features[first] * (1 - share) + features[second] * share).astype(features.dtype)
 
 
-def duration_mismatch(store: FeatureStore, video: Video, fps: float | None = None) -> str:
-    """Say which features do not fit the annotated duration of their video; "" if they fit or it is not known.
-
-    Compared are all :meth:`FeatureStore.extents`.
-    """
+def duration_mismatch(store: FeatureStore, video: Video) -> str:
+    """Say which features do not fit the annotated duration of their video; "" if they fit or it is not known."""
     for source in store.sources:
-        for seconds in source.extents(video.id, fps=fps):
+        for seconds in source.extents(video.id):
             if not _lasts(seconds, video):
                 return f"{source.path} ({seconds:.1f} s, annotated {video.duration:.1f} s)"
     return ""
@@ -395,20 +390,6 @@ def recorded_rate(recorded: Mapping[str, Any], where: str, given: float | None =
     return rate or given
 
 
-def load_npy(path: Path) -> np.ndarray:
-    """Load the array in a ``.npy`` file; a StaleError if it is missing, damaged, a pickle or too large."""
-    return load_array(_squeeze(_map_npy(path)), f"features file {path}")
-
-
-def read_sidecar(path: Path) -> dict[str, Any]:
-    """The record in ``video.json`` beside ``video.npy``; {} where there is none."""
-    sidecar = path.with_suffix(".json") if path.suffix in SUFFIXES else path.with_name(f"{path.name}.json")
-    content = read_json(sidecar, "record of features") if sidecar.is_file() else {}
-    if not isinstance(content, dict):
-        raise StaleError(f"record of features {sidecar}: an object is expected")
-    return content
-
-
 def _by_id(names: Mapping[str, str], id_pattern: str, path: Path) -> dict[str, str]:
     """Id → key of ``names`` whose name fits the pattern; a StaleError if none does, or if an id is there twice."""
     before, mark, after = id_pattern.partition("{id}")
@@ -445,11 +426,11 @@ def _map_npy(path: Path) -> np.ndarray:
 
             return torch.load(path, map_location="cpu", weights_only=True).float().numpy()
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # compares the header with the file's size
-        if not isinstance(mapped, np.ndarray):
-            if path.suffix != ".npz" or len(mapped.files) != 1:
-                raise ValueError("not an array, but an archive of several or none")
-            return mapped[mapped.files[0]]
-        return mapped
+        if isinstance(mapped, np.ndarray):
+            return mapped
+        if path.suffix != ".npz" or len(mapped.files) != 1:
+            raise ValueError("not an array, but an archive of several or none")
+        return mapped[mapped.files[0]]
 
 
 def load_array(data: Any, where: str) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Report on a data set: whether everything that training needs is there, and whether it is sound."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,23 +38,13 @@ class Report:
         """One of ready, incomplete and faulty."""
         return "faulty" if self.faults else "incomplete" if self.missing else "ready"
 
-    def as_dict(self) -> dict[str, Any]:
-        """The whole report for JSON."""
-        return {"verdict": self.verdict, **asdict(self)}
-
     def as_text(self) -> str:
         """The report as lines of text."""
         lines = [f"{self.name}: {self.verdict.upper()}"]
         if self.subsets:
-            numbers = pd.DataFrame.from_dict(self.subsets, orient="index").drop(
-                columns="missing_videos", errors="ignore"
-            )
-            lines.append(numbers.to_string(na_rep=""))
+            lines.append(pd.DataFrame.from_dict(self.subsets, orient="index").to_string(na_rep=""))
         if found := self.features:
-            kinds = ", ".join(f"{count:,} in {kind}" for kind, count in found["precision"].items())
-            lines.append(
-                f"{found['path']}: {found['videos']:,} videos, {found['width']} wide; loaded {kinds or 'none'}"
-            )
+            lines.append(f"{found['path']}: {found['videos']:,} videos, {found['width']} wide")
         for heading, items in (("MISSING", self.missing), ("FAULTY", self.faults), ("note", self.remarks)):
             lines += [f"{heading}: {item}" for item in items]
         return "\n".join(lines)
@@ -144,21 +134,29 @@ def _check_features(
 ) -> None:
     """Check that all videos with segments have features, load them, and compare them with the annotated durations."""
     store = open_features(path, id_pattern).annotate(videos)
+    missing: dict[str, list[str]] = {}
     unusable: dict[str, str] = {}
     mismatches: dict[str, str] = {}
-    precisions: Counter[str] = Counter()
+    report.features = {
+        "path": str(path),
+        "videos": len(store.ids),
+        "width": store.width,
+        "simulated": store.simulated,
+        "missing": missing,
+        "unusable": unusable,
+        "duration_mismatches": mismatches,
+    }
     lengths: list[int] = []
     for subset, chosen in by_subset(videos.values()).items():
         numbers = report.subsets[subset]
         there = [video for video in chosen if store.find(video.id) is not None]
         absent = [video for video in chosen if video.instances and store.find(video.id) is None]
-        numbers["missing_videos"] = [video.id for video in absent]
-        numbers["without features"] = len(absent)
+        missing[subset] = [video.id for video in absent]
         if absent:
             classes = Counter(label for video in absent for label in all_labels([video]))
             by_class = name_some(f"{label}: {count}" for label, count in classes.most_common())
             counts = f"{len(absent):,} of {numbers['with segments']:,} {subset} videos"
-            report.missing.append(f"features: {counts}: {name_some(numbers['missing_videos'])} ({by_class})")
+            report.missing.append(f"features: {counts}: {name_some(missing[subset])} ({by_class})")
         count = min(sample or len(there), len(there))
         rates = []
         for at in progress_bar(np.linspace(0, len(there) - 1, count), subset, leave=False, disable=count < 50):
@@ -170,20 +168,11 @@ def _check_features(
                 continue
             if mismatch:
                 mismatches[video.id] = mismatch
-            precisions[str(features.dtype)] += 1
             lengths.append(len(features))
             rates.append(len(features) / video.duration)
-        numbers["snippets a second"] = round(median(rates), 2) if rates else None
-    report.features = {
-        "path": str(path),
-        "videos": len(store.ids),
-        "width": store.width,
-        "loaded": len(lengths) + len(unusable),
-        "precision": dict(precisions),
-        "simulated": store.simulated,
-        "unusable": unusable,
-        "duration_mismatches": mismatches,
-    }
+        numbers |= {"without features": len(absent), "loaded": len(rates)}
+        if rates:
+            numbers["snippets a second"] = round(median(rates), 2)
     if store.simulated:
         report.remarks.append("the features are SIMULATED: results on them say nothing about the data set")
     if unknown := sorted({*store.ids} - {store.find(name) for name in videos}):

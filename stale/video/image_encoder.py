@@ -9,6 +9,7 @@ B images, R the encoder's resolution, C the width of its embedding.
 import hashlib
 import importlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ _HEADS = {1280: 16, 1408: 16, 1664: 16}  # of open_clip's wider encoders; up to 
 class ImageEncoder:
     """Encode images as CLIP features, in half precision on a GPU and in float32 elsewhere.
 
-    ``backbone`` is the name and hash of the weights, ``resolution`` R and ``width`` C.
+    Built from the ``visual.*`` tensors of a CLIP state dict. ``where`` names them in errors, ``name`` is that of the
+    model, where it is known; ``heads`` are derived from the width by default. ``backbone`` is the name and hash of the
+    weights, ``resolution`` R, ``width`` C; ``crop`` gives the part of an RGB image that is encoded.
     """
 
     def __init__(
@@ -44,11 +47,6 @@ class ImageEncoder:
         activation: str = "quick_gelu",
         heads: int | None = None,
     ) -> None:
-        """Build the encoder from the ``visual.*`` tensors of a CLIP state dict.
-
-        ``where`` names them in errors, ``name`` is that of the model, where it is known; ``heads`` are derived from the
-        width by default.
-        """
         state = image_half(weights)
         if not state:
             raise StaleError(f"{where} hold no image encoder ('visual.' tensors): give CLIP's own, by file or name")
@@ -57,6 +55,7 @@ class ImageEncoder:
         self.device = device
         self._half = device.type == "cuda"
         model, self.resolution = _build(state, where, activation, heads)
+        self.crop = partial(crop, size=self.resolution)
         self.width: int = state["proj"].shape[1]
         name = name or "ViT width {}, patch {}, {} px".format(*_shape(state))
         self.backbone = Backbone(name, digest(state), activation)
@@ -72,10 +71,6 @@ class ImageEncoder:
         loaded = load_clip_weights(source, "image weights")
         activation = loaded.activation(activation)
         return cls(loaded.state, device, loaded.where, name=loaded.name, activation=activation, heads=heads)
-
-    def crop(self, image: np.ndarray) -> np.ndarray:
-        """The part of an RGB image (H, W, 3) uint8 that is encoded: (R, R, 3) uint8."""
-        return crop(image, self.resolution)
 
     @torch.inference_mode()
     def encode(self, images: np.ndarray) -> np.ndarray:

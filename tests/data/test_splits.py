@@ -11,17 +11,9 @@ from stale.data.datasets import DATASETS, facts
 from stale.data.splits import OFFICIAL, SPLIT_FOLDERS, ClassSplit, cut_seen, load_split, read_class_list
 from stale.errors import StaleError
 from stale.io import write_text
-from tests.helpers import REPOSITORY, needs_shared
+from tests.helpers import REPOSITORY, needs_shared, write_lists
 
 LABELS = [f"class {number:02d}" for number in range(20)]
-
-
-def write_lists(folder: Path, seen: list[str], unseen: list[str], dataset: str = "Tiny") -> Path:
-    for part, labels in (("train", seen), ("test", unseen)):
-        path = folder / "train_75_test_25" / dataset / part / "split_0.list"
-        path.parent.mkdir(parents=True)
-        path.write_text("\n".join(labels))
-    return folder
 
 
 # The official lists

@@ -18,19 +18,10 @@ from stale.io import read_json, write_json
 from stale.preparation.checks import Report, check
 from stale.preparation.converters import Annotations, write_as
 from stale.preparation.prepare import find_features
-from tests.helpers import REPOSITORY, exit_code, make_clip, make_clip_data_set
+from tests.helpers import REPOSITORY, exit_code, make_clip, make_clip_data_set, write_lists
 
 WIDTH = 8
 LABELS = ["Diving", "Rowing", "Sailing", "Surfing"]
-
-
-def write_lists(folder: Path, labels: list[str], title: str) -> None:
-    """All forty lists: the first quarter or half of ``labels`` is unseen in each."""
-    for setting, unseen in (("train_75_test_25", len(labels) // 4), ("train_50_test_50", len(labels) // 2)):
-        for part, chosen in (("train", labels[unseen:]), ("test", labels[:unseen])):
-            (folder / setting / title / part).mkdir(parents=True)
-            for index in range(10):
-                (folder / setting / title / part / f"split_{index}.list").write_text("\n".join(chosen))
 
 
 def make_root(folder: Path, count: int = 40, duration: float = 20.0) -> dict[str, Video]:
@@ -45,13 +36,14 @@ def make_root(folder: Path, count: int = 40, duration: float = 20.0) -> dict[str
         np.save(folder / "features" / f"v_{name}.npy", features.astype(np.float16))
     videos["y"] = Video("y", "testing", duration, ())
     write_as("activitynet", Annotations(videos), folder / "annotations.json")
-    write_lists(folder / "splits", LABELS, "Pond")
+    write_lists(folder / "splits", LABELS[1:], LABELS[:1], "75_25", splits=10)
+    write_lists(folder / "splits", LABELS[2:], LABELS[:2], "50_50", splits=10)
     return videos
 
 
 def report_on(folder: Path, **options: object) -> Report:
     annotations, features = folder / "annotations.json", find_features(folder)
-    return check("pond", annotations, features=features, splits=folder / "splits", **options)
+    return check("tiny", annotations, features=features, splits=folder / "splits", **options)
 
 
 def test_a_sound_root_is_ready(tmp_path: Path) -> None:
@@ -60,12 +52,13 @@ def test_a_sound_root_is_ready(tmp_path: Path) -> None:
     assert report.verdict == "ready" and not report.faults and not report.missing and not report.remarks
     subsets = report.subsets
     assert [subsets[name]["with segments"] for name in ("training", "validation", "testing")] == [20, 20, 0]
-    assert [subsets[name]["snippets a second"] for name in ("training", "validation", "testing")] == [10, 5, None]
-    assert report.features["width"] == WIDTH and report.features["precision"] == {"float16": 40}
-    assert "pond: READY" in report.as_text()
+    assert [subsets[name]["snippets a second"] for name in ("training", "validation")] == [10, 5]
+    assert report.features["width"] == WIDTH
+    assert "tiny: READY" in report.as_text()
     assert report_on(tmp_path, id_pattern="v_{id}").verdict == "ready"
     assert "no name fits data.id_pattern=v_" in report_on(tmp_path, id_pattern="v_").faults[0]
-    assert [report_on(tmp_path, sample=sample).features["loaded"] for sample in (3, 100)] == [6, 40]
+    samples = [report_on(tmp_path, sample=sample).subsets["training"]["loaded"] for sample in (3, 100)]
+    assert samples == [3, 20]
 
 
 def test_missing_features_are_counted_by_subset_and_class(tmp_path: Path) -> None:
@@ -74,7 +67,7 @@ def test_missing_features_are_counted_by_subset_and_class(tmp_path: Path) -> Non
         (tmp_path / "features" / f"v_x{number:02d}.npy").unlink()
     report = report_on(tmp_path)
     assert report.verdict == "incomplete"
-    assert report.subsets["validation"]["missing_videos"] == ["x01"]
+    assert report.features["missing"]["validation"] == ["x01"]
     assert report.missing[0] == "features: 3 of 20 training videos: x00, x02, x08 (Diving: 2, Rowing: 1)"
     assert report.missing[0] in report.as_text()
 
@@ -107,8 +100,8 @@ def test_features_that_say_they_are_simulated(tmp_path: Path) -> None:
 def test_splits_that_do_not_fit(tmp_path: Path) -> None:
     make_root(tmp_path)
     base = tmp_path / "splits"
-    (base / "train_75_test_25" / "Pond" / "test" / "split_1.list").write_text("Skating\n")
-    (base / "train_50_test_50" / "Pond" / "test" / "split_2.list").unlink()
+    (base / "train_75_test_25" / "Tiny" / "test" / "split_1.list").write_text("Skating\n")
+    (base / "train_50_test_50" / "Tiny" / "test" / "split_2.list").unlink()
     first, second = report_on(tmp_path).faults
     assert first.startswith("splits: 75_25, split 1: ") and "Skating" in first
     assert second.startswith("splits: 50_50, split 2: split file not found")
@@ -119,7 +112,7 @@ def test_without_anything(tmp_path: Path) -> None:
     assert report.verdict == "incomplete" and "no " in report.missing[0]
     make_root(tmp_path / "a")
     annotations = tmp_path / "a" / "annotations.json"
-    report = check("pond", annotations)
+    report = check("tiny", annotations)
     assert report.missing == ["features: none found"]
     assert report.remarks[0].startswith("no split lists")
     report = check("thumos14", annotations, public=DATASETS["thumos14"])
@@ -141,7 +134,7 @@ def test_labels_hostile_ids_and_damaged_files_are_faults(tmp_path: Path) -> None
 
 def test_the_verdict_is_the_exit_code(tmp_path: Path, capsys) -> None:
     def code(*extra: object) -> int:
-        return exit_code(command.main, "custom", "--root", tmp_path, "--name", "pond", "--check", *extra)
+        return exit_code(command.main, "custom", "--root", tmp_path, "--name", "tiny", "--check", *extra)
 
     make_root(tmp_path)
     assert code("--json", tmp_path / "report.json") == 0
@@ -150,7 +143,7 @@ def test_the_verdict_is_the_exit_code(tmp_path: Path, capsys) -> None:
     assert code() == 1
     np.save(tmp_path / "features" / "v_x01.npy", np.full((5, WIDTH), np.inf, np.float16))
     assert code() == 3
-    assert "pond: FAULTY" in capsys.readouterr().out
+    assert "tiny: FAULTY" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -40,17 +40,9 @@ def copy(tmp_path: Path) -> Path:
     return path
 
 
-class Server(ThreadingHTTPServer):
+class _Handler(BaseHTTPRequestHandler):
     """Answers each request by the next of ``answers``: a status, or content and how many bytes of it are sent."""
 
-    answers: list[int | tuple[bytes, int]]
-    requests: int = 0
-
-    def url(self, name: str) -> str:
-        return f"http://127.0.0.1:{self.server_port}/{name}"
-
-
-class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.requests += 1
         answer = self.server.answers.pop(0)
@@ -68,9 +60,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)
-    with Server(("127.0.0.1", 0), _Handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
+        server.requests, server.url = 0, f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield server
@@ -81,15 +74,15 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 # Downloads
 
 
-def test_a_broken_download_is_retried_and_a_finished_one_kept(server: Server, tmp_path: Path) -> None:
+def test_a_broken_download_is_retried_and_a_finished_one_kept(server: ThreadingHTTPServer, tmp_path: Path) -> None:
     server.answers = [503, (CONTENT, 1000), (CONTENT, len(CONTENT))]
-    assert download(server.url("a.bin"), tmp_path / "new").read_bytes() == CONTENT
-    assert download(server.url("a.bin"), tmp_path / "new").read_bytes() == CONTENT
+    assert download(f"{server.url}/a.bin", tmp_path / "new").read_bytes() == CONTENT
+    assert download(f"{server.url}/a.bin", tmp_path / "new").read_bytes() == CONTENT
     assert server.requests == 3
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.bin"]
     server.answers = [(CONTENT, len(CONTENT))] * 4
     with pytest.raises(StaleError, match="hash"):
-        download(server.url("b.bin"), tmp_path, sha256="0" * 64)
+        download(f"{server.url}/b.bin", tmp_path, sha256="0" * 64)
 
 
 @pytest.mark.parametrize(
@@ -97,23 +90,23 @@ def test_a_broken_download_is_retried_and_a_finished_one_kept(server: Server, tm
     [(404, "404"), ((CONTENT, 10), "IncompleteRead"), (None, "could not be downloaded")],  # None: nobody answers
 )
 def test_what_fails_is_one_line_that_says_what_to_do(
-    server: Server, tmp_path: Path, answer: int | tuple[bytes, int] | None, reason: str
+    server: ThreadingHTTPServer, tmp_path: Path, answer: int | tuple[bytes, int] | None, reason: str
 ) -> None:
     server.answers = [answer] * 4
     if answer is None:
         server.server_close()
     with pytest.raises(StaleError, match=reason) as error:
-        download(server.url("a.bin"), tmp_path)
-    assert str(error.value).startswith(server.url("a.bin"))
+        download(f"{server.url}/a.bin", tmp_path)
+    assert str(error.value).startswith(f"{server.url}/a.bin")
     assert str(error.value).endswith(f"download it yourself to {tmp_path / 'a.bin'} and run again")
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_login_page_is_not_kept_as_the_annotations(server: Server, copy: Path, tmp_path: Path) -> None:
+def test_a_login_page_is_not_kept_as_the_annotations(server: ThreadingHTTPServer, copy: Path, tmp_path: Path) -> None:
     page = b"<html>Welcome</html>"
     server.answers = [(page, len(page)), (content := copy.read_bytes(), len(content))]
-    served = replace(SMALL, source=server.url("thumos14.json"))
+    served = replace(SMALL, source=f"{server.url}/thumos14.json")
     with pytest.raises(StaleError, match="not valid JSON"):
         prepare(served, tmp_path / "data")
     assert "; made; " in prepare(served, tmp_path / "data")[0]
