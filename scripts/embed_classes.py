@@ -121,7 +121,8 @@ def open_clip_encoder(options: argparse.Namespace) -> tuple[Callable[[list[str]]
     """The same by open_clip, with the model's own tokenizer."""
     import torch
 
-    from stale.video.image_encoder import digest, load_open_clip
+    from extract_features import load_open_clip
+    from stale.video.image_encoder import digest
 
     model, _, backbone = load_open_clip(options.model, options.pretrained)
     import open_clip

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from stale.commands import CommandParser, add_library
-from stale.errors import run_command
+from stale.errors import StaleError, run_command
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -79,8 +79,6 @@ class OpenClipEncoder:
         """Load ``model`` with the weights ``pretrained``, a tag of open_clip or a file."""
         import numpy as np
 
-        from stale.video.image_encoder import load_open_clip
-
         network, preprocess, self.backbone = load_open_clip(model, pretrained)
         # Its last steps are ToTensor and Normalize: those before them give an image.
         self._steps, self._normalize = preprocess.transforms[:-2], preprocess.transforms[-1]
@@ -105,6 +103,26 @@ class OpenClipEncoder:
         with torch.inference_mode():
             pixels = torch.tensor(images, device=self.device).permute(0, 3, 1, 2).float() / 255
             return self._model.encode_image(self._normalize(pixels)).float().cpu().numpy()
+
+
+def load_open_clip(model: str, pretrained: str) -> tuple[Any, Any, Any]:
+    """A model of open_clip on the CPU in float32, its preprocessing and record; a StaleError if it cannot be had."""
+    from stale.data.features import Backbone
+    from stale.video.image_encoder import digest
+
+    try:
+        import open_clip
+    except Exception as error:  # it imports torchvision, which fails in several ways beside another build of torch
+        raise StaleError(f"open_clip cannot be imported ({error}): pip install open_clip_torch torchvision") from None
+    if not pretrained and not model.startswith(("hf-hub:", "local-dir:")):
+        raise StaleError(f"{model} without weights is a random model: name them, as open_clip lists them")
+    try:
+        network, _, preprocess = open_clip.create_model_and_transforms(model, pretrained=pretrained or None)
+    except Exception as error:  # unknown names, no network, damaged files: open_clip has no error of its own
+        reason = " ".join(str(error).split())[:300]
+        raise StaleError(f"open_clip cannot load {model} with the weights '{pretrained}': {reason}") from None
+    name = " ".join(["open_clip", model, Path(pretrained).name]).strip()
+    return network, preprocess, Backbone(name, digest(network.visual.state_dict()))
 
 
 if __name__ == "__main__":

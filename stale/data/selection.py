@@ -125,8 +125,7 @@ def load_training_data(config: Config) -> TrainingData:
 def open_inputs(config: Config) -> tuple[dict[str, Video], ClassSplit, FeatureStore]:
     """Open all that training and the test of the run need: videos, split and features, of which none is loaded.
 
-    Raises:
-        StaleError: everything that is missing or wrong, in one line.
+    A StaleError names everything that is missing or wrong, in one line.
     """
     data = config.data
     missing = missing_files(config)
@@ -271,11 +270,10 @@ def reduce_instances(videos: Sequence[Video], classes: Sequence[str], data: Data
         snippet = video.duration / data.num_snippets  # seconds
         shortest = max(data.drop_shorter * snippet - 1e-9, 0)
         known = [item for item in video.instances if item.label in classes]
-        kept = []
-        for item in known[-1:] if data.instances == "last" else known:
-            start, end = item.start + data.shrink * snippet, item.end - data.shrink * snippet
-            if end - start > shortest:
-                kept.append(replace(item, start=start, end=end))
+        chosen = known[-1:] if data.instances == "last" else known
+        cut = data.shrink * snippet
+        shrunk = [replace(item, start=item.start + cut, end=item.end - cut) for item in chosen]
+        kept = [item for item in shrunk if item.end - item.start > shortest]
         others = [item for item in video.instances if item.label not in classes]
         reduced.append(replace(video, instances=(*kept, *others)))
     left = with_any_of(reduced, classes)
@@ -329,10 +327,8 @@ def with_features(videos: Sequence[Video], store: FeatureStore, missing: str, mi
     if mismatch != "keep":
         wrong = {video.id: f"{video.id} in {fault}" for video in left if (fault := duration_mismatch(store, video))}
         if wrong:
-            count = f"{len(wrong)} of {len(left)} videos"
-            fault = (
-                f"{count} have features far longer or shorter than the annotated duration: {name_some(wrong.values())}"
-            )
+            some = name_some(wrong.values())
+            fault = f"{len(wrong)} of {len(left)} videos have features far longer or shorter than annotated: {some}"
             fix = "extract them again or correct the annotations, or continue without them by data.duration_mismatch"
             stop_or_skip(mismatch, fault, fix)
         left = [video for video in left if video.id not in wrong]

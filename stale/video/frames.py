@@ -90,8 +90,8 @@ def frames_at(
             if shown is not None and time <= at:
                 late += 1
                 continue
-            if shown is not None and times[wanted] < time:
-                until = wanted + int(np.searchsorted(times[wanted:], time, side="left"))
+            until = int(np.searchsorted(times, time))
+            if shown is not None and until > wanted:
                 yield list(range(wanted, until)), _pixels(shown)
                 wanted = until
                 if wanted == len(times):

@@ -1,13 +1,12 @@
 """CLIP's image encoder and its preprocessing: OpenAI's weights in openai-clip's own module, without torchvision.
 
 The preprocessed pixels are bit for bit those of openai-clip's ``_transform``, which resizes and crops by Pillow too;
-the normalised values differ by rounding only, at most ``TOLERANCE``.
+the normalised values differ by rounding only, at most 1e-6.
 
 B images, R the encoder's resolution, C the width of its embedding.
 """
 
 import hashlib
-import importlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,6 @@ from stale.model.clip import load_clip_module, load_clip_weights
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-TOLERANCE = 1e-6
 
 _HEADS = {1280: 16, 1408: 16, 1664: 16}  # of open_clip's wider encoders; up to 1024, a head is 64 wide
 
@@ -82,23 +80,6 @@ class ImageEncoder:
 def image_half(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of the image encoder in a CLIP state dict, without their prefix."""
     return {name.removeprefix("visual."): t.detach() for name, t in weights.items() if name.startswith("visual.")}
-
-
-def load_open_clip(model: str, pretrained: str) -> tuple[Any, Any, Backbone]:
-    """A model of open_clip on the CPU in float32, its preprocessing and record; a StaleError if it cannot be had."""
-    try:
-        open_clip = importlib.import_module("open_clip")
-    except Exception as error:  # it imports torchvision, which fails in several ways beside another build of torch
-        raise StaleError(f"open_clip cannot be imported ({error}): pip install open_clip_torch torchvision") from None
-    if not pretrained and not model.startswith(("hf-hub:", "local-dir:")):
-        raise StaleError(f"{model} without weights is a random model: name them, as open_clip lists them")
-    try:
-        network, _, preprocess = open_clip.create_model_and_transforms(model, pretrained=pretrained or None)
-    except Exception as error:  # unknown names, no network, damaged files: open_clip has no error of its own
-        reason = " ".join(str(error).split())[:300]
-        raise StaleError(f"open_clip cannot load {model} with the weights '{pretrained}': {reason}") from None
-    name = " ".join(["open_clip", model, Path(pretrained).name]).strip()
-    return network, preprocess, Backbone(name, digest(network.visual.state_dict()))
 
 
 def crop(image: np.ndarray, size: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,17 +75,10 @@ def test_every_form_gives_back_what_was_written(tmp_path: Path, form: str, dtype
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((0, WIDTH), np.float32), r"shape \(0, 5\)"),
-        (np.zeros((4, 0), np.float32), r"shape \(4, 0\)"),
-        (np.zeros(WIDTH, np.float32), r"shape \(5,\)"),
-        (np.zeros((1, 4, WIDTH), np.float32), r"shape \(1, 4, 5\)"),
-        (np.float32(3), r"shape \(\)"),
+        *((np.zeros(n, np.float32), re.escape(f"shape {n}")) for n in ((0, 5), (4, 0), (5,), (1, 4, 5), ())),
         (np.zeros((4, WIDTH), np.int64), "type int64; float16 or float32 is expected"),
-        *(
-            (np.full((4, WIDTH), value, kind), "NaN or infinite")
-            for value in (np.nan, -np.inf)
-            for kind in ("f2", "f4")
-        ),
+        *((np.full((4, WIDTH), value, "f2"), "NaN or infinite") for value in (np.nan, -np.inf)),
+        (np.full((4, WIDTH), np.inf, "f4"), "NaN or infinite"),
         (np.full((4, WIDTH), 1e300), "NaN or infinite"),  # infinite in float32
     ],
 )
@@ -117,7 +111,7 @@ def test_the_record_is_compared_with_the_annotated_duration(tmp_path: Path, reco
         assert (duration_mismatch(store, Video("a", "test", 100.0, ())) == "") is fits
 
 
-@pytest.mark.parametrize("value", ["5", 0, -1, float("nan"), float("inf"), True, [5, 5]], ids=str)
+@pytest.mark.parametrize("value", ["5", 0, -1, float("nan"), float("inf"), 5e-324, True, [5, 5]], ids=str)
 @pytest.mark.parametrize("name", ["fps", "duration"])
 def test_a_rate_or_duration_that_is_none_is_named(tmp_path: Path, name: str, value: Any) -> None:
     store = recorded_store(tmp_path, {name: value})
@@ -149,9 +143,6 @@ def test_a_given_rate_is_compared_with_the_record(recorded: dict, given: float |
     assert recorded_rate(recorded, "clip", given) == rate
     with pytest.raises(StaleError, match="^clip record 2 snippets a second, not 25: leave out --fps"):
         recorded_rate({"fps": 2}, "clip", 25)
-    for fps in (0, np.nan, np.inf, 5e-324):
-        with pytest.raises(StaleError, match="^clip: 'fps' is"):
-            recorded_rate(recorded, "clip", fps)
 
 
 def test_a_video_has_not_the_features_of_another(tmp_path: Path) -> None:

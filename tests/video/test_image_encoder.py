@@ -8,7 +8,7 @@ from PIL import Image
 from stale.data.features import Backbone, require_same_backbone
 from stale.errors import StaleError
 from stale.model.clip import load_clip_module
-from stale.video.image_encoder import MEAN, STD, TOLERANCE, ImageEncoder, crop, normalize_pixels
+from stale.video.image_encoder import MEAN, STD, ImageEncoder, crop, normalize_pixels
 from tests.helpers import RESOLUTION, SHARED, WIDTH, needs_shared, on_a_gpu, random_image_encoder_weights
 
 CPU = torch.device("cpu")
@@ -44,7 +44,7 @@ def test_preprocessing_is_the_definition(shape: tuple[int, int], size: int) -> N
     prepared = ours(image, size)
     assert prepared.shape == (3, size, size)
     assert prepared.dtype == np.float32
-    np.testing.assert_allclose(prepared, reference(image, size), atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(prepared, reference(image, size), atol=1e-6, rtol=0)
 
 
 @needs_shared

@@ -17,7 +17,7 @@ from stale.data.features import open_features
 from stale.errors import StaleError
 from stale.model.stale import load_text
 from stale.model.text import TextEncoder
-from stale.video.image_encoder import ImageEncoder, load_open_clip
+from stale.video.image_encoder import ImageEncoder
 from tests.helpers import make_clip, random_image_encoder_weights, random_text_encoder_weights
 
 try:
@@ -81,7 +81,7 @@ def test_open_clip_embeds_classes_as_encode_text(library: tuple[Any, Any, Path],
     tokens = open_clip.get_tokenizer("stale-tiny")(["a video of high jump", "high jump."])
     found = read_embeddings(tmp_path / "a.npz")
     np.testing.assert_allclose(found.vectors, mean_of_unit(model.encode_text(tokens)), atol=1e-5)
-    assert found.backbone == load_open_clip("stale-tiny", str(weights))[2]
+    assert found.backbone == extract_features.load_open_clip("stale-tiny", str(weights))[2]
 
 
 @torch.no_grad()
@@ -107,5 +107,5 @@ def test_open_clip_features_of_a_video(library: tuple[Any, Any, Path], tmp_path:
 
 def test_a_model_that_cannot_be_had_is_one_line() -> None:
     with pytest.raises(StaleError, match="open_clip cannot (be imported|load no-such-model)") as error:
-        load_open_clip("no-such-model", "openai")
+        extract_features.load_open_clip("no-such-model", "openai")
     assert "\n" not in str(error.value)
