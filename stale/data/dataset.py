@@ -49,7 +49,7 @@ class VideoDataset:
     Attributes:
         videos: the annotated videos, in order; a label outside ``classes`` is empty, and its segment ``IGNORED``.
         features: (videos, T, D), float16 if all are stored so, else float32.
-        segments, labels: as in :class:`Batch`, for all videos.
+        lengths: snippets of each video; segments, labels: as in :class:`Batch`, for all videos.
     """
 
     def __init__(self, videos: Sequence[Video], store: FeatureStore, classes: Sequence[str], data: DataConfig) -> None:

@@ -134,18 +134,10 @@ def _check_features(
 ) -> None:
     """Check that all videos with segments have features, load them, and compare them with the annotated durations."""
     store = open_features(path, id_pattern).annotate(videos)
-    missing: dict[str, list[str]] = {}
-    unusable: dict[str, str] = {}
-    mismatches: dict[str, str] = {}
-    report.features = {
-        "path": str(path),
-        "videos": len(store.ids),
-        "width": store.width,
-        "simulated": store.simulated,
-        "missing": missing,
-        "unusable": unusable,
-        "duration_mismatches": mismatches,
-    }
+    report.features = {"path": str(path), "videos": len(store.ids), "width": store.width, "simulated": store.simulated}
+    missing = report.features["missing"] = {}
+    unusable = report.features["unusable"] = {}
+    mismatches = report.features["duration_mismatches"] = {}
     lengths: list[int] = []
     for subset, chosen in by_subset(videos.values()).items():
         numbers = report.subsets[subset]

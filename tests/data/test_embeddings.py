@@ -140,10 +140,11 @@ def test_pseudo_unseen_classes_and_the_same_run_resumed(data: Path, table_file: 
     settings = (*FILE, f"model.text.embeddings={table_file}", "data.setting=seen_cv", "data.cv_setting=75_25")
     run = train(tiny_config(data, *settings), tmp_path / "run")
     infer(train(tiny_config(data, *settings, "train.epochs=2"), run.path, resume=True))
-    eval.main(["--run", str(run.path)])
-    protocol = read_json(run.path / "metrics.json", "metrics")["protocol"]
+    protocol = read_json(run.detections("unseen"), "")["protocol"]
     assert (len(protocol["classes"]), protocol["setting"], protocol["subset"]) == (2, "seen_cv", "validation")
     assert "3 folds of the seen classes of split 0" in protocol["split_source"]
+    eval.main(["--run", str(run.path)])
+    assert read_json(run.path / "metrics.json", "metrics")["protocol"]["setting"] == "seen_cv"
 
 
 def test_own_video_and_own_words_with_a_file(data: Path, run: RunFolder, tmp_path: Path) -> None:
