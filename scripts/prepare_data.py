@@ -19,7 +19,7 @@ import argparse
 import logging
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def prepare(options: argparse.Namespace) -> None:
     """Prepare a public data set and print what was done."""
-    from stale.preparation.prepare import SOURCES  # after parsing: --help answers at once
+    from stale.data.datasets import DATASETS  # after parsing: --help answers at once
     from stale.preparation.prepare import prepare as prepare_data_set
 
-    for step in prepare_data_set(SOURCES[options.command], options.root, options.copy):
-        print(f"{step.name:<12} {step.state:<8} {step.detail}")
+    print("\n".join(prepare_data_set(DATASETS[options.command], options.root, options.copy)))
 
 
 def unpack_captions(options: argparse.Namespace) -> None:
@@ -134,25 +133,26 @@ def prepare_custom(options: argparse.Namespace) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Report on a data set; the exit code is the verdict."""
+    from stale.data.datasets import DATASETS
     from stale.io import write_json
     from stale.preparation import checks
-    from stale.preparation.prepare import SOURCES, find_features
+    from stale.preparation.prepare import find_features
 
-    source = SOURCES.get(options.command)
-    folder = options.root / source.name if source else options.root
+    public = DATASETS.get(options.command)
+    folder = options.root / options.command if public else options.root
     own_splits = options.root / "splits"
     report = checks.check(
-        source.name if source else options.name or options.root.resolve().name,
-        options.annotations or folder / (source.annotations if source else "annotations.json"),
+        options.command if public else options.name or options.root.resolve().name,
+        options.annotations or folder / (public.annotations if public else "annotations.json"),
         features=options.features or find_features(folder),
-        splits=options.splits or (SPLITS if source and not own_splits.exists() else own_splits),
-        source=source,
+        splits=options.splits or (SPLITS if public and not own_splits.exists() else own_splits),
+        public=public,
         sample=options.sample,
         id_pattern=options.id_pattern or "{id}",
     )
-    print(checks.as_text(report))
+    print(report.as_text())
     if options.json:
-        write_json(options.json, report.as_dict(), indent=1)
+        write_json(options.json, {"verdict": report.verdict, **asdict(report)}, indent=1)
     if code := checks.EXIT_CODES[report.verdict]:
         raise SystemExit(code)
 

@@ -30,6 +30,7 @@ from stale.checkpoint import load_checkpoint
 from stale.config import Config, TextConfig, load_config
 from stale.data.annotations import Instance, Video
 from stale.data.classes import phrase
+from stale.data.splits import SPLIT_FOLDERS
 from stale.io import write_json, write_text
 from stale.model.clip import load_clip_module, load_text_weights
 from stale.model.text import TextEncoder, TextTransformer
@@ -95,8 +96,7 @@ def make_data_set(folder: Path) -> Path:
     database = _annotations(np.random.default_rng(0))
     write_json(folder / "annotations.json", {"database": database})
     _write_features(folder, database)
-    for part, classes in (("train", SEEN), ("test", UNSEEN)):
-        write_text(folder / f"splits/train_75_test_25/Tiny/{part}/split_0.list", "\n".join(classes))
+    write_lists(folder / "splits", SEEN, UNSEEN)
     write_text(folder / "tiny.yaml", yaml.safe_dump(_configuration(folder)))
     return folder / "tiny.yaml"
 
@@ -113,6 +113,16 @@ def write_folder(folder: Path, arrays: dict[str, np.ndarray], **attributes: obje
         np.save(folder / f"{name}.npy", array)
         if attributes:
             write_json(folder / f"{name}.json", attributes)
+    return folder
+
+
+def write_lists(
+    folder: Path, seen: Sequence[str], unseen: Sequence[str], setting: str = "75_25", splits: int = 1
+) -> Path:
+    """Split lists of the data set Tiny."""
+    for part, labels in (("train", seen), ("test", unseen)):
+        for index in range(splits):
+            write_text(folder / SPLIT_FOLDERS[setting] / "Tiny" / part / f"split_{index}.list", "\n".join(labels))
     return folder
 
 

@@ -50,14 +50,12 @@ def read_annotations(path: str | Path, need_durations: bool = True) -> dict[str,
     It is a StaleError if the file is missing, not of this layout, or gives a key (such as a video) twice or two labels
     one ``label_id``. A missing duration is another or, without ``need_durations``, NaN.
     """
-    other = "other layouts can be converted: python scripts/prepare_data.py convert IN OUT --to activitynet"
-    if Path(path).name.removesuffix(".gz").endswith(".csv"):
-        raise StaleError(f"annotation file {path}: JSON in ActivityNet's layout is expected; {other}")
-    content = read_json(path, "annotation file")
+    where = f"annotation file {path}"
+    content = {} if ".csv" in Path(path).suffixes else read_json(path, "annotation file")
     database = content.get("database") if isinstance(content, dict) else None
     if not isinstance(database, dict):
-        raise StaleError(f"annotation file {path}: no 'database' object, as ActivityNet's layout has it; {other}")
-    where = f"annotation file {path}"
+        fix = "convert it: python scripts/prepare_data.py convert IN OUT --to activitynet"
+        raise StaleError(f"{where}: JSON with a 'database' object, as in ActivityNet's layout, is expected; {fix}")
     ids = zip(clean_ids(database, where), database.values(), strict=True)
     videos = {name: parse_video(name, entry, where, need_durations) for name, entry in ids}
     parse_label_ids(database, where)
@@ -190,14 +188,13 @@ def parse_video(name: str, entry: Any, where: str, need_duration: bool = True) -
     expect(isinstance(annotations, list), "'annotations' must be a list")
     instances = []
     for item in annotations:
-        parsed: dict[str, Any] = item if isinstance(item, dict) else {}
-        segment, label = parsed.get("segment", ()), parsed.get("label", "")
-        is_segment = isinstance(segment, list) and len(segment) == 2 and all(map(_is_number, segment))
-        expect(is_segment, "each annotation needs a 'segment' of two numbers (seconds), not {!r}", item)
-        label = clean_name(label) if isinstance(label, str) else ""
-        expect(label, "each annotation needs a 'label', not {!r}", item)
-        expect(segment[0] <= segment[1], "segment {} ends before it starts", segment)
-        instances.append(Instance(float(segment[0]), float(segment[1]), label))
+        try:
+            (start, end), label = item["segment"], clean_name(item["label"])
+        except (TypeError, ValueError, LookupError, AttributeError):
+            start = end = label = None
+        sound = _is_number(start) and _is_number(end) and start <= end and label
+        expect(sound, "each annotation needs a 'segment' [start, end] in seconds and a 'label', not {!r}", item)
+        instances.append(Instance(float(start), float(end), str(label)))
     fps = entry.get("fps") or None
     expect(fps is None or (_is_number(fps) and 1e-5 <= fps <= MAX_RATE), "'fps' is no frame rate: {!r}", fps)
     return Video(name, clean_name(subset).lower(), float(duration), tuple(instances), fps=fps and float(fps))

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -49,13 +49,14 @@ class VideoDataset:
     Attributes:
         videos: the annotated videos, in order; a label outside ``classes`` is empty, and its segment ``IGNORED``.
         features: (videos, T, D), float16 if all are stored so, else float32.
-        segments, labels: as in :class:`Batch`, for all videos.
+        lengths: snippets of each video; segments, labels: as in :class:`Batch`, for all videos.
     """
 
-    def __init__(self, videos: Sequence[Video], store: FeatureStore, classes: Sequence[str], num_snippets: int) -> None:
+    def __init__(self, videos: Sequence[Video], store: FeatureStore, classes: Sequence[str], data: DataConfig) -> None:
         self.videos = relabel(videos, classes)
-        self.features: Features = load_features([video.id for video in videos], store, num_snippets)
-        self.segments, self.labels = segment_lists(videos, classes, num_snippets)
+        self.features = load_sampled(videos, store, data, None if data.sampling == "native" else data.num_snippets)
+        self.lengths = torch.tensor([len(item) for item in self.features])
+        self.segments, self.labels = segment_lists(videos, classes, self.lengths.tolist())
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -84,11 +85,8 @@ class NativeDataset(VideoDataset):
     """
 
     def __init__(self, videos: Sequence[Video], store: FeatureStore, classes: Sequence[str], data: DataConfig) -> None:
-        super().__init__([], store, classes, data.num_snippets)
-        self.videos, self.max_snippets = relabel(videos, classes), data.max_snippets
-        self.features = load_native_features(videos, store, data.rate)
-        self.lengths = torch.tensor([len(item) for item in self.features])
-        self.segments, self.labels = segment_lists(videos, classes, self.lengths.tolist())
+        super().__init__(videos, store, classes, data)
+        self.max_snippets = data.max_snippets
         self._crops = torch.zeros(len(videos), dtype=torch.long)  # the first snippet of each video's crop
 
     def batches(self, size: int, generator: torch.Generator) -> Sequence[Tensor]:
@@ -137,19 +135,6 @@ def move(features: Features, device: torch.device) -> Features:
     return features.to(device) if isinstance(features, Tensor) else [item.to(device) for item in features]
 
 
-def load_native_features(videos: Sequence[Video], store: FeatureStore, rate: float | None = None) -> list[Tensor]:
-    """Load the features of ``videos`` at ``rate`` snippets a second, or at their own: (snippets, D) of each.
-
-    Where several sources stand side by side, all take the number of snippets of the one that has most.
-    """
-    loaded = []
-    for video in videos:
-        parts = [torch.from_numpy(part) for part in store.read_parts(video.id)]
-        count = native_length(max(map(len, parts)), video.duration, rate)
-        loaded.append(torch.cat([part if len(part) == count else rescale(part, count) for part in parts], 1))
-    return loaded
-
-
 def load_features(ids: Sequence[str], store: FeatureStore, num_snippets: int) -> Tensor:
     """Load the features of ``ids``, rescaled to (videos, T, D); float16 if all are stored so, else float32."""
     block: Tensor | None = None
@@ -166,10 +151,18 @@ def load_features(ids: Sequence[str], store: FeatureStore, num_snippets: int) ->
 
 
 def load_sampled(videos: Sequence[Video], store: FeatureStore, data: DataConfig, num_snippets: int | None) -> Features:
-    """Load the features of ``videos``, rescaled to ``num_snippets``, or with None as ``data.rate`` says."""
-    if num_snippets is None:
-        return load_native_features(videos, store, data.rate)
-    return load_features([video.id for video in videos], store, num_snippets)
+    """Load the features of ``videos``, rescaled to ``num_snippets``; with None (snippets, D) of each, at ``data.rate``.
+
+    Where several sources stand side by side, all take the number of snippets of the one that has most.
+    """
+    if num_snippets is not None:
+        return load_features([video.id for video in videos], store, num_snippets)
+    loaded = []
+    for video in videos:
+        parts = [torch.from_numpy(part) for part in store.read_parts(video.id)]
+        count = native_length(max(map(len, parts)), video.duration, data.rate)
+        loaded.append(torch.cat([part if len(part) == count else rescale(part, count) for part in parts], 1))
+    return loaded
 
 
 def native_length(length: int, duration: float, rate: float | None) -> int:
@@ -224,25 +217,21 @@ def read_ahead(load: Callable[[T], R], items: Iterable[T], depth: int = 1) -> Ge
     an identity for ``load``. Loading starts with the call. An error of ``load`` or ``items`` is raised at its item.
     When the consumer stops early, the thread ends and ``items`` is closed.
     """
-    source = iter(items)
-    end: Any = object()
+    source, pool = iter(items), ThreadPoolExecutor(max_workers=1)
 
-    def advance() -> tuple[Any, Any]:
-        item = next(source, end)
-        return item, None if item is end else load(item)
+    def advance() -> tuple[T, R] | None:
+        for item in source:
+            return item, load(item)
+        return None
 
-    pool = ThreadPoolExecutor(max_workers=1)
     coming = deque(pool.submit(advance) for _ in range(depth))
 
     def results() -> Generator[tuple[T, R], None, None]:
         try:
-            while True:
-                item, result = coming.popleft().result()
-                if item is end:
-                    return
+            while (found := coming.popleft().result()) is not None:
                 coming.append(pool.submit(advance))
-                yield item, result
-                del item, result  # otherwise they would stay in memory while the item after the next is loaded
+                yield found
+                del found  # otherwise it would stay in memory while the item after the next is loaded
         finally:
             pool.shutdown(cancel_futures=True)
             if hasattr(source, "close"):

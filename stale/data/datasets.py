@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 class DatasetFacts:
     """What is known of a data set."""
 
-    title: str  # the name its authors use; also names the folder of its split lists
+    title: str  # the name its authors use; also names the folder of its split lists and, in lower case, of its data
     tious: tuple[float, ...]  # thresholds of its evaluation protocol
     subsets: tuple[str, str]  # training and test, in lower case
     # Upper edges of all error-analysis buckets but the last (DETAD): coverage (share of the video), length (seconds)
@@ -17,6 +17,10 @@ class DatasetFacts:
     # Published sizes by subset: numbers of videos (any one of them is right), and of segments.
     counts: Mapping[str, tuple[tuple[int, ...], int]] = field(default_factory=dict)
     num_classes: int = 0  # published
+    annotations: str = "annotations.json"  # name of the normalised file
+    reference: str = ""  # SHA-256 of the normalised file made from the copy that this project was tested with
+    source: str = ""  # URL of its annotations, or where a person gets them
+    ignored_labels: tuple[str, ...] = ()  # which the data set's own evaluation leaves out
 
 
 DATASETS: dict[str, DatasetFacts] = {
@@ -31,6 +35,10 @@ DATASETS: dict[str, DatasetFacts] = {
             "testing": ((5_044,), 0),
         },
         num_classes=200,
+        annotations="activity_net.v1-3.json",
+        reference="653f75a4d582bcd431d26060fb79eecd7c8ae30700fa78279d9ee0a9cbe78923",
+        source="https://raw.githubusercontent.com/activitynet/ActivityNet/master/Evaluation/data/"
+        "activity_net.v1-3.min.json",
     ),
     "thumos14": DatasetFacts(
         title="THUMOS14",
@@ -43,6 +51,11 @@ DATASETS: dict[str, DatasetFacts] = {
             "test": ((212, 213), 3_358),
         },
         num_classes=20,
+        annotations="thumos14.json",
+        reference="323a631950678e0935b5ee8d17a0a6fc7a0158e2d71cbcaaa0b8c72155dadf6d",
+        source="thumos14.json of https://github.com/happyharrycn/actionformer_release or thumos_14_anno.json of "
+        "https://github.com/sming256/OpenTAD",
+        ignored_labels=("Ambiguous",),
     ),
 }
 

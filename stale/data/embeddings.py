@@ -72,15 +72,18 @@ class EmbeddingTable:
 def read_embeddings(path: str | Path) -> EmbeddingTable:
     """Load class embeddings in any of the layouts above; a StaleError if there are none."""
     path, source = Path(path), f"class embeddings {path}"
-    if not path.is_file():
-        raise StaleError(f"{source}: no such file")
     content: Any
     if path.suffix == ".json":
         content = read_json(path, "class embeddings")
     else:
         refuse_zip_bomb(path, "class embeddings")
         try:
-            content = _load_arrays(path)
+            if h5py.is_hdf5(path):
+                with open_hdf5(path, "class embeddings") as file:
+                    content = {name: load_array(file[name], f"'{name}'") for name in file}
+            else:
+                with np.load(path, allow_pickle=False) as archive:
+                    content = dict(archive)
         except Exception as error:  # numpy and h5py fail in whichever layer meets the damage first
             reason = str(error).partition("\n")[0]
             raise StaleError(f"{source}: no .npz, HDF5 or JSON file of embeddings, or damaged ({reason})") from None
@@ -100,15 +103,6 @@ def read_embeddings(path: str | Path) -> EmbeddingTable:
     table = EmbeddingTable.of(content, source)
     table.backbone = backbone
     return table
-
-
-def _load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays in a ``.npz`` or HDF5 file."""
-    if not h5py.is_hdf5(path):
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    with open_hdf5(path, "class embeddings") as file:
-        return {name: load_array(file[name], f"'{name}'") for name in file}
 
 
 def require_text_width(features: int, text: int) -> None:

@@ -101,15 +101,15 @@ def load_training_data(config: Config) -> TrainingData:
         fault = f"{len(chosen)} training videos are too few to hold out {data.holdout:.0%} of them"
         raise StaleError(f"{fault}: hold out more, or keep the last checkpoint by data.holdout=0")
     kept = reduce_instances(kept, split.seen, data)
-    train, validation = (_dataset(part, store, split.seen, data) for part in (kept, held_out))
-
+    dataset = NativeDataset if data.sampling == "native" else VideoDataset
+    train, validation = (dataset(part, store, split.seen, data) for part in (kept, held_out))
     test = None
     if config.train.choose_on == "unseen_loss":
         _log.warning("train.choose_on=unseen_loss: chosen by TEST labels of UNSEEN classes: no zero-shot")
         unseen = with_any_of(in_subset(videos.values(), data.tested_subset), split.unseen)
         unseen = repair(with_features(unseen, store, data.missing, data.duration_mismatch))[0]
         unseen = reduce_instances(with_any_of(unseen, split.unseen), split.unseen, data)
-        test = _dataset(unseen, store, split.unseen, data)
+        test = dataset(unseen, store, split.unseen, data)
     return TrainingData(
         train,
         validation,
@@ -125,8 +125,7 @@ def load_training_data(config: Config) -> TrainingData:
 def open_inputs(config: Config) -> tuple[dict[str, Video], ClassSplit, FeatureStore]:
     """Open all that training and the test of the run need: videos, split and features, of which none is loaded.
 
-    Raises:
-        StaleError: everything that is missing or wrong, in one line.
+    A StaleError names everything that is missing or wrong, in one line.
     """
     data = config.data
     missing = missing_files(config)
@@ -180,12 +179,6 @@ def localizer_width(store: FeatureStore, data: DataConfig) -> int:
     return store.sources[-1].width if data.localizer_features else 0
 
 
-def _dataset(videos: Sequence[Video], store: FeatureStore, classes: Sequence[str], data: DataConfig) -> VideoDataset:
-    if data.sampling == "native":
-        return NativeDataset(videos, store, classes, data)
-    return VideoDataset(videos, store, classes, data.num_snippets)
-
-
 def load_test_data(config: Config, vocabulary: str, trained: DataConfig | None = None) -> TestData:
     """Load the test videos of a vocabulary: ``unseen``, ``seen`` or ``all`` classes.
 
@@ -196,9 +189,8 @@ def load_test_data(config: Config, vocabulary: str, trained: DataConfig | None =
     videos, split = load_annotations(data) if trained is None else cross_split(trained, data)
     classes = classes_of(split, vocabulary)
     if trained is None and data.setting == "seen_cv" and vocabulary != "unseen":
-        raise StaleError(
-            f"data.setting=seen_cv tests pseudo-unseen classes alone, not {vocabulary}: the run was trained on the rest"
-        )
+        fault = "data.setting=seen_cv tests pseudo-unseen classes alone"
+        raise StaleError(f"{fault}, not {vocabulary}: the run was trained on the rest")
     subset = data.tested_subset if trained is None else data.test_subset
     wanted = with_any_of(in_subset(videos.values(), subset), classes)
     store = open_all_features(data).annotate(videos)
@@ -278,16 +270,13 @@ def reduce_instances(videos: Sequence[Video], classes: Sequence[str], data: Data
         snippet = video.duration / data.num_snippets  # seconds
         shortest = max(data.drop_shorter * snippet - 1e-9, 0)
         known = [item for item in video.instances if item.label in classes]
-        kept = []
-        for item in known[-1:] if data.instances == "last" else known:
-            start, end = item.start + data.shrink * snippet, item.end - data.shrink * snippet
-            if end - start > shortest:
-                kept.append(replace(item, start=start, end=end))
+        chosen = known[-1:] if data.instances == "last" else known
+        cut = data.shrink * snippet
+        shrunk = [replace(item, start=item.start + cut, end=item.end - cut) for item in chosen]
+        kept = [item for item in shrunk if item.end - item.start > shortest]
         others = [item for item in video.instances if item.label not in classes]
         reduced.append(replace(video, instances=(*kept, *others)))
     left = with_any_of(reduced, classes)
-    switches = f"data.instances={data.instances}, data.shrink={data.shrink:g}, data.drop_shorter={data.drop_shorter:g}"
-    _log.info("%s: %d of %d videos left", switches, len(left), len(videos))
     if not left:
         raise StaleError("no instance is left; lower data.shrink or data.drop_shorter")
     return left
@@ -329,23 +318,20 @@ def with_features(videos: Sequence[Video], store: FeatureStore, missing: str, mi
             raise StaleError(f"{fault}; {fix}=skip")
         _log.warning("skipped: %s", fault)
 
-    left = [video for video in videos if store.find(video.id) is not None]
-    if len(left) < len(videos):
-        absent = [video.id for video in videos if store.find(video.id) is None]
-        fault = f"{len(absent)} of {len(videos)} videos have no features in {store.path}: {name_some(absent)}"
-        if near := next((name for name in sorted(store.ids) if absent[0] in name), None):
-            fault += f" (there is '{near}')"
+    absent = [video.id for video in videos if store.find(video.id) is None]
+    if absent:
+        near = next((f" (there is '{name}')" for name in sorted(store.ids) if absent[0] in name), "")
+        fault = f"{len(absent)} of {len(videos)} videos have no features in {store.path}: {name_some(absent)}{near}"
         stop_or_skip(missing, fault, "add them, or continue without them by data.missing")
-    checked = [] if mismatch == "keep" else left
-    wrong = {video.id: f"{video.id} in {fault}" for video in checked if (fault := duration_mismatch(store, video))}
-    if wrong:
-        stop_or_skip(
-            mismatch,
-            f"{len(wrong)} of {len(left)} videos have features far longer or shorter than the annotated duration: "
-            f"{name_some(wrong.values())}",
-            "extract them again or correct the annotations, or continue without them by data.duration_mismatch",
-        )
-    left = [video for video in left if video.id not in wrong]
+    left = [video for video in videos if store.find(video.id) is not None]
+    if mismatch != "keep":
+        wrong = {video.id: f"{video.id} in {fault}" for video in left if (fault := duration_mismatch(store, video))}
+        if wrong:
+            some = name_some(wrong.values())
+            fault = f"{len(wrong)} of {len(left)} videos have features far longer or shorter than annotated: {some}"
+            fix = "extract them again or correct the annotations, or continue without them by data.duration_mismatch"
+            stop_or_skip(mismatch, fault, fix)
+        left = [video for video in left if video.id not in wrong]
     if not left:
         raise StaleError(f"none of the {len(videos)} videos has usable features in {store.path}")
     return left

@@ -60,7 +60,7 @@ def load_split(
     if base is None:
         found = name_some(sorted(path.name for path in folders.values())) or "nothing"
         raise StaleError(f"no split lists of data set '{dataset}' in {lists}; found: {found}")
-    seen, unseen = (read_class_list(base / part / f"split_{index}.list") for part in ("train", "test"))
+    seen, unseen = (sorted(read_class_list(base / part / f"split_{index}.list")) for part in ("train", "test"))
     faults = {
         "in both train and test": {*seen} & {*unseen},
         "not in the annotations": {*seen, *unseen} - {*labels},
@@ -71,10 +71,9 @@ def load_split(
         raise StaleError(f"{base}, split_{index}.list: classes {'; '.join(wrong)}")
     names = f"{SPLIT_FOLDERS[setting]}/{base.name}"
     official = [OFFICIAL / names / part / f"split_{index}.list" for part in ("train", "test")]
-    given = [sorted(seen), sorted(unseen)]
-    same = all(map(Path.is_file, official)) and [sorted(read_class_list(file)) for file in official] == given
+    same = all(map(Path.is_file, official)) and [sorted(read_class_list(file)) for file in official] == [seen, unseen]
     source = f"official lists, {names}" if same else f"lists of {folder}, {names}"
-    return _zero_shot(sorted(seen), sorted(unseen), source)
+    return _zero_shot(seen, unseen, source)
 
 
 def cut_seen(split: ClassSplit, index: int, fold: int, folds: int) -> ClassSplit:

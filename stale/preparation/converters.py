@@ -1,7 +1,6 @@
 """Load annotations in the layouts of other projects, told by their content, and write the common ones.
 
-* ``activitynet``: ``{"database": {video: {"subset", "duration", "annotations": [{"segment": [start, end],
-  "label"}]}}}``;
+* ``activitynet``: that of :mod:`stale.data.annotations`;
 * ``actionformer``: the same with ``fps`` a video and ``label_id`` an instance;
 * ``opentad``: the same with ``frame``, the number of frames, and the classes in ``category_idx.txt`` beside it;
 * ``csv``: a row an instance, ``video,subset,duration,fps,start,end,label``. A video without instances has one row with
@@ -12,11 +11,13 @@ Times are seconds everywhere.
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from stale.data.annotations import Video, all_labels, parse_label_ids, parse_video, read_annotations
 from stale.errors import StaleError, name_some
@@ -40,13 +41,7 @@ class Annotations:
 def load_any_layout(path: str | Path) -> Annotations:
     """Load an annotation file of any layout, plain or gzipped; a StaleError if it is missing or unusable."""
     path = Path(path)
-    if ".csv" in path.suffixes:
-        found = _load_csv(path)
-    else:
-        content = read_json(path, "annotation file")
-        if not isinstance(content, dict) or "database" not in content:
-            raise StaleError(f"annotation file {path}: of no known layout ({', '.join(WRITTEN)})")
-        found = _load_database(path, content)
+    found = _load_csv(path) if ".csv" in path.suffixes else _load_database(path)
     check_ids(found.videos, f"annotation file {path}")
     return found
 
@@ -61,14 +56,11 @@ def write_as(layout: str, annotations: Annotations, path: str | Path) -> None:
     if layout == "opentad" and (unknown := [name for name, video in annotations.videos.items() if not video.fps]):
         raise StaleError(f"layout {layout} counts frames, but no fps is known of {name_some(unknown)}; give --fps")
     if layout == "csv":
-        rows: list[Sequence[Any]] = [_COLUMNS]
+        rows: list[tuple[Any, ...]] = []
         for name, video in annotations.videos.items():
-            times: list[Sequence[Any]] = [(item.start, item.end, item.label) for item in video.instances]
-            head = (name, video.subset, video.duration, video.fps or "")
-            rows += [(*head, *item) for item in times or [("", "", "")]]
-        buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows(rows)
-        write_text(path, buffer.getvalue())
+            head = name, video.subset, video.duration, video.fps
+            rows += [(*head, item.start, item.end, item.label) for item in video.instances] or [(*head, *3 * [None])]
+        write_text(path, pd.DataFrame(rows, columns=_COLUMNS).to_csv(index=False, lineterminator="\n"))
         return
     labels, ids = all_labels(annotations.videos.values()), annotations.label_ids
     free = (number for number in count() if number not in {*ids.values()})
@@ -123,12 +115,12 @@ def _number(text: Any) -> Any:
         return text
 
 
-def _load_database(path: Path, content: dict[str, Any]) -> Annotations:
-    videos, entries = read_annotations(path), content["database"].values()
-    ids, table = parse_label_ids(content["database"], f"annotation file {path}"), path.with_name(OPENTAD_CLASSES)
-    if not ids and any("frame" in entry for entry in entries) and table.is_file():
+def _load_database(path: Path) -> Annotations:
+    videos, database = read_annotations(path), read_json(path, "annotation file")["database"]
+    ids, table = parse_label_ids(database, f"annotation file {path}"), path.with_name(OPENTAD_CLASSES)
+    if not ids and any("frame" in entry for entry in database.values()) and table.is_file():
         ids = {clean_name(line): number for number, line in enumerate(read_text(table, "class list").splitlines())}
-    return Annotations(videos, _spellings(entry["subset"] for entry in entries), ids)
+    return Annotations(videos, _spellings(entry["subset"] for entry in database.values()), ids)
 
 
 def _spellings(subsets: Iterable[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Rescaled features and segment lists of a data set."""
+"""Features and segment lists of a data set, rescaled or at the videos' own rate."""
 
 import threading
 from collections.abc import Iterator
@@ -10,9 +10,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stale.config import DataConfig
 from stale.data.annotations import Video, all_labels, in_subset, repair
-from stale.data.dataset import IGNORED, PADDING, VideoDataset, load_features, read_ahead, rescale, segment_lists
-from stale.data.features import open_features
+from stale.data.dataset import (
+    IGNORED,
+    PADDING,
+    NativeDataset,
+    VideoDataset,
+    load_features,
+    load_sampled,
+    read_ahead,
+    rescale,
+    segment_lists,
+)
+from stale.data.features import FeatureStore, open_features
 from stale.errors import StaleError
 from tests.helpers import needs_shared, video, write_folder
 
@@ -22,24 +33,13 @@ WIDTH = 3
 # Rescaling
 
 
-def slow_rescale(features: list[list[float]], num_snippets: int) -> list[list[float]]:
-    """Linear interpolation between snippet centres; before the first and after the last one it is constant."""
-    length = len(features)
-    result = []
-    for t in range(num_snippets):
-        place = min(max((t + 0.5) * length / num_snippets - 0.5, 0.0), length - 1.0)
-        left = min(int(place), length - 1)
-        right, share = min(left + 1, length - 1), place - left
-        result.append([(1 - share) * a + share * b for a, b in zip(features[left], features[right], strict=True)])
-    return result
-
-
 @given(st.integers(1, 40), st.integers(1, 40))
 @settings(deadline=None)
-def test_rescaling_equals_plain_linear_interpolation(length: int, num_snippets: int) -> None:
+def test_rescaling_is_linear_interpolation_between_snippet_centres(length: int, num_snippets: int) -> None:
     features = torch.randn(length, WIDTH, generator=torch.Generator().manual_seed(length))
-    expected = torch.tensor(slow_rescale(features.tolist(), num_snippets))
-    torch.testing.assert_close(rescale(features, num_snippets), expected, atol=1e-5, rtol=1e-5)
+    places = (np.arange(num_snippets) + 0.5) * length / num_snippets - 0.5
+    expected = np.stack([np.interp(places, np.arange(length), column) for column in features.numpy().T], 1)
+    np.testing.assert_allclose(rescale(features, num_snippets), expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(rescale(features, length), features)
 
 
@@ -137,10 +137,79 @@ def test_a_batch_holds_the_asked_videos_in_single_precision(tmp_path: Path) -> N
     arrays = {name: np.full((4, WIDTH), number, np.float16) for number, name in enumerate("abc")}
     videos = [video(name, (number, number + 1, "x")) for number, name in enumerate("abc")]
     store = open_features(write_folder(tmp_path / "features", arrays))
-    data = VideoDataset(videos, store, ["x"], 10).to(torch.device("cpu"))
+    data = VideoDataset(videos, store, ["x"], DataConfig(num_snippets=10)).to(torch.device("cpu"))
     assert len(data) == 3
     batch = data.batch(torch.tensor([2, 0]))
     assert batch.features.dtype == torch.float32
     assert batch.features[:, 0, 0].tolist() == [2, 0]
     assert batch.segments[:, 0].tolist() == [[2, 3], [0, 1]]
     assert batch.labels.tolist() == [[0], [0]]
+
+
+# Videos at their own rate
+
+
+def ramp(length: int) -> np.ndarray:
+    """Features whose value is the snippet's number."""
+    return np.repeat(np.arange(length, dtype=np.float16)[:, None], WIDTH, 1)
+
+
+def store_of(folder: Path, **lengths: int) -> FeatureStore:
+    return open_features(write_folder(folder, {name: ramp(length) for name, length in lengths.items()}))
+
+
+def test_videos_keep_their_rate_or_take_a_common_one(tmp_path: Path) -> None:
+    store, videos = store_of(tmp_path / "f", a=30, b=7), [video("a"), video("b", duration=20.0)]
+    own = load_sampled(videos, store, DataConfig(), None)
+    assert [item.tolist() for item in own] == [ramp(30).tolist(), ramp(7).tolist()]
+    assert own[0].dtype is torch.float16
+    assert [len(item) for item in load_sampled(videos, store, DataConfig(rate=1.5), None)] == [15, 30]
+    beside = open_features([str(tmp_path / "f"), str(write_folder(tmp_path / "g", {"a": ramp(90), "b": ramp(7)}))])
+    assert [item.shape for item in load_sampled(videos, beside, DataConfig(), None)] == [
+        (90, 2 * WIDTH),
+        (7, 2 * WIDTH),
+    ]
+
+
+def test_crops_keep_features_and_segments_together(tmp_path: Path) -> None:
+    """The value of a feature is its position, and segments are found again at the values they began at."""
+    instances = [(start, start + 4.0, "x") for start in range(0, 300, 20)]
+    videos = [video("a", *instances, (100.0, 104.0, "unseen"), duration=300.0), video("b", (1.0, 3.0, "x"))]
+    data = NativeDataset(
+        videos, store_of(tmp_path / "f", a=300, b=10), ["x"], DataConfig(sampling="native", max_snippets=64)
+    )
+    starts = set()
+    for epoch in range(20):
+        data.batches(2, torch.Generator().manual_seed(epoch))
+        batch = data.batch(torch.tensor([0, 1]))
+        assert batch.features.shape == (2, 64, WIDTH)
+        assert batch.valid.sum(1).tolist() == [64, 10]
+        assert (batch.features[~batch.valid] == 0).all()
+        first = int(batch.features[0, 0, 0])
+        assert batch.features[0, :, 0].tolist() == list(range(first, first + 64))
+        starts.add(first)
+        for (start, end), label in zip(batch.segments[0].tolist(), batch.labels[0].tolist(), strict=True):
+            assert 0 <= start <= end <= 64
+            if label == 0:
+                assert end - start >= 2
+                assert (start + first) % 20 == 0 or start == 0
+        kept = (batch.labels[0] == 0).sum()
+        expected = sum(min(first + 64, s + 4) - max(first, s) >= 2 for s, _, _ in instances)
+        assert kept == expected
+        assert batch.labels[1].tolist() == [0] + [PADDING] * (len(instances))
+        assert (batch.labels[0] == IGNORED).sum() == len(instances) + 1 - expected
+    assert len(starts) > 10
+
+
+def test_batches_hold_every_video_once_and_similar_lengths(tmp_path: Path) -> None:
+    lengths = np.random.default_rng(0).integers(5, 100, 64)
+    names = {f"v{number}": int(length) for number, length in enumerate(lengths)}
+    videos = [video(name, (1.0, 2.0, "x")) for name in names]
+    data = NativeDataset(videos, store_of(tmp_path / "f", **names), ["x"], DataConfig(sampling="native"))
+    batches = data.batches(8, torch.Generator().manual_seed(0))
+    assert sorted(torch.cat(list(batches)).tolist()) == list(range(64))
+    spreads = [float(np.ptp(lengths[batch.numpy()])) for batch in batches]
+    assert np.mean(spreads) < 0.3 * np.ptp(lengths)
+    again, other = (data.batches(8, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    assert all(torch.equal(*pair) for pair in zip(batches, again, strict=True))
+    assert not all(torch.equal(*pair) for pair in zip(batches, other, strict=True))

@@ -13,23 +13,15 @@ import pytest
 
 from scripts import prepare_data as command
 from stale.data.annotations import Instance, Video
+from stale.data.datasets import DATASETS
 from stale.io import read_json, write_json
-from stale.preparation.checks import Report, as_text, check
+from stale.preparation.checks import Report, check
 from stale.preparation.converters import Annotations, write_as
-from stale.preparation.prepare import THUMOS14, find_features
-from tests.helpers import REPOSITORY, exit_code, make_clip, make_clip_data_set
+from stale.preparation.prepare import find_features
+from tests.helpers import REPOSITORY, exit_code, make_clip, make_clip_data_set, write_lists
 
 WIDTH = 8
 LABELS = ["Diving", "Rowing", "Sailing", "Surfing"]
-
-
-def write_lists(folder: Path, labels: list[str], title: str) -> None:
-    """All forty lists: the first quarter or half of ``labels`` is unseen in each."""
-    for setting, unseen in (("train_75_test_25", len(labels) // 4), ("train_50_test_50", len(labels) // 2)):
-        for part, chosen in (("train", labels[unseen:]), ("test", labels[:unseen])):
-            (folder / setting / title / part).mkdir(parents=True)
-            for index in range(10):
-                (folder / setting / title / part / f"split_{index}.list").write_text("\n".join(chosen))
 
 
 def make_root(folder: Path, count: int = 40, duration: float = 20.0) -> dict[str, Video]:
@@ -44,60 +36,55 @@ def make_root(folder: Path, count: int = 40, duration: float = 20.0) -> dict[str
         np.save(folder / "features" / f"v_{name}.npy", features.astype(np.float16))
     videos["y"] = Video("y", "testing", duration, ())
     write_as("activitynet", Annotations(videos), folder / "annotations.json")
-    write_lists(folder / "splits", LABELS, "Pond")
+    write_lists(folder / "splits", LABELS[1:], LABELS[:1], "75_25", splits=10)
+    write_lists(folder / "splits", LABELS[2:], LABELS[:2], "50_50", splits=10)
     return videos
 
 
 def report_on(folder: Path, **options: object) -> Report:
     annotations, features = folder / "annotations.json", find_features(folder)
-    return check("pond", annotations, features=features, splits=folder / "splits", **options)
+    return check("tiny", annotations, features=features, splits=folder / "splits", **options)
 
 
 def test_a_sound_root_is_ready(tmp_path: Path) -> None:
     make_root(tmp_path)
     report = report_on(tmp_path)
-    assert report.verdict == "ready" and not report.faults and not report.missing
-    assert report.annotations["subsets"]["training"]["videos"] == 20
-    assert report.annotations["subsets"]["testing"]["with_segments"] == 0
-    assert len(report.splits["sound"]) == 20
-    assert report.features["width"] == WIDTH and report.features["precision"] == {"float16": 40}
-    assert report.features["snippets_a_second"] == {"training": {"10": 20}, "validation": {"5": 20}}
-    assert "pond: READY" in as_text(report)
+    assert report.verdict == "ready" and not report.faults and not report.missing and not report.remarks
+    subsets = report.subsets
+    assert [subsets[name]["with segments"] for name in ("training", "validation", "testing")] == [20, 20, 0]
+    assert [subsets[name]["snippets a second"] for name in ("training", "validation")] == [10, 5]
+    assert report.features["width"] == WIDTH
+    assert "tiny: READY" in report.as_text()
     assert report_on(tmp_path, id_pattern="v_{id}").verdict == "ready"
-    for pattern in ("{id}_clip", "v_"):
-        assert f"no name fits data.id_pattern={pattern}" in report_on(tmp_path, id_pattern=pattern).faults[0]
-    assert [report_on(tmp_path, sample=sample).features["loaded"] for sample in (3, 100)] == [6, 40]
+    assert "no name fits data.id_pattern=v_" in report_on(tmp_path, id_pattern="v_").faults[0]
+    samples = [report_on(tmp_path, sample=sample).subsets["training"]["loaded"] for sample in (3, 100)]
+    assert samples == [3, 20]
 
 
-def test_missing_features_are_counted_by_subset(tmp_path: Path) -> None:
+def test_missing_features_are_counted_by_subset_and_class(tmp_path: Path) -> None:
     make_root(tmp_path)
     for number in (0, 8, 2, 1):
         (tmp_path / "features" / f"v_x{number:02d}.npy").unlink()
     report = report_on(tmp_path)
-    training = report.features["subsets"]["training"]
     assert report.verdict == "incomplete"
-    assert (training["needed"], training["missing"]) == (20, 3)
-    assert report.features["subsets"]["validation"]["missing_videos"] == ["x01"]
-    assert "3 of 20 training videos: x00, x02, x08" in report.missing[0]
-    assert "training: 3 of 20 videos with segments lack features" in as_text(report)
+    assert report.features["missing"]["validation"] == ["x01"]
+    assert report.missing[0] == "features: 3 of 20 training videos: x00, x02, x08 (Diving: 2, Rowing: 1)"
+    assert report.missing[0] in report.as_text()
 
 
 def test_unusable_features_and_those_that_do_not_fit_the_duration_are_faults(tmp_path: Path) -> None:
     make_root(tmp_path)
     folder = tmp_path / "features"
     np.save(folder / "v_x01.npy", np.full((5, WIDTH), np.nan, np.float32))
-    np.save(folder / "v_x02.npy", np.zeros((5, WIDTH + 1), np.float32))
     (folder / "v_x03.npy").write_bytes(b"half")
     write_json(folder / "v_x07.json", {"fps": 25.0})
     np.save(folder / "v_other.npy", np.zeros((30, WIDTH), np.float16))
     report = report_on(tmp_path)
     assert report.verdict == "faulty"
-    assert set(report.features["unusable"]) == {"x01", "x02", "x03"}
-    assert "NaN" in report.features["unusable"]["x01"] and "width 9" in report.features["unusable"]["x02"]
-    assert report.features["duration_mismatches"].keys() == {"x07"}
+    assert report.features["unusable"].keys() == {"x01", "x03"}
+    assert "2 unusable: features of video 'x01' in" in report.faults[0]
     assert re.search(r"annotated duration: x07 in .*features \(4.0 s, annotated 20.0 s\)", report.faults[1])
-    assert report.features["not_annotated"] == 1
-    assert any("other" in remark for remark in report.remarks)
+    assert report.remarks == ["features of 1 videos are not annotated: v_other"]
 
 
 def test_features_that_say_they_are_simulated(tmp_path: Path) -> None:
@@ -106,19 +93,18 @@ def test_features_that_say_they_are_simulated(tmp_path: Path) -> None:
         file.attrs["simulated"] = True
         file.update({name: np.ones((16, WIDTH), np.float16) for name in videos})
     report = report_on(tmp_path)
-    assert report.features["simulated"] and report.features["fixed_length"] == 16
-    assert "SIMULATED" in as_text(report)
-    assert report.verdict == "ready"
+    assert report.features["simulated"] and report.verdict == "ready"
+    assert "SIMULATED" in report.as_text() and "every video has 16 snippets" in report.as_text()
 
 
 def test_splits_that_do_not_fit(tmp_path: Path) -> None:
     make_root(tmp_path)
     base = tmp_path / "splits"
-    (base / "train_75_test_25" / "Pond" / "test" / "split_1.list").write_text("Skating\n")
-    (base / "train_50_test_50" / "Pond" / "test" / "split_2.list").unlink()
-    report = report_on(tmp_path)
-    assert set(report.splits["faulty"]) == {"75_25, split 1", "50_50, split 2"}
-    assert "Skating" in report.splits["faulty"]["75_25, split 1"] and report.verdict == "faulty"
+    (base / "train_75_test_25" / "Tiny" / "test" / "split_1.list").write_text("Skating\n")
+    (base / "train_50_test_50" / "Tiny" / "test" / "split_2.list").unlink()
+    first, second = report_on(tmp_path).faults
+    assert first.startswith("splits: 75_25, split 1: ") and "Skating" in first
+    assert second.startswith("splits: 50_50, split 2: split file not found")
 
 
 def test_without_anything(tmp_path: Path) -> None:
@@ -126,10 +112,10 @@ def test_without_anything(tmp_path: Path) -> None:
     assert report.verdict == "incomplete" and "no " in report.missing[0]
     make_root(tmp_path / "a")
     annotations = tmp_path / "a" / "annotations.json"
-    report = check("pond", annotations)
+    report = check("tiny", annotations)
     assert report.missing == ["features: none found"]
     assert report.remarks[0].startswith("no split lists")
-    report = check("thumos14", annotations, source=THUMOS14)
+    report = check("thumos14", annotations, public=DATASETS["thumos14"])
     assert any("unknown subset" in fault for fault in report.faults)
     assert any("no lists of THUMOS14" in item for item in report.missing)
 
@@ -139,7 +125,7 @@ def test_labels_hostile_ids_and_damaged_files_are_faults(tmp_path: Path) -> None
     videos["z"] = Video("z", "training", 9.0, (Instance(0, 1, "diving "),))
     write_as("activitynet", Annotations(videos), tmp_path / "annotations.json")
     assert "classes diving in neither train nor test" in report_on(tmp_path).faults[0]
-    assert "'Diving', 'diving'" in report_on(tmp_path).remarks[0]
+    assert "'Diving', 'diving'" in report_on(tmp_path).remarks[1]
     (tmp_path / "features.h5").write_bytes(b"not HDF5")
     assert "not an HDF5 file" in report_on(tmp_path).faults[-1]
     write_json(tmp_path / "annotations.json", {"database": {"../x": {"subset": "a", "duration": 1}}})
@@ -148,7 +134,7 @@ def test_labels_hostile_ids_and_damaged_files_are_faults(tmp_path: Path) -> None
 
 def test_the_verdict_is_the_exit_code(tmp_path: Path, capsys) -> None:
     def code(*extra: object) -> int:
-        return exit_code(command.main, "custom", "--root", tmp_path, "--name", "pond", "--check", *extra)
+        return exit_code(command.main, "custom", "--root", tmp_path, "--name", "tiny", "--check", *extra)
 
     make_root(tmp_path)
     assert code("--json", tmp_path / "report.json") == 0
@@ -157,7 +143,7 @@ def test_the_verdict_is_the_exit_code(tmp_path: Path, capsys) -> None:
     assert code() == 1
     np.save(tmp_path / "features" / "v_x01.npy", np.full((5, WIDTH), np.inf, np.float16))
     assert code() == 3
-    assert "pond: FAULTY" in capsys.readouterr().out
+    assert "tiny: FAULTY" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -88,9 +88,7 @@ HEAD = "video,subset,duration,start,end,label\n"
         (HEAD + "a,test,10,1,2,x,y\n", "line 2: more or fewer"),
         (HEAD + "a,test,ten,1,2,x\n", "line 2: video 'a': 'duration' must be a positive number of seconds, not 'ten'"),
         (HEAD + "a,test,nan,1,2,x\n", "'duration' must be a positive number of seconds, not nan"),
-        (HEAD + "a,test,10,2,1,x\n", "ends before it starts"),
-        (HEAD + "a,test,10,1,,x\n", "needs a 'segment' of two numbers"),
-        (HEAD + "a,test,10,1,2,\n", "needs a 'label'"),
+        *((HEAD + f"a,test,10,{row}\n", "annotation needs a 'segment'") for row in ("2,1,x", "1,,x", "1,2,")),
         (HEAD + "a,,10,1,2,x\n", "'subset' is missing"),
         (HEAD + "a,test,10,1,2,x\na,train,10,1,2,x\n", "line 3: video 'a' has another subset"),
         (HEAD + ",,,,,\n\na,test,1" + 400 * "0" + ",1,2,x\n", "line 4: video 'a': 'duration' must be"),
@@ -111,9 +109,5 @@ def test_tables_of_other_programs(tmp_path: Path, change: Callable[[str], str]) 
     (tmp_path / "a.csv").write_bytes(change(f"{HEAD}a,test,10,1,2,x\n,,,,,\n").encode())
     (video,) = load_any_layout(tmp_path / "a.csv").videos.values()
     assert (video.subset, video.duration, video.instances[0].start, video.instances[0].end) == ("test", 10, 1, 2)
-    with pytest.raises(StaleError, match="a.csv: JSON in ActivityNet's layout is expected; .* convert IN OUT"):
+    with pytest.raises(StaleError, match="a.csv: JSON .* ActivityNet's layout, is expected; .* convert IN OUT"):
         read_annotations(tmp_path / "a.csv")
-    for text in ("[]", '{"a": {"duration": 3}}'):
-        (tmp_path / "a.json").write_text(text)
-        with pytest.raises(StaleError, match="a.json: of no known layout .activitynet, "):
-            load_any_layout(tmp_path / "a.json")

@@ -12,19 +12,18 @@ import pytest
 
 from scripts import prepare_data as command
 from stale.data.annotations import Instance, Video, read_annotations
+from stale.data.datasets import DATASETS, DatasetFacts
 from stale.errors import StaleError
 from stale.io import download
 from stale.preparation.converters import Annotations, write_as
-from stale.preparation.prepare import SOURCES, THUMOS14, Source, prepare
+from stale.preparation.prepare import prepare
 from tests.helpers import SHARED, needs_shared
 
 CONTENT = bytes(range(256)) * 1000
 
 
-def small(**changes: object) -> Source:
-    """THUMOS14 with two videos and two classes."""
-    counts = {"validation": ((1,), 2), "test": ((1,), 2)}
-    return replace(THUMOS14, facts=replace(THUMOS14.facts, counts=counts, num_classes=2), **changes)
+THUMOS14 = DATASETS["thumos14"]
+SMALL = replace(THUMOS14, counts={"validation": ((1,), 2), "test": ((1,), 2)}, num_classes=2)
 
 
 @pytest.fixture
@@ -41,17 +40,9 @@ def copy(tmp_path: Path) -> Path:
     return path
 
 
-class Server(ThreadingHTTPServer):
+class _Handler(BaseHTTPRequestHandler):
     """Answers each request by the next of ``answers``: a status, or content and how many bytes of it are sent."""
 
-    answers: list[int | tuple[bytes, int]]
-    requests: int = 0
-
-    def url(self, name: str) -> str:
-        return f"http://127.0.0.1:{self.server_port}/{name}"
-
-
-class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.requests += 1
         answer = self.server.answers.pop(0)
@@ -69,9 +60,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)
-    with Server(("127.0.0.1", 0), _Handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
+        server.requests, server.url = 0, f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield server
@@ -82,15 +74,15 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 # Downloads
 
 
-def test_a_broken_download_is_retried_and_a_finished_one_kept(server: Server, tmp_path: Path) -> None:
+def test_a_broken_download_is_retried_and_a_finished_one_kept(server: ThreadingHTTPServer, tmp_path: Path) -> None:
     server.answers = [503, (CONTENT, 1000), (CONTENT, len(CONTENT))]
-    assert download(server.url("a.bin"), tmp_path / "new").read_bytes() == CONTENT
-    assert download(server.url("a.bin"), tmp_path / "new").read_bytes() == CONTENT
+    assert download(f"{server.url}/a.bin", tmp_path / "new").read_bytes() == CONTENT
+    assert download(f"{server.url}/a.bin", tmp_path / "new").read_bytes() == CONTENT
     assert server.requests == 3
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.bin"]
     server.answers = [(CONTENT, len(CONTENT))] * 4
     with pytest.raises(StaleError, match="hash"):
-        download(server.url("b.bin"), tmp_path, sha256="0" * 64)
+        download(f"{server.url}/b.bin", tmp_path, sha256="0" * 64)
 
 
 @pytest.mark.parametrize(
@@ -98,26 +90,26 @@ def test_a_broken_download_is_retried_and_a_finished_one_kept(server: Server, tm
     [(404, "404"), ((CONTENT, 10), "IncompleteRead"), (None, "could not be downloaded")],  # None: nobody answers
 )
 def test_what_fails_is_one_line_that_says_what_to_do(
-    server: Server, tmp_path: Path, answer: int | tuple[bytes, int] | None, reason: str
+    server: ThreadingHTTPServer, tmp_path: Path, answer: int | tuple[bytes, int] | None, reason: str
 ) -> None:
     server.answers = [answer] * 4
     if answer is None:
         server.server_close()
     with pytest.raises(StaleError, match=reason) as error:
-        download(server.url("a.bin"), tmp_path)
-    assert str(error.value).startswith(server.url("a.bin"))
+        download(f"{server.url}/a.bin", tmp_path)
+    assert str(error.value).startswith(f"{server.url}/a.bin")
     assert str(error.value).endswith(f"download it yourself to {tmp_path / 'a.bin'} and run again")
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_login_page_is_not_kept_as_the_annotations(server: Server, copy: Path, tmp_path: Path) -> None:
+def test_a_login_page_is_not_kept_as_the_annotations(server: ThreadingHTTPServer, copy: Path, tmp_path: Path) -> None:
     page = b"<html>Welcome</html>"
     server.answers = [(page, len(page)), (content := copy.read_bytes(), len(content))]
-    source = small(url=server.url("thumos14.json"))
+    served = replace(SMALL, source=f"{server.url}/thumos14.json")
     with pytest.raises(StaleError, match="not valid JSON"):
-        prepare(source, tmp_path / "data")
-    assert prepare(source, tmp_path / "data")[0].state == "made"
+        prepare(served, tmp_path / "data")
+    assert "; made; " in prepare(served, tmp_path / "data")[0]
 
 
 # Preparation
@@ -133,27 +125,26 @@ def test_a_copy_is_normalised_and_the_second_run_changes_nothing(copy: Path, tmp
     if given == "gzipped":
         copy.write_bytes(gzip.compress(copy.read_bytes()))
     root = tmp_path / "data"
-    annotations, features = prepare(small(), root, copy)
-    assert annotations.state == "made" and "2 videos, 4 segments, 2 classes" in annotations.detail
-    assert "differs from the copy" in annotations.detail
-    assert features.state == "missing" and str(root / "thumos14" / "features") in features.detail
+    annotations, features = prepare(SMALL, root, copy)
+    assert "2 videos, 4 segments, 2 classes; made; " in annotations and "differs from the copy" in annotations
+    assert "missing: fetch" in features and str(root / "thumos14" / "features") in features
     videos = read_annotations(root / "thumos14" / "thumos14.json")
     assert list(videos) == ["video_test_0000004", "video_validation_0000051"]
     assert videos["video_test_0000004"].subset == "test"
     assert [item.label for item in videos["video_test_0000004"].instances] == ["CliffDiving", "Diving"]
     before = snapshot(root)
-    assert [step.state for step in prepare(small(), root)] == ["kept", "missing"]
+    assert prepare(SMALL, root)[0].endswith("; kept")
     assert snapshot(root) == before
 
 
 @pytest.mark.slow
 @needs_shared
-@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
-def test_both_data_sets_from_copies(source: Source, tmp_path: Path) -> None:
-    steps = prepare(source, tmp_path, SHARED / "data" / "annotations" / source.annotations)
-    assert "content equal to the copy" in steps[0].detail
-    videos = read_annotations(tmp_path / source.name / source.annotations)
-    original = read_annotations(SHARED / "data" / "annotations" / source.annotations)
+@pytest.mark.parametrize("dataset", DATASETS.values(), ids=DATASETS)
+def test_both_data_sets_from_copies(dataset: DatasetFacts, tmp_path: Path) -> None:
+    copy = SHARED / "data" / "annotations" / dataset.annotations
+    assert "content equal to the copy" in prepare(dataset, tmp_path, copy)[0]
+    videos = read_annotations(tmp_path / dataset.title.lower() / dataset.annotations)
+    original = read_annotations(copy)
     assert list(videos) == sorted(original)
     for name, video in original.items():
         assert Counter(videos[name].instances) == Counter(video.instances)
@@ -166,7 +157,7 @@ def test_other_annotations_are_refused_and_nothing_is_written(copy: Path, tmp_pa
     (tmp_path / "data" / "thumos14").mkdir(parents=True)
     copy.rename(tmp_path / "data" / "thumos14" / "thumos14.json")
     with pytest.raises(StaleError, match="not the annotations of THUMOS14: 3 classes, not 2"):
-        prepare(small(), tmp_path / "data")  # with ambiguous segments, training must not use it as it is
+        prepare(SMALL, tmp_path / "data")  # with ambiguous segments, training must not use it as it is
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:

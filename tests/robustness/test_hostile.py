@@ -25,7 +25,7 @@ from stale.checkpoint import load_checkpoint
 from stale.config import load_config
 from stale.data.annotations import Instance, Video, all_labels, in_subset, read_annotations, repair
 from stale.data.classes import read_classes
-from stale.data.features import duration_mismatch, open_features, read_sidecar
+from stale.data.features import duration_mismatch, open_features
 from stale.data.splits import load_split, read_class_list
 from stale.detection.run import VideoDetections
 from stale.detection.writers import OutputFiles, table, write_detections
@@ -127,11 +127,10 @@ def use_results(path: Path) -> None:
 
 
 def use_features(path: Path) -> None:
-    """The array, the record beside it, and both in a folder."""
+    """The array and the record beside it."""
     only_stale_errors(lambda: open_features(path.parent).read("clip"))
     only_stale_errors(lambda: open_features(path.parent).attributes("clip"))
     only_stale_errors(lambda: duration_mismatch(open_features(path.parent), Video("clip", "test", 9.0, ())))
-    read_sidecar(path.with_suffix(".npy"))
 
 
 def saved(save: Callable[[Any, Any], Any], content: Any) -> bytes:
@@ -157,7 +156,6 @@ LOADERS: dict[str, tuple[Callable[[Path], Any], st.SearchStrategy[bytes], int]] 
         CASES,
     ),
     "split.list": (read_class_list, damaged_bytes("Diving\r\nHigh jump\n\nτ\n".encode()), CASES),
-    "classes.json": (read_classes, damaged_json(["a", "b | c"]) | damaged_json({"a": ["b"], "c": "d"}), CASES),
     "classes.txt": (read_classes, damaged_bytes(b"# a comment\nDiving | jump\n"), CASES),
     "config.yaml": (lambda path: load_config([path]), damaged_json(CONFIGURATION), CASES),
     "npy/clip.npy": (use_features, damaged_bytes(ARRAY), CASES),
