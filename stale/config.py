@@ -41,7 +41,7 @@ Rate = Annotated[float | None, Field(ge=0, le=10)]
 # Settings that have no effect on results.
 WITHOUT_EFFECT = {"train.device", "train.log_interval", "detection.batch_size"}
 
-_REMOVED = {"train.compile": "false"}  # settings of earlier versions, as runs hold them
+_REMOVED = {"train.compile": "false", "model.text.adapter": "none"}  # settings of earlier versions, as runs hold them
 
 # Common abbreviations, and the setting that each stands for.
 ABBREVIATIONS = {
@@ -141,7 +141,6 @@ class TextConfig(Section):
     embeddings: str = Field(
         "", description="file of class embeddings of any model, in place of weights; prompt: template, encoder: frozen"
     )
-    adapter: Literal["none", "linear"] = Field("none", description="learned residual of embeddings, 0 at the start")
     heads: Size | None = Field(None, description="attention heads of weights; null: width / 64, as in all of OpenAI's")
     encoder: Literal["finetune", "frozen", "none"] = Field(
         "finetune", description="none: a learned embedding for each seen class, which cannot name others; finetune [P]"
@@ -203,9 +202,8 @@ class LocalizerConfig(Section):
     """Action mask localizer."""
 
     kind: Literal["dynamic", "plain", "none"] = Field("dynamic", description="released code: plain; dynamic [P]")
-    coordinates: Literal["absolute", "relative", "pairwise"] = Field(
-        "absolute",
-        description="output: relative: offsets from the snippet; pairwise: an embedding to compare; positions [P]",
+    coordinates: Literal["absolute", "pairwise"] = Field(
+        "absolute", description="output; pairwise: an embedding of the snippet to compare; positions in the video [P]"
     )
     bottleneck: int = Field(0, ge=0, le=_MOST, description="channels to which F_vis is reduced first; 0: not reduced")
     dropout: Share = Field(0.5, description="dropout before the bottleneck")
@@ -390,10 +388,8 @@ class Config(Section):
         if text.context_init and (text.encoder == "none" or text.embeddings):
             yield "model.text.context_init is for a prompt, which there is not; set it null"
         if text.embeddings and (text.prompt, text.encoder) != ("template", "frozen"):
-            change = "set model.text.prompt=template and model.text.encoder=frozen; model.text.adapter=linear learns"
+            change = "set model.text.prompt=template and model.text.encoder=frozen"
             yield f"model.text.embeddings: no text encoder that could be fine-tuned or take learned prompts; {change}"
-        if text.adapter != "none" and not text.embeddings:
-            yield "model.text.adapter is for model.text.embeddings; set it none"
         if self.loss.classification_form == "sigmoid" and self.loss.classification_video:
             yield "loss.classification_form=sigmoid has no term of the video; set loss.classification_video=0"
         if "proposals" in detection.oracle and {"masks", "localizer"} & {*detection.oracle}:

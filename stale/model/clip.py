@@ -5,10 +5,9 @@ openai-clip's files are loaded by their location, because importing the package 
 
 import importlib.util
 import logging
-import pickle
 import re
-import zipfile
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -105,10 +104,11 @@ def text_half(loaded: ClipWeights, activation: str = "auto") -> dict[str, Tensor
 
 
 def load_clip_weights(source: str | Path, what: str) -> ClipWeights:
-    """Load CLIP weights; ``what`` names them in errors. Nothing that a file holds is executed.
+    """Load CLIP weights; ``what`` names them in errors.
 
-    ``source`` is a name such as ``ViT-B/16``, which is downloaded and verified, or a file: OpenAI's TorchScript
-    archive, or a state dict (torch or safetensors) under OpenAI's, open_clip's or Hugging Face's names.
+    ``source`` is a name such as ``ViT-B/16``, which is downloaded and verified, or a file: OpenAI's, known by its
+    SHA-256, or a state dict (torch or safetensors) under OpenAI's, open_clip's or Hugging Face's names. Code in other
+    files is not run.
     """
     path, where = Path(source), f"{what} {source}"
     if not path.is_file():
@@ -121,9 +121,13 @@ def load_clip_weights(source: str | Path, what: str) -> ClipWeights:
 
             state: Any = load_file(path)
         else:
-            state = _read_torchscript(path) or torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):  # of TorchScript
+                if known:  # a TorchScript archive, whose code may run because it is OpenAI's
+                    state = torch.jit.load(path, map_location="cpu").state_dict()
+                else:
+                    state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in whichever layer meets the damage first
-        raise StaleError(f"{where} are no state dict and no archive of OpenAI's, or damaged") from error
+        raise StaleError(f"{where} are no state dict and no file of OpenAI's, or damaged") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):  # a checkpoint of open_clip
         state = {str(name).removeprefix("module."): tensor for name, tensor in state["state_dict"].items()}
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -138,69 +142,6 @@ def _download(name: str, what: str) -> Path:
         raise StaleError(f"{what} '{name}': no such file or CLIP model ({', '.join(MODELS)})")
     file = f"{re.sub('[/@]', '-', name)}.pt"
     return download(ADDRESS.format(hash=MODELS[name], file=file), CACHE.expanduser(), MODELS[name])
-
-
-# OpenAI's TorchScript archives, whose code is not run
-
-
-class _Module:
-    """A module of the archive, of any class: its attributes alone."""
-
-
-class _Unpickler(pickle.Unpickler):
-    """Unpickles modules and tensors of an archive; every other class and function is refused."""
-
-    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
-        super().__init__(archive.open(f"{root}data.pkl"))
-        self.archive, self.root = archive, root
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] == "__torch__":
-            return _Module
-        if module == "torch.jit._pickle" and name.startswith("build_"):
-            return list
-        return _ALLOWED[f"{module}.{name}"]
-
-    def persistent_load(self, pid: Any) -> Tensor:
-        content = bytearray(self.archive.read(f"{self.root}data/{pid[2]}"))
-        return torch.frombuffer(content, dtype=pid[1]) if content else torch.empty(0, dtype=pid[1])
-
-
-def _rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    tensor = storage.as_strided(size, stride, offset)
-    if tensor.nbytes > storage.nbytes:  # an expanded view claims any size for a few bytes
-        raise ValueError("a tensor larger than its storage")
-    return tensor
-
-
-_ALLOWED: dict[str, Any] = {
-    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-    "collections.OrderedDict": dict,
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-}
-
-
-def _read_torchscript(path: Path) -> dict[str, Tensor] | None:
-    """The parameters and buffers of a TorchScript archive; None for another file."""
-
-    visited: set[int] = set()  # a module inside itself, or many times inside others, would take for ever
-
-    def tensors(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
-        for name, value in vars(module).items():
-            if isinstance(value, Tensor):
-                yield prefix + name, value
-            elif isinstance(value, _Module) and id(value) not in visited:
-                visited.add(id(value))
-                yield from tensors(value, f"{prefix}{name}.")
-
-    if not zipfile.is_zipfile(path):
-        return None
-    with zipfile.ZipFile(path) as archive:
-        roots = [name.removesuffix("constants.pkl") for name in archive.namelist() if name.endswith("/constants.pkl")]
-        return dict(tensors(_Unpickler(archive, roots[0]).load(), "")) if roots else None
 
 
 # Parts of Hugging Face's names and those of OpenAI, replaced in this order.

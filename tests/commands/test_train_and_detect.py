@@ -95,7 +95,7 @@ def test_a_checkpoint_holds_no_vocabulary(run: RunFolder) -> None:
         ("data.setting=50_50", "data.splits=null"),
         ("model.text.prompt=template", "model.text.encoder=frozen"),
         ("model.masking.kind=none", "model.adaptation.enabled=false"),
-        ("model.localizer.kind=plain", "model.localizer.coordinates=relative", "model.temporal.kind=conv"),
+        ("model.localizer.kind=plain", "model.localizer.coordinates=pairwise", "model.temporal.kind=conv"),
         ("loss.consistency=0", "train.clip_norm=0", "train.text_learning_rate=1e-5", "train.deterministic=true"),
     ],
     ids=" ".join,

@@ -16,7 +16,7 @@ from stale.config import TextConfig
 from stale.errors import StaleError
 from stale.model import clip
 from stale.model.clip import load_clip_module, load_text_weights
-from stale.model.text import Packing, Prompts, TextEncoder, TextTransformer
+from stale.model.text import Prompts, TextEncoder, TextTransformer
 from tests.helpers import REPOSITORY, random_text_encoder_weights, tiny_text_transformer
 
 PHRASES = ["diving", "clean and jerk", "throwing a frisbee very far", "Hammer throw"]
@@ -100,21 +100,21 @@ def test_packed_prompts_equal_each_prompt_alone() -> None:
     transformer, generator = tiny_text_transformer(), torch.Generator().manual_seed(0)
     embedded = torch.randn(3, 9, transformer.width, generator=generator)
     embedded[:, :5] = embedded[0, :5]
-    end = torch.tensor([5, 8, 7])
+    tokens, end = torch.zeros(3, 9, dtype=torch.long), torch.tensor([5, 8, 7])
 
-    def run(x: Tensor, packings: list[Packing]) -> tuple[Tensor, Tensor]:
+    def run(x: Tensor, packed: list[Prompts]) -> tuple[Tensor, Tensor]:
         context = x.clone().requires_grad_()
-        parts = torch.cat([context[:1, :5].expand(3, -1, -1), context[:, 5:]], 1).split(3 // len(packings))
-        features = torch.cat([transformer(part, one) for part, one in zip(parts, packings, strict=True)])
+        parts = torch.cat([context[:1, :5].expand(3, -1, -1), context[:, 5:]], 1).split(3 // len(packed))
+        features = torch.cat([transformer(part, one) for part, one in zip(parts, packed, strict=True)])
         features.sum().backward()
         return features, context.grad
 
-    alone = run(embedded, [Packing.of(0, one) for one in end.split(1)])
+    alone = run(embedded, [Prompts.of(tokens[:1], one, 0) for one in end.split(1)])
     assert alone[1][0, 6:].abs().max() == 0, "what follows an end token has no effect"
     for shared in range(6):
-        packing = Packing.of(shared, end)
-        assert len(packing.rows) == (end + 1 - shared).sum()
-        for found, expected in zip(run(embedded, [packing]), alone, strict=True):
+        prompts = Prompts.of(tokens, end, shared)
+        assert len(prompts.rows) == (end + 1 - shared).sum()
+        for found, expected in zip(run(embedded, [prompts]), alone, strict=True):
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -124,8 +124,8 @@ def test_only_what_differs_between_prompts_is_computed_for_each(prompt: str) -> 
     encoder = TextEncoder(tiny_text_transformer(), TextConfig(prompt=prompt))
     prompts = encoder.tokenize(PHRASES)
     length, after = (1, 2) if prompt == "learned" else (5, 1)  # [SOT] … . [EOT], [SOT] a video of action … [EOT]
-    assert prompts.packing.length == length
-    assert len(prompts.packing.rows) == sum(len(clip.encode(phrase)) + after for phrase in PHRASES)
+    assert prompts.length == length
+    assert len(prompts.rows) == sum(len(clip.encode(phrase)) + after for phrase in PHRASES)
     some = torch.tensor([3, 1])  # with padding that none of them needs
     features = encoder(Prompts.of(prompts.tokens[some], prompts.end[some]))
     torch.testing.assert_close(features, encoder(prompts)[some], atol=1e-5, rtol=1e-5)
@@ -225,20 +225,14 @@ def test_tensors_that_form_no_text_transformer_are_an_error(change: dict[str, Te
 # Weights by name
 
 
-def archive(path: Path, model: nn.Module) -> Path:
-    """A TorchScript archive, as OpenAI publishes its models."""
-    example = (torch.zeros(1, 3, 32, 32), padded_tokens(["diving"]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch deprecates making such archives
-        torch.jit.trace(model, example, check_trace=False).save(path)
-    return path
-
-
 @pytest.fixture
 def published(tmp_path: Path, small_clip: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A known archive that was downloaded before; nothing else can be."""
+    """A known TorchScript archive, as OpenAI publishes its models, downloaded before; nothing else can be."""
     (tmp_path / "cache").mkdir()
-    path = archive(tmp_path / "cache" / "ViT-B-16.pt", small_clip)
+    path, example = tmp_path / "cache" / "ViT-B-16.pt", (torch.zeros(1, 3, 32, 32), padded_tokens(["diving"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates making such archives
+        torch.jit.trace(small_clip, example, check_trace=False).save(path)
     monkeypatch.setattr(clip, "ADDRESS", "http://127.0.0.1:9/{file}")
     monkeypatch.setattr(clip, "CACHE", path.parent)
     monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)
@@ -249,7 +243,9 @@ def published(tmp_path: Path, small_clip: nn.Module, monkeypatch: pytest.MonkeyP
 def test_a_known_name_is_downloaded_and_verified(published: Path, small_clip: nn.Module) -> None:
     assert set(load_text_weights("ViT-B/16")) == set(text_half(small_clip))
     assert clip.load_clip_weights("ViT-B/16", "weights").name == "ViT-B/16"
-    published.write_bytes(published.read_bytes()[:-1])
+    published.write_bytes(published.read_bytes() + b" ")  # no longer OpenAI's, so that its code must not run
+    with pytest.raises(StaleError, match="no state dict and no file of OpenAI's"):
+        load_text_weights(published)
     with pytest.raises(StaleError, match="ViT-B-16.pt could not be downloaded .*; download it yourself to .*16.pt"):
         load_text_weights("ViT-B/16")
     with pytest.raises(StaleError, match="absent.pt.*ViT-B/16"):
@@ -326,13 +322,15 @@ def hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.filterwarnings("error::DeprecationWarning")
-@pytest.mark.parametrize("form", ["plain", "half", "archive", "hugging face", "safetensors", "open_clip checkpoint"])
-def test_weights_in_every_form_hold_the_same_tensors(tmp_path: Path, small_clip: nn.Module, form: str) -> None:
+@pytest.mark.parametrize("form", ["plain", "half", "published", "hugging face", "safetensors", "open_clip checkpoint"])
+def test_weights_in_every_form_hold_the_same_tensors(
+    tmp_path: Path, small_clip: nn.Module, published: Path, form: str
+) -> None:
     state, path = dict(small_clip.state_dict()), tmp_path / ("w.safetensors" if form == "safetensors" else "w.pt")
     if form == "half":
         state = {name: tensor.half() for name, tensor in state.items()}
-    if form == "archive":
-        archive(path, small_clip)
+    if form == "published":
+        path = published
     elif form == "safetensors":
         save_file({name: tensor.contiguous() for name, tensor in hugging_face(state).items()}, path)
     elif form == "open_clip checkpoint":
@@ -349,31 +347,6 @@ def test_weights_in_every_form_hold_the_same_tensors(tmp_path: Path, small_clip:
     transformer = TextTransformer.from_weights({**text, "token_embedding.weight": kept})
     assert (transformer.width, transformer.output_width, transformer.context_length) == (64, 32, 77)
     assert len(transformer.transformer["resblocks"]) == 2
-
-
-def test_an_archive_is_read_without_running_it(tmp_path: Path) -> None:
-    class Endless(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.text_projection = nn.Parameter(torch.eye(2))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x
-
-        @torch.jit.export
-        def __getstate__(self) -> int:
-            return 0
-
-        @torch.jit.export
-        def __setstate__(self, state: int) -> None:
-            while True:
-                state += 1
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.script(Endless()).save(tmp_path / "endless.pt")
-    with pytest.raises(StaleError, match="endless.pt"):
-        load_text_weights(tmp_path / "endless.pt")
 
 
 @pytest.mark.slow
