@@ -212,18 +212,16 @@ def bench_parts(bench: Bench) -> Iterator[Row]:
 
     from stale.config import AdaptationConfig, TextConfig
     from stale.model.adaptation import CrossAdaptation
-    from stale.model.text import Packing, TextEncoder
+    from stale.model.text import Prompts, TextEncoder
 
     torch.manual_seed(0)
     width, names = 64 * bench.count(8, 1), class_names(bench.count(150, 4))
     text = TextEncoder(random_transformer(width, bench.count(12, 1)), TextConfig()).to(bench.device)
     prompts = text.tokenize(names).to(bench.device)
     (K, L), end = prompts.tokens.shape, prompts.end
-    everything = Packing.of(-len(text.context), torch.full_like(end, L - 1))  # type: ignore[arg-type]
-    everything = replace(
-        everything, last=torch.arange(K, device=end.device) * everything.rest + end + len(text.context)
-    )  # type: ignore[arg-type]
-    padded = replace(prompts, packing=everything)
+    N = len(text.context)  # type: ignore[arg-type]
+    everything = Prompts.of(prompts.tokens, torch.full_like(end, L - 1), shared=-N)
+    padded = replace(everything, last=torch.arange(K, device=end.device) * everything.rest + end + N)
     torch.testing.assert_close(text(padded), text(prompts), atol=1e-3, rtol=1e-3)
     size = f"{K} classes, {text.transformer.context_length and L} tokens at most, {width} wide"
     yield compared(bench, "parts: text encoder", lambda: text(prompts), lambda: text(padded), size=size)
@@ -287,14 +285,14 @@ def growth_step(classes: int, snippets: int, batch: int, width: int, layers: int
 
     from stale.config import load_config
     from stale.model.stale import build_model
-    from stale.training.losses import Criterion, LossNormalizers
+    from stale.training.losses import LossNormalizers
     from stale.training.targets import build_targets
     from stale.training.trainer import TrainStep, build_optimizer
 
     torch.manual_seed(0)
     config, names = load_config([], [f"data.num_snippets={snippets}"]), class_names(classes)
     model = build_model(config.model, snippets, width, random_transformer(width, layers), names).to(device).train()
-    step = TrainStep(model, Criterion(config.loss), model.text.tokenize(names).to(torch.device(device)), torch.float32)
+    step = TrainStep(model, config.loss, names, torch.float32)
     optimizer, features = build_optimizer(model, config.train), torch.randn(batch, snippets, width, device=device)
     segments = snippets * torch.rand(batch, 2, 2, device=device).sort(2).values
     targets = build_targets(segments, torch.randint(classes, (batch, 2), device=device), classes, snippets)

@@ -203,9 +203,8 @@ class LocalizerConfig(Section):
     """Action mask localizer."""
 
     kind: Literal["dynamic", "plain", "none"] = Field("dynamic", description="released code: plain; dynamic [P]")
-    coordinates: Literal["absolute", "relative", "pairwise"] = Field(
-        "absolute",
-        description="output: relative: offsets from the snippet; pairwise: an embedding to compare; positions [P]",
+    coordinates: Literal["absolute", "pairwise"] = Field(
+        "absolute", description="output; pairwise: an embedding of the snippet to compare; positions in the video [P]"
     )
     bottleneck: int = Field(0, ge=0, le=_MOST, description="channels to which F_vis is reduced first; 0: not reduced")
     dropout: Share = Field(0.5, description="dropout before the bottleneck")

@@ -36,8 +36,8 @@ def forward_in_windows(model: Stale, features: Tensor, text: Tensor, given_mask:
         cut = (x.narrow(dim, first, last - first) for x, (first, last) in zip(tensors, spans, strict=True))
         return torch.cat(list(cut), dim)
 
-    names = {"visual": 1, "class_logits": 2, "foreground_logits": 1, "given_mask": 1, "classifier_features": 1}
-    joined = {name: join(name, dim) for name, dim in names.items()}
+    names = ("visual", "class_logits", "foreground_logits", "mask", "given_mask", "classifier_features")
+    joined = {name: join(name, 2 if name == "class_logits" else 1) for name in names}
     language = torch.stack([part.language for part in found if part.language is not None]).mean(0)
     return replace(found[0], **joined, language=language, points=_join_points(found, starts, spans))
 

@@ -67,18 +67,24 @@ def csv_text(results: Mapping[str, Sequence[Detection]]) -> str:
     return text.getvalue()
 
 
-def vtt_text(detections: Sequence[Detection]) -> str:
-    """WebVTT (W3C), with markup characters escaped; its cues are those of :func:`best_at_a_time`."""
-    return "\n".join(
-        ["WEBVTT\n", *(f"{times}\n{html.escape(text, quote=False)}\n" for times, text in _cues(detections))]
-    )
+def subtitles(detections: Sequence[Detection], suffix: str) -> str:
+    """WebVTT (W3C), or SubRip for the suffix ``.srt``, of :func:`best_at_a_time`."""
 
+    def stamp(seconds: float) -> str:
+        minutes, milliseconds = divmod(round(seconds * 1000), 60_000)
+        return f"{minutes // 60:02}:{minutes % 60:02}:{milliseconds // 1000:02}.{milliseconds % 1000:03}"
 
-def srt_text(detections: Sequence[Detection]) -> str:
-    """SubRip, the same cues. It has no escapes: a word joiner keeps < and { from opening a tag."""
-    cues = enumerate(_cues(detections), start=1)
-    safe = ((number, times.replace(".", ","), re.sub(r"([<{])", "\\1\u2060", text)) for number, (times, text) in cues)
-    return "\n".join(f"{number}\n{times}\n{text}\n" for number, times, text in safe)
+    cues = [] if suffix == ".srt" else ["WEBVTT\n"]
+    for number, item in enumerate(best_at_a_time(detections), start=1):
+        start, end = item["segment"]
+        times = f"{stamp(start)} --> {stamp(max(end, start + 0.001))}"  # the resolution of the formats
+        text = f"{item['label']} {item['score']:.2f}"
+        if suffix == ".srt":  # it has no escapes: a word joiner keeps < and { from opening a tag
+            times, text = f"{number}\n{times.replace('.', ',')}", re.sub(r"([<{])", "\\1\u2060", text)
+        else:
+            text = html.escape(text, quote=False)
+        cues.append(f"{times}\n{text}\n")
+    return "\n".join(cues)
 
 
 def clock(seconds: float) -> str:
@@ -109,18 +115,6 @@ def best_at_a_time(detections: Sequence[Detection]) -> Sequence[Detection]:
             start = parts.pop()["segment"][0]
         parts.append({**best, "segment": [start, end]})
     return parts
-
-
-def _cues(detections: Sequence[Detection]) -> Iterator[tuple[str, str]]:
-    """(times, text) by rising start; a cue lasts at least a millisecond, the resolution of the formats."""
-
-    def stamp(seconds: float) -> str:
-        minutes, milliseconds = divmod(round(seconds * 1000), 60_000)
-        return f"{minutes // 60:02}:{minutes % 60:02}:{milliseconds // 1000:02}.{milliseconds % 1000:03}"
-
-    for item in best_at_a_time(detections):
-        start, end = item["segment"]
-        yield f"{stamp(start)} --> {stamp(max(end, start + 0.001))}", f"{item['label']} {item['score']:.2f}"
 
 
 @dataclass(frozen=True)
@@ -198,4 +192,4 @@ def _write_video(detections: Any, best: Sequence[Detection], files: OutputFiles,
             title = f"{detections.video.id}: {Path(run).resolve().name}, {counted(len(detections.classes), 'class')}"
             plot(detections, path, len(best), title)
         else:
-            write_text(path, vtt_text(best) if suffix == ".vtt" else srt_text(best))
+            write_text(path, subtitles(best, suffix))

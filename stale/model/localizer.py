@@ -36,24 +36,23 @@ class DynamicConv1d(nn.Module):
 class MaskLocalizer(nn.Module):
     """M = sigmoid(H_m(F_vis)), by a stack of 1-D convolutions: whether snippet s is of the instance at snippet t.
 
-    With ``absolute`` coordinates the output channels are positions s [P], with ``relative`` ones offsets s - t [ours],
-    with ``pairwise`` ones an embedding of the snippet, for :class:`PairScore` [ours].
+    With ``absolute`` coordinates the output channels are positions s [P], with ``pairwise`` ones an embedding of the
+    snippet, for :class:`PairScore` [ours].
     """
 
     def __init__(self, width: int, num_snippets: int, config: LocalizerConfig) -> None:
         super().__init__()
-        self.num_snippets, self.coordinates = num_snippets, config.coordinates
 
         def conv(inputs: int, outputs: int) -> nn.Module:
             if config.kind == "dynamic":
                 return DynamicConv1d(inputs, outputs, config.kernel_size, config.bank)
             return nn.Conv1d(inputs, outputs, config.kernel_size, padding=config.kernel_size // 2)  # [C]
 
-        outputs = {"absolute": num_snippets, "relative": 2 * num_snippets - 1, "pairwise": config.embedding}
         self.reduce: nn.Module = nn.Identity()
         if config.bottleneck:  # else the convolutions memorize the seen classes
             self.reduce = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(width, config.bottleneck))
-        widths = [config.bottleneck or width, *[config.hidden] * (config.layers - 1), outputs[config.coordinates]]
+        outputs = num_snippets if config.coordinates == "absolute" else config.embedding
+        widths = [config.bottleneck or width, *[config.hidden] * (config.layers - 1), outputs]
         self.layers = nn.ModuleList(map(conv, widths[:-1], widths[1:]))
         self.norms = nn.ModuleList(nn.GroupNorm(1, width) for width in widths[1:-1])  # else 15 epochs are too few
         self.pair_score = PairScore() if config.coordinates == "pairwise" else None
@@ -63,11 +62,10 @@ class MaskLocalizer(nn.Module):
         x = self.reduce(visual).transpose(1, 2)  # B × C × T
         for layer, norm in zip(self.layers[:-1], self.norms, strict=True):
             x = norm(layer(x)).relu()  # B × hidden × T
-        x = self.layers[-1](x)  # B × T × T, B × 2T-1 × T, or B × embedding × T
-        if self.pair_score is not None:
-            foreground = visual.new_zeros(visual.shape[:2]) if foreground is None else foreground.detach()
-            return self.pair_score(x, foreground)
-        return x if self.coordinates == "absolute" else offsets_to_positions(x)
+        x = self.layers[-1](x)  # B × T × T, or B × embedding × T
+        if self.pair_score is None:
+            return x
+        return self.pair_score(x, visual.new_zeros(visual.shape[:2]) if foreground is None else foreground.detach())
 
 
 class PairScore(nn.Module):
@@ -131,11 +129,3 @@ def lowest_between(values: Tensor) -> Tensor:
     later = torch.ones(T, T, dtype=torch.bool, device=values.device).triu()  # s ≤ t
     lowest = values.unsqueeze(1).expand(-1, T, T).masked_fill(~later, torch.inf).cummin(2).values
     return torch.where(later, lowest, lowest.transpose(1, 2))
-
-
-def offsets_to_positions(offsets: Tensor) -> Tensor:
-    """(B, 2T-1, T) with [:, T-1+o, t] about snippet t + o → (B, T, T) with [:, s, t] about snippet s."""
-    T = offsets.shape[2]
-    positions = torch.arange(T, device=offsets.device)
-    channel = positions[:, None] - positions[None, :] + T - 1  # s - t, from 0
-    return offsets.gather(1, channel.expand(len(offsets), T, T))

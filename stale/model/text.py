@@ -21,67 +21,31 @@ from stale.model import clip
 
 @dataclass(frozen=True)
 class Prompts:
-    """Tokenized class phrases, padded to the longest."""
-
-    tokens: Tensor  # (K, L) ids; learned context tokens are not among them
-    end: Tensor  # (K,) position of each end-of-text token in ``tokens``
-    packing: "Packing"
-
-    @classmethod
-    def of(cls, tokens: Tensor, end: Tensor) -> "Prompts":
-        """Find what can be packed in ``tokens`` (K, L)."""
-        same = (tokens == tokens[0]).all(0)
-        shared = min(int(same.cumprod(0).sum()), int(end.min()))
-        return cls(tokens, end, Packing.of(shared, end))
-
-    def to(self, device: torch.device) -> "Prompts":
-        return Prompts(self.tokens.to(device), self.end.to(device), self.packing.to(device))
-
-
-class CausalAttention(nn.Module):
-    """Multi-head self-attention to a token itself and those before it, with nn.MultiheadAttention's names."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
-        self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
-        self.out_proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, packing: "Packing") -> Tensor:
-        """Packed tokens (M, W) → (M, W)."""
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        return self.out_proj(packing.attend(qkv, self.heads))
-
-
-@dataclass(frozen=True)
-class Packing:
-    """K prompts of at most L tokens as M rows: the P tokens that all begin with once, then the rests without padding.
+    """K tokenized class phrases, packed as M rows: the P tokens that all begin with once, then the rests unpadded.
 
     No token depends on a later one, so that the first P have the same values in every prompt, and what follows the end
     token has no effect. A rest has at most R = L - P tokens, which attend to the prefix and those before.
     """
 
-    length: int  # P, at most the position of the first end token
+    tokens: Tensor  # (K, L) ids, padded to the longest; learned context tokens are not among them
+    end: Tensor  # (K,) position of each end-of-text token in ``tokens``
+    length: int  # P, at most the position of the first end token; with the learned context tokens
     rest: int  # R
     rows: Tensor  # (M - P,) the tokens of the K · R that are no padding
     last: Tensor  # (K,) each end token among these
 
     @classmethod
-    def of(cls, length: int, end: Tensor) -> "Packing":
-        """Pack prompts that have their end tokens at ``end`` (K,) and their first ``length`` tokens in common."""
-        rest = int(end.max()) + 1 - length
-        position = torch.arange(rest, device=end.device)
-        rows = (position <= end.unsqueeze(1) - length).flatten().nonzero().squeeze(1)
-        return cls(length, rest, rows, (end + 1 - length).cumsum(0) - 1)
+    def of(cls, tokens: Tensor, end: Tensor, shared: int | None = None) -> "Prompts":
+        """Pack ``tokens`` (K, L), of which the first ``shared`` are the same in all; default: as many as possible."""
+        if shared is None:
+            shared = min(int((tokens == tokens[0]).all(0).cumprod(0).sum()), int(end.min()))
+        rest = int(end.max()) + 1 - shared
+        rows = (torch.arange(rest, device=end.device) <= end.unsqueeze(1) - shared).flatten().nonzero().squeeze(1)
+        return cls(tokens, end, shared, rest, rows, (end + 1 - shared).cumsum(0) - 1)
 
-    def to(self, device: torch.device) -> "Packing":
-        return replace(self, rows=self.rows.to(device), last=self.last.to(device))
-
-    def pack(self, x: Tensor) -> Tensor:
-        """(K, L, W) → (M, W)."""
-        prefix, rests = x[0, : self.length], x[:, self.length : self.length + self.rest]
-        return torch.cat([prefix, rests.flatten(0, 1).index_select(0, self.rows)])
+    def to(self, device: torch.device) -> "Prompts":
+        moved = {name: getattr(self, name).to(device) for name in ("tokens", "end", "rows", "last")}
+        return replace(self, **moved)
 
     def attend(self, qkv: Tensor, heads: int) -> Tensor:
         """Causal attention of packed queries, keys and values (M, 3 · W) → (M, W)."""
@@ -97,6 +61,22 @@ class Packing:
         rests = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
         rests = _merge_heads(rests).flatten(0, 1).index_select(0, self.rows)  # M - P × W
         return torch.cat([_merge_heads(prefix)[0], rests])
+
+
+class CausalAttention(nn.Module):
+    """Multi-head self-attention to a token itself and those before it, with nn.MultiheadAttention's names."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, prompts: Prompts) -> Tensor:
+        """Packed tokens (M, W) → (M, W)."""
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        return self.out_proj(prompts.attend(qkv, self.heads))
 
 
 def _split_heads(qkv: Tensor, heads: int) -> Tensor:
@@ -127,9 +107,9 @@ class ResidualBlock(nn.Module):
         layers = [("c_fc", nn.Linear(width, 4 * width)), ("gelu", activation), ("c_proj", nn.Linear(4 * width, width))]
         self.mlp = nn.Sequential(OrderedDict(layers))
 
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+    def forward(self, x: Tensor, prompts: Prompts) -> Tensor:
         """Packed tokens (M, W) → (M, W)."""
-        x = x + self.attn(self.ln_1(x), packing)
+        x = x + self.attn(self.ln_1(x), prompts)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -181,15 +161,17 @@ class TextTransformer(nn.Module):
         """Token ids (K, L) → token embeddings (K, L, W)."""
         return F.embedding(tokens, self.token_embedding).to(self.positional_embedding.dtype)
 
-    def forward(self, embedded: Tensor, packing: Packing) -> Tensor:
+    def forward(self, embedded: Tensor, prompts: Prompts) -> Tensor:
         """Token embeddings (K, L, W) → text features (K, C), those of the end tokens.
 
         L is that of the longest prompt: under the causal mask what follows an end token has no effect.
         """
-        x = packing.pack(embedded + self.positional_embedding[: embedded.shape[1]])  # M × W
+        x = embedded + self.positional_embedding[: embedded.shape[1]]  # K × L × W
+        rests = x[:, prompts.length : prompts.length + prompts.rest].flatten(0, 1)
+        x = torch.cat([x[0, : prompts.length], rests.index_select(0, prompts.rows)])  # M × W
         for block in self.transformer["resblocks"].children():
-            x = block(x, packing)
-        return self.ln_final(x[packing.length :].index_select(0, packing.last)) @ self.text_projection
+            x = block(x, prompts)
+        return self.ln_final(x[prompts.length :].index_select(0, prompts.last)) @ self.text_projection
 
 
 class ClassEncoder(nn.Module):
@@ -248,11 +230,11 @@ class TextEncoder(ClassEncoder):
         """Text features (K, C), not normalized."""
         embedded = self.transformer.embed(prompts.tokens)  # K × L × W
         if self.context is None:
-            return self.transformer(embedded, prompts.packing)
+            return self.transformer(embedded, prompts)
         N = len(self.context)
         context = self.context.expand(len(embedded), -1, -1)  # K × N × W
         embedded = torch.cat([embedded[:, :1], context, embedded[:, 1:]], dim=1)  # K × (N + L) × W
-        return self.transformer(embedded, replace(prompts.packing, length=prompts.packing.length + N))
+        return self.transformer(embedded, replace(prompts, length=prompts.length + N))
 
 
 class ClassEmbeddings(ClassEncoder):

@@ -52,30 +52,24 @@ class LossNormalizers:
         return LossNormalizers(weight, *distributed.all_reduce(weight * torch.stack(counts)).float().unbind())
 
 
-class Criterion:
-    """L = w_c L_c + w_m L_m + w_comp L_comp + w_const L_const, with weights and constants from ``config``."""
-
-    def __init__(self, config: LossConfig) -> None:
-        self.config = config
-
-    def __call__(
-        self, outputs: Outputs, targets: Targets, normalizers: LossNormalizers | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum, and each loss of weight above 0 by name; default: the normalizers of ``targets``."""
-        normalizers, config, losses = normalizers or LossNormalizers.of(targets), self.config, {}
-        parts = {  # each loss, and the output without which there is none
-            "classification": (classification_loss, outputs.class_logits),
-            "localization": (localization_loss, outputs.mask_logits),
-            "consistency": (consistency_loss, outputs.mask_logits),
-            "foreground": (foreground_loss, outputs.foreground_logits),
-            "points": (points_loss, outputs.points),
-        }
-        for name, (loss, output) in parts.items():
-            if getattr(config, name) and output is not None:
-                losses[name] = loss(outputs, targets, normalizers, config)
-        if not losses:
-            raise StaleError("no loss is left to train with: give one a weight above 0 (loss.classification, ...)")
-        return torch.stack([getattr(config, name) * loss for name, loss in losses.items()]).sum(), losses
+def total_loss(
+    outputs: Outputs, targets: Targets, normalizers: LossNormalizers, config: LossConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """L = w_c L_c + w_m L_m + w_comp L_comp + w_const L_const, and each loss of weight above 0 by name."""
+    losses = {}
+    parts = {  # each loss, and the output without which there is none
+        "classification": (classification_loss, outputs.class_logits),
+        "localization": (localization_loss, outputs.mask_logits),
+        "consistency": (consistency_loss, outputs.mask_logits),
+        "foreground": (foreground_loss, outputs.foreground_logits),
+        "points": (points_loss, outputs.points),
+    }
+    for name, (loss, output) in parts.items():
+        if getattr(config, name) and output is not None:
+            losses[name] = loss(outputs, targets, normalizers, config)
+    if not losses:
+        raise StaleError("no loss is left to train with: give one a weight above 0 (loss.classification, ...)")
+    return torch.stack([getattr(config, name) * loss for name, loss in losses.items()]).sum(), losses
 
 
 def classification_loss(outputs: Outputs, targets: Targets, normalizers: LossNormalizers, config: LossConfig) -> Tensor:

@@ -36,50 +36,33 @@ def part_statistics(
     return statistics
 
 
-class Monitor:
-    """Compares an epoch's mean losses and statistics with what a part gives that does nothing."""
+def warnings(config: Config, num_classes: int, means: Mapping[str, float], moved: Mapping[str, float]) -> Iterator[str]:
+    """One line for each part that does nothing, with what to change.
 
-    def __init__(self, config: Config, num_classes: int) -> None:
-        self.config, self.num_classes = config, num_classes
-        self._start: dict[str, list[Tensor]] = {}
-
-    def begin(self, model: Stale) -> None:
-        """Remember the weights at the start of an epoch."""
-        self._start = {name: [p.detach().cpu().clone() for p in own] for name, own in components(model).items()}
-
-    def movement(self, model: Stale) -> dict[str, float]:
-        """Change of each component's weights since :meth:`begin`, relative to their norms then."""
-        change = {}
-        for name, weights in components(model).items():
-            pairs = list(zip(weights, self._start[name], strict=True))
-            norm = sum(float(q.norm()) for _, q in pairs)
-            change[name] = sum(float((p.detach().cpu() - q).norm()) for p, q in pairs) / max(norm, 1e-12)
-        return change
-
-    def warnings(self, means: Mapping[str, float], moved: Mapping[str, float]) -> Iterator[str]:
-        """One line for each part that does nothing, with what to change; ``moved`` is of :meth:`movement`."""
-        masking, loss = self.config.model.masking, self.config.loss
-        passing = means.get("passing", 0.5)
-        if masking.applied and (passing < 1e-4 or passing > 1 - 1e-4):
-            amount, change = ("nothing", "lower") if passing < 0.5 else ("everything", "raise")
-            yield f"the representation mask passes {amount}: {change} model.masking.threshold ({masking.threshold:g})"
-        if means.get("foreground_deviation", 1.0) < _FLAT:
-            yield (
-                "the representation mask is constant over time: raise train.learning_rate, set "
-                "loss.foreground_form=dice_bce, or give it context by model.masking.blocks"
-            )
-        trivial = math.log(self.num_classes + 1)
-        if loss.classification_form == "cross_entropy" and abs(means.get("classification", 0.0) - trivial) < 1e-3:
-            yield f"the classification loss is that of guessing, ln(K+1) = {trivial:.4g}: does the mask pass anything?"
-        trivial = 0.0 if loss.consistency_centered else 1.0
-        if abs(means.get("consistency", 0.5) - trivial) < 1e-5:
-            threshold = loss.consistency_threshold
-            yield f"the consistency loss is constant: no score is above loss.consistency_threshold ({threshold:g})"
-        for name, movement in moved.items():
-            if name == "background" and loss.classification_form == "pooled":  # which does not use it
-                continue
-            if movement <= _MOVED:
-                yield f"the weights of {name} have not moved: no gradient reaches them, or their rate is too low"
+    ``means`` are an epoch's losses and statistics, ``moved`` the :func:`relative_changes` of the weights in it.
+    """
+    masking, loss = config.model.masking, config.loss
+    passing = means.get("passing", 0.5)
+    if masking.applied and (passing < 1e-4 or passing > 1 - 1e-4):
+        amount, change = ("nothing", "lower") if passing < 0.5 else ("everything", "raise")
+        yield f"the representation mask passes {amount}: {change} model.masking.threshold ({masking.threshold:g})"
+    if means.get("foreground_deviation", 1.0) < _FLAT:
+        yield (
+            "the representation mask is constant over time: raise train.learning_rate, set "
+            "loss.foreground_form=dice_bce, or give it context by model.masking.blocks"
+        )
+    trivial = math.log(num_classes + 1)
+    if loss.classification_form == "cross_entropy" and abs(means.get("classification", 0.0) - trivial) < 1e-3:
+        yield f"the classification loss is that of guessing, ln(K+1) = {trivial:.4g}: does the mask pass anything?"
+    trivial = 0.0 if loss.consistency_centered else 1.0
+    if abs(means.get("consistency", 0.5) - trivial) < 1e-5:
+        threshold = loss.consistency_threshold
+        yield f"the consistency loss is constant: no score is above loss.consistency_threshold ({threshold:g})"
+    for name, movement in moved.items():
+        if name == "background" and loss.classification_form == "pooled":  # which does not use it
+            continue
+        if movement <= _MOVED:
+            yield f"the weights of {name} have not moved: no gradient reaches them, or their rate is too low"
 
 
 def components(model: Stale) -> dict[str, list[torch.nn.Parameter]]:
@@ -90,3 +73,13 @@ def components(model: Stale) -> dict[str, list[torch.nn.Parameter]]:
             component = "text.context" if name == "text.context" else name.split(".")[0]
             found.setdefault(component, []).append(parameter)
     return found
+
+
+def copied_weights(model: Stale) -> dict[str, Tensor]:
+    """The trained weights of each component on the CPU, one after the other."""
+    return {name: torch.cat([p.detach().flatten().cpu() for p in own]) for name, own in components(model).items()}
+
+
+def relative_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
+    """‖θ - θ_0‖ / ‖θ_0‖ of each component, from its :func:`copied_weights`; ‖θ‖ where θ_0 is 0."""
+    return {name: float((end - before[name]).norm() / (before[name].norm() or 1.0)) for name, end in after.items()}

@@ -26,7 +26,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from stale import distributed
 from stale.checkpoint import git_revision, load_checkpoint, save_checkpoint
-from stale.config import WITHOUT_EFFECT, Config, TrainConfig, differing_keys, flat, load_config, save_config
+from stale.config import WITHOUT_EFFECT, Config, LossConfig, TrainConfig, differing_keys, flat, load_config, save_config
 from stale.data.dataset import Batch, VideoDataset
 from stale.data.datasets import facts
 from stale.data.features import Backbone, require_same_backbone, require_same_width
@@ -50,8 +50,8 @@ from stale.model.stale import Stale, initial_model
 from stale.model.text import Prompts
 from stale.progress import progress_bar
 from stale.run_folder import RunFolder, command_line, log_into, start_logging
-from stale.training.losses import Criterion, LossNormalizers
-from stale.training.monitor import Monitor, components, part_statistics
+from stale.training.losses import LossNormalizers, total_loss
+from stale.training.monitor import components, copied_weights, part_statistics, relative_changes, warnings
 from stale.training.targets import Targets, build_targets, count_unowned
 from stale.version import __version__
 
@@ -117,15 +117,12 @@ def train(config: Config, output: str | Path, resume: bool = False, overwrite: b
 def build_optimizer(model: Stale, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW with decay on matrices only, and learning rates by component: what is pretrained takes smaller steps.
 
-    A component whose rate is 0 is frozen.
-
-    The decay is decoupled because Adam would rescale a decay inside the gradient to a full step wherever the loss has
-    no gradient. ``coupled_decay`` does that, on all weights [C].
+    A component whose rate is 0 is frozen. The decay is decoupled because Adam would rescale a decay inside the gradient
+    to a full step wherever the loss has no gradient. ``coupled_decay`` does that, on all weights [C].
     """
     rates = {
         "text.embedding": None,  # learned from scratch, in place of a text encoder
         "text.context": config.prompt_learning_rate,
-        "text.adapter": config.prompt_learning_rate,  # in place of prompts
         "text.": config.text_learning_rate,
         "temporal.": config.temporal_learning_rate,
         "localizer.": config.localizer_learning_rate,
@@ -139,9 +136,7 @@ def build_optimizer(model: Stale, config: TrainConfig) -> torch.optim.Optimizer:
             is_matrix = parameter.ndim >= 2 and name not in ("text.context", "text.embedding")  # lists of vectors
             decay = config.weight_decay if is_matrix or config.coupled_decay else 0.0
             groups.setdefault((config.learning_rate if rate is None else rate, decay), []).append(parameter)
-    settings = [
-        {"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()
-    ]
+    settings = [{"params": own, "lr": rate, "weight_decay": decay} for (rate, decay), own in groups.items()]
     optimizer = torch.optim.Adam if config.coupled_decay else torch.optim.AdamW
     return optimizer(settings, fused=True)
 
@@ -169,8 +164,7 @@ class Trainer:
         position = {id(p): n for n, group in enumerate(self.optimizer.param_groups) for p in group["params"]}
         self.group_of = {name: position[id(own[0])] for name, own in components(model).items()}
         # Loss
-        self.criterion = Criterion(config.loss)
-        self.train_step = _distribute(self._train_step(data.split.seen))
+        self.train_step = _distribute(TrainStep(model, config.loss, data.split.seen, self.precision))
         # Progress
         self.epoch = 0  # of the last checkpoint
         self.best: dict[str, Any] = {"epoch": 0, "mAP": -1.0}
@@ -188,21 +182,17 @@ class Trainer:
         counts = {name: sum(p.numel() for p in own) for name, own in components(self.model).items()}
         _log.info("trained parameters: %s", _listed({"all": sum(counts.values()), **counts}, ","))
         if self.model.localizer is not None:
-            data, T = self.train_data, self.config.data.num_snippets
-            if unowned := count_unowned(data.segments, data.labels, T):
-                message = "%d training instances have no mask target: all their snippets are of other instances"
-                _log.info(message, unowned)
+            unowned = count_unowned(self.train_data.segments, self.train_data.labels, self.config.data.num_snippets)
+            _log.info("training instances without a snippet of their own, hence without a mask target: %d", unowned)
         with suppress(ImportError):
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(self.run.path / "tensorboard")) if distributed.is_main_process() else None
-        monitor = Monitor(self.config, len(self.split.seen))
         first, began = self.epoch + 1, time.perf_counter()
         try:
             for epoch in range(first, options.epochs + 1):
                 started = time.perf_counter()
-                if watched := epoch == first or self._board is not None:
-                    monitor.begin(self.model)
+                before = copied_weights(self.model)
                 with out_of_memory_hint("train.batch_size", options.batch_size, " in a new run"):
                     losses = self.train_epoch(epoch)
                 # A finite loss can have a gradient that is not; such weights must not replace the last checkpoint.
@@ -219,8 +209,8 @@ class Trainer:
                 left = tqdm.format_interval((now - began) / (epoch + 1 - first) * (options.epochs - epoch))
                 memory = peak_memory(self.device) / 2**30
                 _log.info("%s; %.1f s, peak memory %.1f GiB, time left %s", report, now - started, memory, left)
-                moved = monitor.movement(self.model) if watched else {}
-                for warning in monitor.warnings(losses, moved if epoch == first else {}):
+                moved = relative_changes(before, copied_weights(self.model))
+                for warning in warnings(self.config, len(self.split.seen), losses, moved if epoch == first else {}):
                     _log.warning("epoch %d: %s", epoch, warning)
                 rates = {name: self.optimizer.param_groups[n]["lr"] for name, n in self.group_of.items()}
                 self._show("learning_rate/", rates, epoch)
@@ -230,9 +220,8 @@ class Trainer:
 
                     save_figure(draw_curves(self.run.read_history()), self.run.curves)
         except KeyboardInterrupt:
-            kept, action = (f"epoch {self.epoch}", "continues") if self.epoch else ("no epoch", "starts again")
-            message = "interrupted in epoch %d; %s is kept: the same command with --resume %s"
-            _log.info(message, self.epoch + 1, kept, action)
+            kept = f"epoch {self.epoch} is kept" if self.epoch else "no epoch is kept"
+            _log.info("interrupted in epoch %d; %s: the same command with --resume continues", self.epoch + 1, kept)
             raise
         if self._board is not None:
             settings = {key: str(value) for key, value in flat(self.config).items()}
@@ -301,12 +290,9 @@ class Trainer:
 
     def targets(self, batch: Batch, num_classes: int) -> Targets:
         """The targets of a batch that the model's parts need."""
-        model = self.config.model
-        points = model.points if model.points.enabled else None
-        masks, T = model.localizer.kind != "none", batch.features.shape[1]
-        return build_targets(
-            batch.segments, batch.labels, num_classes, T, valid=batch.valid, masks=masks, points=points
-        )
+        model, T = self.config.model, batch.features.shape[1]
+        kinds: Any = {"masks": model.localizer.kind != "none", "points": model.points if model.points.enabled else None}
+        return build_targets(batch.segments, batch.labels, num_classes, T, valid=batch.valid, **kinds)
 
     @property
     def tested_model(self) -> Stale:
@@ -354,7 +340,7 @@ class Trainer:
     def unseen_loss(self, test: VideoDataset) -> float:
         """Loss on the unseen TEST classes [C], which zero-shot training must not use. Every process computes it all."""
         unseen, total = self.split.unseen, 0.0
-        train_step = self._train_step(unseen).eval()
+        train_step = TrainStep(self.model, self.config.loss, unseen, self.precision).eval()
         for indices in torch.arange(len(test), device=self.device).split(self.config.train.batch_size):
             batch = test.batch(indices)
             targets = self.targets(batch, len(unseen))
@@ -399,10 +385,6 @@ class Trainer:
     def _weights(self, epoch: int) -> dict[str, Any]:
         return {"model": self.tested_model.state_dict(), **self._features, "epoch": epoch, "best": self.best}
 
-    def _train_step(self, classes: tuple[str, ...]) -> "TrainStep":
-        prompts = self.model.text.tokenize(phrases(classes)).to(self.device)
-        return TrainStep(self.model, self.criterion, prompts, self.precision)
-
     def _record(self, record: Mapping[str, Any]) -> None:
         """Append a line to history.jsonl, and its values to TensorBoard's curves."""
         if distributed.is_main_process():
@@ -419,12 +401,13 @@ class Trainer:
 class TrainStep(nn.Module):
     """Model and losses as one module, which can be distributed as a whole.
 
-    ``prompts`` are those of the K classes, on the model's device. ``precision`` is the model's; losses are in float32.
+    ``precision`` is the model's; losses are in float32.
     """
 
-    def __init__(self, model: Stale, criterion: Criterion, prompts: Prompts, precision: torch.dtype) -> None:
+    def __init__(self, model: Stale, loss: LossConfig, classes: Sequence[str], precision: torch.dtype) -> None:
         super().__init__()
-        self.model, self.criterion, self.prompts, self.precision = model, criterion, prompts, precision
+        self.model, self.loss, self.precision = model, loss, precision
+        prompts = self.prompts = model.text.tokenize(phrases(classes)).to(model.background.device)
         K, N, rank = len(prompts.tokens), distributed.world_size(), distributed.rank()
         count = math.ceil(K / N)  # of classes in a process; the last may compute some again
         share = torch.arange(rank * count, (rank + 1) * count) % K
@@ -438,7 +421,7 @@ class TrainStep(nn.Module):
         given_mask = targets.foreground.float() if self.model.mask_given else None
         with autocast(features.device, self.precision):
             outputs = self.model(features, self._text(), given_mask, targets.foreground, valid=valid)
-        total, losses = self.criterion(outputs, targets, normalizers)
+        total, losses = total_loss(outputs, targets, normalizers, self.loss)
         return total, losses | part_statistics(outputs, targets, normalizers, self.model.config.masking.threshold)
 
     def _text(self) -> Tensor:

@@ -210,11 +210,3 @@ def test_calibrated_classes_by_loops(model: Stale, features: Tensor) -> None:
     assert as_scores(proposals_of(model, features, proposals="points", classify_by="calibrated")) == pytest.approx(
         expected, rel=1e-3
     )
-
-
-def test_class_agnostic_proposals_take_every_class(model: Stale, features: Tensor) -> None:
-    found = as_scores(proposals_of(model, features, classify_by="proposals"))
-    segments = {(b, *segment) for b, _, *segment in found}
-    assert len(found) == K * len(segments)
-    for b, *segment in segments:  # the proposal's score times probabilities
-        assert sum(found[(b, k, *segment)] for k in range(K)) <= 1 + 1e-5

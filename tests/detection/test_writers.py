@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stale.data.annotations import Video
-from stale.detection.writers import OutputFiles, best_at_a_time, clock, csv_text, srt_text, vtt_text, write_detections
+from stale.detection.writers import OutputFiles, best_at_a_time, clock, csv_text, subtitles, write_detections
 from stale.errors import StaleError
 from stale.evaluation import read_results
 from stale.io import read_json
@@ -30,23 +30,23 @@ def detection(start: float, end: float, label: str = "x", score: float = 0.5) ->
 
 
 def test_webvtt_is_as_the_standard_says() -> None:
-    text = vtt_text([detection(61.25, 3725.0, NASTY), detection(1, 2, "--> x", 0.25)])
+    text = subtitles([detection(61.25, 3725.0, NASTY), detection(1, 2, "--> x", 0.25)], ".vtt")
     assert text == (
         "WEBVTT\n\n"
         "00:00:01.000 --> 00:00:02.000\n--&gt; x 0.25\n\n"
         '00:01:01.250 --> 01:02:05.000\na "b", &lt;i&gt;c&lt;/i&gt; &amp; {\\an8} $x$ 0.50\n'
     )
-    assert vtt_text([]) == "WEBVTT\n"
+    assert subtitles([], ".vtt") == "WEBVTT\n"
 
 
 def test_subrip_is_numbered_and_opens_no_tag() -> None:
-    text = srt_text([detection(61.25, 3725.0, NASTY), detection(0.0004, 2)])
+    text = subtitles([detection(61.25, 3725.0, NASTY), detection(0.0004, 2)], ".srt")
     blocks = text.split("\n\n")
     assert blocks[0] == "1\n00:00:00,000 --> 00:00:02,000\nx 0.50"
     assert blocks[1].startswith("2\n00:01:01,250 --> 01:02:05,000\na")
     assert not re.search(r"<[a-z/]|\{\\", text)
     assert blocks[1].replace("\u2060", "").splitlines()[2] == f"{NASTY} 0.50"
-    assert srt_text([]) == ""
+    assert subtitles([], ".srt") == ""
 
 
 def test_subtitles_show_the_best_class_of_each_moment() -> None:

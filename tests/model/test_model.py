@@ -12,7 +12,7 @@ from stale.config import Config, ModelConfig, load_config
 from stale.config import settings as all_settings
 from stale.errors import StaleError
 from stale.model.adaptation import CrossAdaptation
-from stale.model.localizer import DynamicConv1d, offsets_to_positions
+from stale.model.localizer import DynamicConv1d
 from stale.model.masking import MaskFormerMask, apply_threshold
 from stale.model.stale import Outputs, Stale, build_model
 from stale.model.temporal import build_temporal_model
@@ -62,15 +62,6 @@ def random_input(seed: int = 1, width: int = C) -> tuple[Tensor, Tensor]:
 
 def temporal_model(kind: str, layers: int = 1) -> nn.Module:
     return build_temporal_model(C, settings(f"temporal.kind={kind}", f"temporal.layers={layers}").temporal)
-
-
-@pytest.mark.parametrize("kind", ["transformer", "conv", "ms_tcn", "none"])
-def test_temporal_models_keep_the_shape_and_pass_gradient(kind: str) -> None:
-    model, x = temporal_model(kind, layers=2), torch.randn(B, T, C, requires_grad=True)
-    model(x).square().sum().backward()
-    assert model(x).shape == (B, T, C)
-    assert (x.grad.abs().sum(2) > 0).all()
-    assert (model(x) is x) == (kind == "none")
 
 
 @torch.no_grad()
@@ -206,6 +197,7 @@ def test_the_text_differs_for_every_video_unless_alpha_is_zero(gate: str) -> Non
     mask = (torch.arange(T) % 3 != torch.arange(B)[:, None]).float()
     with torch.no_grad():
         torch.testing.assert_close(cross_adaptation(0)(language, visual, mask), language.expand(B, -1, -1))
+        assert cross_adaptation(1)(language, visual, 0 * mask).isfinite().all(), "nothing passes the mask"
     adaptation = cross_adaptation(1, f"adaptation.gate={gate}")
     adapted = adaptation(language, visual, mask)
     assert adapted.shape == (B, K + 1, C)
@@ -239,14 +231,6 @@ def test_dynamic_convolution_equals_one_convolution_per_video(kernel_size: int) 
             bias += share * offset
         expected = F.conv1d(video[None], kernel, bias, padding=kernel_size // 2)[0]
         torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_offsets_to_positions_equals_loops() -> None:
-    offsets = torch.randn(B, 2 * T - 1, T)
-    positions = offsets_to_positions(offsets)
-    for s in range(T):
-        for t in range(T):
-            assert torch.equal(positions[:, s, t], offsets[:, T - 1 + (s - t), t])
 
 
 # The whole model

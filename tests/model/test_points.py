@@ -76,7 +76,7 @@ def test_windows_give_what_the_whole_video_gives() -> None:
     for length in (256, 257, 700):
         features = features_of(length)[None]
         expected, found = whole(features, text), forward_in_windows(cut, features, text, None)
-        for name in ("visual", "class_logits", "foreground_logits", "classifier_features", "language"):
+        for name in ("visual", "class_logits", "foreground_logits", "mask", "classifier_features", "language"):
             torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=1e-5)
         assert found.points is not None
         assert expected.points is not None

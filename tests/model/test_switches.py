@@ -1,4 +1,4 @@
-"""Every switch of the model and the losses, the paper's and the released code's, changes what it claims to alone."""
+"""Every switch of the model and the losses changes what it claims to alone; so do the overlays made of them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +11,17 @@ from torch.nn import functional as F
 
 from stale.api import infer
 from stale.checkpoint import load_checkpoint
-from stale.config import Config, load_config
-from stale.data.selection import phrases
-from stale.detection.decode import class_scores
+from stale.config import Config, DetectionConfig, load_config
+from stale.data.dataset import load_features
+from stale.data.selection import load_test_data, phrases
+from stale.detection.decode import class_scores, classify_proposals
 from stale.errors import StaleError
+from stale.evaluation import read_results
 from stale.io import read_json
-from stale.model.stale import Outputs, Stale, build_model
+from stale.model.stale import Outputs, Stale, build_model, load_text, restore_model
 from stale.model.text import ClassEmbeddings
-from stale.training.losses import Criterion
+from stale.run_folder import RunFolder
+from stale.training.losses import LossNormalizers, total_loss
 from stale.training.targets import build_targets
 from stale.training.trainer import build_optimizer, train
 from tests.helpers import REPOSITORY, SEEN, UNSEEN, tiny_config, tiny_text_transformer
@@ -92,7 +95,7 @@ def changed(*assignments: str, truth: bool = False) -> set[str]:
         ("adaptation.residual=false", {"class_logits"}),
         ("clamp=1e-4", {"class_logits"}),
         ("localizer.kind=plain", {"mask_logits"}),
-        ("localizer.coordinates=relative", {"mask_logits"}),
+        ("localizer.coordinates=pairwise", {"mask_logits"}),
         ("temperature=0.5", {"class_logits"}),
         ("visual_projection=true", set(PARTS)),
         ("temporal.kind=conv", set(PARTS)),
@@ -214,7 +217,7 @@ def random_outputs() -> Outputs:
 
     visual, class_logits, mask_logits, foreground = random(B, T, C), random(B, K + 1, T), random(B, T, T), random(B, T)
     outputs = Outputs(visual, class_logits, mask_logits, foreground)
-    more = {"classifier_features": random(B, T, C), "language": random(B, K + 1, C), "video_logits": random(B, K)}
+    more = {"classifier_features": random(B, T, C), "language": random(B, K + 1, C)}
     return replace(outputs, **more, temperature=0.1)
 
 
@@ -227,7 +230,7 @@ def test_pooled_classification_equals_its_definition() -> None:
         logits = F.normalize(outputs.language[0, :-1], dim=1) @ pooled / 0.1
         expected.append(F.cross_entropy(logits[None], torch.tensor([label])).item())
     pooled_form = load_config((), ["loss.classification_form=pooled"]).loss
-    loss = Criterion(pooled_form)(first, targets)[1]["classification"]
+    loss = total_loss(first, targets, LossNormalizers.of(targets), pooled_form)[1]["classification"]
     assert loss.item() == pytest.approx(sum(expected) / len(expected), rel=1e-4)
 
 
@@ -246,3 +249,139 @@ def test_the_released_codes_overlay_trains(data: Path, tmp_path: Path, more: lis
     infer(run)
     protocol = read_json(run.detections("unseen"), "detections")["protocol"]
     assert "UNSEEN TEST CLASSES" in protocol["checkpoint_chosen_on"]
+
+
+# The baselines of the zero-shot table: overlays of the same model, trained and tested by the same code
+
+BASELINES = ("b1", "b2", "effprompt")
+
+
+def overlay(name: str) -> Path:
+    return REPOSITORY / "configs" / "baselines" / f"{name}.yaml"
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
+    """A short run of each baseline with its detections."""
+    folder, made = tmp_path_factory.mktemp("runs"), {}
+    for name in (*BASELINES, "agnostic"):
+        config = load_config([data, overlay(name)], ["train.epochs=1", "detection.max_detections=200"])
+        made[name] = train(config, folder / name)
+        infer(made[name])
+    return made
+
+
+def build_baseline(name: str) -> tuple[Stale, Config, Outputs]:
+    """A small model and what it makes of three videos."""
+    torch.manual_seed(0)
+    config = load_config([overlay(name)], ["model.localizer.hidden=8", "model.masking.layers=1"])
+    model = build_model(config.model, T, C, tiny_text_transformer(layers=1)).eval()
+    build_optimizer(model, config.train)  # freezes what has no learning rate
+    for block in [*model.temporal, *(model.classifier if name == "effprompt" else [])]:
+        torch.nn.init.normal_(block.attention.out_proj.weight, std=0.1)  # as training would; it starts as the identity
+    features = torch.randn(B, T, C, requires_grad=True)
+    return model, config, model(features, model.text(model.text.tokenize(NAMES)))
+
+
+@pytest.mark.parametrize("name", [*BASELINES, "agnostic"])
+def test_a_baseline_is_trained_and_tested_like_the_model(runs: dict[str, RunFolder], name: str) -> None:
+    results = read_json(runs[name].detections("unseen"), "detections")
+    assert len(read_results(runs[name].detections("unseen"))) > len(results["results"])
+    assert {row["label"] for rows in results["results"].values() for row in rows} <= set(UNSEEN)
+    assert results["protocol"]["oracle"] == "none"
+    infer(runs[name], "last", "all")
+    config, trained = runs[name].load_config(), load_checkpoint(runs[name].checkpoint("last"))["model"]
+    for key, tensor in load_text(config.model).state_dict().items():
+        assert torch.equal(trained[f"text.transformer.{key}"], tensor), "the text transformer stays CLIP's"
+
+
+# B-I
+
+
+def test_b1_classifies_a_proposal_by_the_features_pooled_over_it(data: Path, runs: dict[str, RunFolder]) -> None:
+    """Against the features as extracted, CLIP's own text transformer and the template, one proposal at a time."""
+    config = runs["b1"].load_config()
+    test = load_test_data(config, "unseen")
+    features = load_features([video.id for video in test.videos], test.store, T).float()
+    model = restore_model(config, load_checkpoint(runs["b1"].checkpoint("best"))).eval()
+    segments = torch.tensor([[[2.0, 7.0], [10.0, 11.0]]]).expand(len(features), -1, -1)
+    prompts = model.text.tokenize(phrases(test.classes))
+    with torch.no_grad():
+        text = model.text(prompts)
+        found = classify_proposals(
+            model(features, text), segments, torch.full((len(features), 2), 0.5), config.detection
+        )
+    for video in range(len(features)):
+        for segment, label, score in zip(
+            found.segments[video].int().tolist(), found.labels[video].tolist(), found.scores[video], strict=True
+        ):
+            snippets = F.normalize(features[video, segment[0] : segment[1]], dim=1)
+            similar = F.normalize(text, dim=1) @ F.normalize(snippets.mean(0), dim=0)
+            assert float(score) == pytest.approx(0.5 * float((similar / 0.01).softmax(0)[label]), abs=1e-4)
+
+
+# B-II
+
+
+def test_b2_is_one_stage_with_a_fixed_classifier() -> None:
+    model, config, outputs = build_baseline("b2")
+    assert outputs.foreground is None
+    assert config.detection == DetectionConfig()
+    text = F.normalize(model.text(model.text.tokenize(NAMES)), dim=1)
+    expected = F.normalize(outputs.visual, dim=-1) @ text.T / 0.01
+    torch.testing.assert_close(outputs.class_logits[:, :-1], expected.transpose(1, 2), atol=1e-3, rtol=1e-4)
+
+
+# What is trained
+
+PROPOSALS = ("localization", "foreground")
+
+
+@pytest.mark.parametrize(
+    ("name", "losses", "parts"),
+    [
+        ("b1", PROPOSALS, {"temporal", "masking", "localizer"}),
+        ("b2", ("classification",), {"background", "temporal"}),
+        ("effprompt", PROPOSALS, {"temporal", "masking", "localizer"}),
+        ("effprompt", ("classification",), {"text.context", "classifier"}),
+    ],
+)
+def test_the_losses_train_these_parts(name: str, losses: tuple[str, ...], parts: set[str]) -> None:
+    model, config, outputs = build_baseline(name)
+    targets = build_targets(SEGMENTS, LABELS, K, T)
+    _, computed = total_loss(outputs, targets, LossNormalizers.of(targets), config.loss)
+    assert name != "b1" or set(computed) == set(losses)
+    torch.stack([computed[loss] for loss in losses]).sum().backward()
+    reached = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert {".".join(n.split(".")[:2]) if n.startswith("text") else n.split(".")[0] for n in reached} == parts
+
+
+# Class-agnostic point head, named by the video
+
+
+def test_agnostic_trains_the_point_head_alone(runs: dict[str, RunFolder]) -> None:
+    config, state = runs["agnostic"].load_config(), load_checkpoint(runs["agnostic"].checkpoint("last"))
+    model = restore_model(config, state)
+    outputs = model(torch.randn(B, T, C), model.text(model.text.tokenize(NAMES)))
+    targets = build_targets(SEGMENTS, LABELS, K, T, masks=False, points=config.model.points)
+    total, computed = total_loss(outputs, targets, LossNormalizers.of(targets), config.loss)
+    assert set(computed) == {"points"}
+    total.backward()
+    assert {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None} == {"points"}
+
+
+def test_agnostic_names_every_segment_by_the_video(data: Path, runs: dict[str, RunFolder]) -> None:
+    """A video's classes have the same segments, and the scores of their best stand as the video-level scores do."""
+    config = runs["agnostic"].load_config()
+    test = load_test_data(config, "unseen")
+    model = restore_model(config, load_checkpoint(runs["agnostic"].checkpoint("best"))).eval()
+    results = read_json(runs["agnostic"].detections("unseen"), "detections")["results"]
+    with torch.no_grad():
+        text = model.text(model.text.tokenize(phrases(test.classes)))
+    for video in test.videos:
+        snippets = F.normalize(torch.from_numpy(test.store.read(video.id)).float(), dim=1)
+        similar = F.normalize(snippets.mean(0), dim=0) @ F.normalize(text, dim=1).T
+        best = [max(row["score"] for row in results[video.id] if row["label"] == label) for label in test.classes]
+        expected = (similar / config.detection.video_temperature).softmax(0)
+        assert best[0] / best[1] == pytest.approx(float(expected[0] / expected[1]), rel=1e-3)
+        assert all(0 <= row["segment"][0] < row["segment"][1] <= video.duration + 1e-3 for row in results[video.id])

@@ -16,7 +16,7 @@ from stale.config import TextConfig
 from stale.errors import StaleError
 from stale.model import clip
 from stale.model.clip import load_clip_module, load_text_weights
-from stale.model.text import Packing, Prompts, TextEncoder, TextTransformer
+from stale.model.text import Prompts, TextEncoder, TextTransformer
 from tests.helpers import REPOSITORY, random_text_encoder_weights, tiny_text_transformer
 
 PHRASES = ["diving", "clean and jerk", "throwing a frisbee very far", "Hammer throw"]
@@ -100,21 +100,21 @@ def test_packed_prompts_equal_each_prompt_alone() -> None:
     transformer, generator = tiny_text_transformer(), torch.Generator().manual_seed(0)
     embedded = torch.randn(3, 9, transformer.width, generator=generator)
     embedded[:, :5] = embedded[0, :5]
-    end = torch.tensor([5, 8, 7])
+    tokens, end = torch.zeros(3, 9, dtype=torch.long), torch.tensor([5, 8, 7])
 
-    def run(x: Tensor, packings: list[Packing]) -> tuple[Tensor, Tensor]:
+    def run(x: Tensor, packed: list[Prompts]) -> tuple[Tensor, Tensor]:
         context = x.clone().requires_grad_()
-        parts = torch.cat([context[:1, :5].expand(3, -1, -1), context[:, 5:]], 1).split(3 // len(packings))
-        features = torch.cat([transformer(part, one) for part, one in zip(parts, packings, strict=True)])
+        parts = torch.cat([context[:1, :5].expand(3, -1, -1), context[:, 5:]], 1).split(3 // len(packed))
+        features = torch.cat([transformer(part, one) for part, one in zip(parts, packed, strict=True)])
         features.sum().backward()
         return features, context.grad
 
-    alone = run(embedded, [Packing.of(0, one) for one in end.split(1)])
+    alone = run(embedded, [Prompts.of(tokens[:1], one, 0) for one in end.split(1)])
     assert alone[1][0, 6:].abs().max() == 0, "what follows an end token has no effect"
     for shared in range(6):
-        packing = Packing.of(shared, end)
-        assert len(packing.rows) == (end + 1 - shared).sum()
-        for found, expected in zip(run(embedded, [packing]), alone, strict=True):
+        prompts = Prompts.of(tokens, end, shared)
+        assert len(prompts.rows) == (end + 1 - shared).sum()
+        for found, expected in zip(run(embedded, [prompts]), alone, strict=True):
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -124,8 +124,8 @@ def test_only_what_differs_between_prompts_is_computed_for_each(prompt: str) -> 
     encoder = TextEncoder(tiny_text_transformer(), TextConfig(prompt=prompt))
     prompts = encoder.tokenize(PHRASES)
     length, after = (1, 2) if prompt == "learned" else (5, 1)  # [SOT] … . [EOT], [SOT] a video of action … [EOT]
-    assert prompts.packing.length == length
-    assert len(prompts.packing.rows) == sum(len(clip.encode(phrase)) + after for phrase in PHRASES)
+    assert prompts.length == length
+    assert len(prompts.rows) == sum(len(clip.encode(phrase)) + after for phrase in PHRASES)
     some = torch.tensor([3, 1])  # with padding that none of them needs
     features = encoder(Prompts.of(prompts.tokens[some], prompts.end[some]))
     torch.testing.assert_close(features, encoder(prompts)[some], atol=1e-5, rtol=1e-5)

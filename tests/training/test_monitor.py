@@ -11,8 +11,8 @@ from torch import Tensor
 
 from stale.config import load_config
 from stale.model.stale import Outputs, Stale, build_model
-from stale.training.losses import Criterion, LossNormalizers
-from stale.training.monitor import Monitor, part_statistics
+from stale.training.losses import LossNormalizers, total_loss
+from stale.training.monitor import copied_weights, part_statistics, relative_changes, warnings
 from stale.training.targets import build_targets
 from stale.training.trainer import train
 from tests.helpers import tiny_config, tiny_text_transformer
@@ -40,22 +40,22 @@ def learning() -> Outputs:
     return Outputs(random(B, T, C), classes, 2 * random(B, T, T), 2 * random(B, T))
 
 
-def warnings(model: Stale, outputs: Outputs, *settings: str, still: tuple[str, ...] = ()) -> list[str]:
+def warnings_of(model: Stale, outputs: Outputs, *settings: str, still: tuple[str, ...] = ()) -> list[str]:
     """The warnings of an epoch with these outputs, in which the weights of all parts but ``still`` have moved."""
     config, normalizers = load_config((), settings), LossNormalizers.of(TARGETS)
-    losses = Criterion(config.loss)(outputs, TARGETS, normalizers)[1]
+    losses = total_loss(outputs, TARGETS, normalizers, config.loss)[1]
     losses |= part_statistics(outputs, TARGETS, normalizers, config.model.masking.threshold)
-    monitor = Monitor(config, K)
-    monitor.begin(model)
+    before = copied_weights(model)
     with torch.no_grad():
         for name, weights in model.named_parameters():
             part = name if name == "text.context" else name.split(".")[0]
             weights += 0 if part in still else 1e-3
-    return list(monitor.warnings({name: float(value) for name, value in losses.items()}, monitor.movement(model)))
+    means = {name: float(value) for name, value in losses.items()}
+    return list(warnings(config, K, means, relative_changes(before, copied_weights(model))))
 
 
 def test_a_model_that_learns_gives_no_warning(model: Stale) -> None:
-    assert warnings(model, learning()) == []
+    assert warnings_of(model, learning()) == []
 
 
 def flat(logits: Tensor) -> Tensor:
@@ -84,13 +84,13 @@ def test_a_part_that_does_nothing_is_named(
 ) -> None:
     outputs = learning()
     changed = {name: function(getattr(outputs, name)) for name, function in change.items()}
-    (found,) = warnings(model, replace(outputs, **changed), *settings)
+    (found,) = warnings_of(model, replace(outputs, **changed), *settings)
     assert found.startswith(start)
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_whose_weights_stay_is_named(model: Stale, part: str) -> None:
-    (found,) = warnings(model, learning(), still=(part,))
+    (found,) = warnings_of(model, learning(), still=(part,))
     assert found.startswith(f"the weights of {part} have not moved")
 
 

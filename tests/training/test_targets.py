@@ -50,20 +50,6 @@ def test_targets_equal_the_loops(case: tuple[int, list[list[Row]]]) -> None:
 
 @given(cases())
 @settings(max_examples=50, deadline=None)
-def test_invariants(case: tuple[int, list[list[Row]]]) -> None:
-    num_snippets, videos = case
-    targets = targets_of(*videos, num_snippets=num_snippets)
-    assert targets.classes.shape == (len(videos), K + 1, num_snippets)
-    assert targets.masks.shape == (len(videos), num_snippets, num_snippets)
-    torch.testing.assert_close(targets.classes.sum(1), torch.ones(len(videos), num_snippets))
-    assert torch.equal(targets.classes[:, -1] == 0, targets.foreground)
-    assert torch.equal(targets.masks.any(1), targets.foreground)  # background columns are empty, the others not
-    assert torch.equal(targets.masks.diagonal(dim1=1, dim2=2), targets.foreground)  # a snippet is in its own mask
-    assert torch.equal(targets.valid, targets.foreground | targets.unambiguous)
-
-
-@given(cases())
-@settings(max_examples=50, deadline=None)
 def test_no_instance_loses_its_last_snippet_to_another(case: tuple[int, list[list[Row]]]) -> None:
     num_snippets, videos = case
     for rows in filter(None, videos):
