@@ -68,10 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     options = parse_arguments(arguments)
 
+    from paper_tables import report  # after parsing: --help answers at once
+    from paper_tables.catalog import choose_rows, load_tables
+    from paper_tables.plan import Sources, jobs_of, make_plan, missing_inputs, run_jobs, shell_line
     from stale.io import write_text
-    from stale.reproduce import report  # after parsing: --help answers at once
-    from stale.reproduce.catalog import choose_rows, load_tables
-    from stale.reproduce.plan import Sources, jobs_of, make_plan, missing_inputs, run_jobs, shell_line
 
     tables = load_tables(ROOT / "configs" / "tables.yaml")
     if options.table not in tables:

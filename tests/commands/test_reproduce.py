@@ -21,12 +21,12 @@ from PIL import Image
 import eval as evaluation
 import inference
 import train
+from paper_tables.catalog import choose_rows, load_tables
+from paper_tables.plan import Cell, Evaluation, Job, Sources, jobs_of, make_plan, missing_inputs, run_jobs
+from paper_tables.report import Line, backbone_of, compare, make_lines, read_published, to_expected, to_markdown
 from scripts import reproduce
 from stale.config import differing_keys, load_config
 from stale.errors import StaleError
-from stale.reproduce.catalog import choose_rows, load_tables
-from stale.reproduce.plan import Cell, Evaluation, Job, Sources, jobs_of, make_plan, missing_inputs, run_jobs
-from stale.reproduce.report import Line, backbone_of, compare, make_lines, read_published, to_expected, to_markdown
 from stale.run_folder import RunFolder
 from synthetic_data import write_synthetic
 from tests.helpers import REPOSITORY, SEEN, UNSEEN, write_folder
@@ -60,7 +60,7 @@ def run(data: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
         reproduce.main(arguments(table, data, folder, *more, settings=settings))
         return list(done)
 
-    monkeypatch.setattr("stale.reproduce.plan.run_process", in_process)
+    monkeypatch.setattr("paper_tables.plan.run_process", in_process)
     return run_table
 
 
@@ -245,7 +245,7 @@ def test_a_failed_run_does_not_stop_the_others(
         files[0].write(b"error: no such thing\n")
         return 2 if "model.masking.kind=none" in command else 0
 
-    monkeypatch.setattr("stale.reproduce.plan.run_process", half)
+    monkeypatch.setattr("paper_tables.plan.run_process", half)
     with pytest.raises(SystemExit) as stop:
         reproduce.main(arguments("masking", data, tmp_path, "--rows", "none", "conv1d"))
     assert stop.value.code == 1
@@ -273,7 +273,7 @@ def test_each_device_runs_one_job_at_a_time(data: Path, tmp_path: Path, monkeypa
         used.add(device)
         return 0
 
-    monkeypatch.setattr("stale.reproduce.plan.run_process", pretend)
+    monkeypatch.setattr("paper_tables.plan.run_process", pretend)
     assert run_jobs(jobs_of(plan("masking", data, tmp_path)), REPOSITORY, ["0", "1"]) == {}
     assert used == {"0", "1"}
 

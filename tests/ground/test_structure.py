@@ -15,7 +15,7 @@ FLOORS = (
     ("commands", "config", "distributed", "device", "io", "segments", "errors", "version"),
     ("run_folder", "progress", "records"),
     ("model", "data", "video", "preparation", "plots", "checkpoint"),
-    ("training", "detection", "evaluation", "reports", "reproduce"),
+    ("training", "detection", "evaluation", "reports"),
     ("api",),
 )
 

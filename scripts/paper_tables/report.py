@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paper_tables.catalog import SETTING_TITLES, Row, Table
+from paper_tables.plan import Cell
 from stale.config import MODELS, Config
 from stale.data.features import open_features
 from stale.errors import StaleError
 from stale.evaluation.aggregate import AVERAGE, OTHER, SYSTEM, aggregate, protocol_line, read_runs
 from stale.evaluation.tables import markdown, percent, spread
 from stale.io import read_json, read_text, write_json
-from stale.reproduce.catalog import SETTING_TITLES, Row, Table
-from stale.reproduce.plan import Cell
 from stale.run_folder import BASELINES, RunFolder
 
 LEAST_TOLERANCE = 0.01  # one point of mAP: processors round differently, and training amplifies it

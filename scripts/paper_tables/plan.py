@@ -16,11 +16,11 @@ from pathlib import Path
 from threading import Event, local
 from typing import IO, Any
 
+from paper_tables.catalog import Row, Table
 from stale.config import Config, differing_keys, flat, load_config, missing_files, save_config
 from stale.errors import StaleError
 from stale.evaluation.results import ALLOW_UNSEEN
 from stale.progress import progress_bar
-from stale.reproduce.catalog import Row, Table
 from stale.run_folder import RunFolder, oracle_suffix
 
 _FIXES = {
@@ -45,7 +45,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a trained run is tested; see :class:`stale.reproduce.catalog.Row`."""
+    """How a trained run is tested; see :class:`paper_tables.catalog.Row`."""
 
     oracle: tuple[str, ...] = ()
     ground_truth: str = "all"
