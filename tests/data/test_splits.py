@@ -16,9 +16,6 @@ from tests.helpers import REPOSITORY, needs_shared, write_lists
 LABELS = [f"class {number:02d}" for number in range(20)]
 
 
-# The official lists
-
-
 @needs_shared
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_every_official_list_fits_the_annotations(dataset: str, request: pytest.FixtureRequest) -> None:
@@ -55,9 +52,6 @@ def test_lists_are_official_by_their_content_alone(tmp_path: Path) -> None:
         write_text(base / "test/split_3.list", "\n".join([*unseen[len(change) :], *seen[: len(change)]]))
         split = load_split([*seen, *unseen], "75_25", 3, tmp_path / "copy", "thumos14")
         assert split.source == source.format(expected)
-
-
-# Random splits
 
 
 @pytest.mark.parametrize(("setting", "num_seen"), [("75_25", 15), ("50_50", 10)])
@@ -127,9 +121,6 @@ def test_one_class_in_two_spellings_is_not_seen_and_unseen(tmp_path: Path, label
     assert split.seen == split.unseen
     with pytest.raises(StaleError, match=message):
         [cut_seen(split, 0, fold, 4) for fold in range(4)]
-
-
-# A second-level split of the seen classes
 
 
 def test_the_folds_divide_the_seen_classes_and_leave_the_unseen_ones_out() -> None:
