@@ -108,7 +108,7 @@ def tiny_config(file: Path, *assignments: str) -> Config:
 
 def write_folder(folder: Path, arrays: dict[str, np.ndarray], **attributes: object) -> Path:
     """Features in a folder of .npy, each with ``attributes`` recorded."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
         if attributes:

@@ -137,10 +137,8 @@ def test_videos_keep_their_rate_or_take_a_common_one(tmp_path: Path) -> None:
     assert own[0].dtype is torch.float16
     assert [len(item) for item in load_sampled(videos, store, DataConfig(rate=1.5), None)] == [15, 30]
     beside = open_features([str(tmp_path / "f"), str(write_folder(tmp_path / "g", {"a": ramp(90), "b": ramp(7)}))])
-    assert [item.shape for item in load_sampled(videos, beside, DataConfig(), None)] == [
-        (90, 2 * WIDTH),
-        (7, 2 * WIDTH),
-    ]
+    shapes = [item.shape for item in load_sampled(videos, beside, DataConfig(), None)]
+    assert shapes == [(90, 2 * WIDTH), (7, 2 * WIDTH)]
 
 
 def test_crops_keep_features_and_segments_together(tmp_path: Path) -> None:

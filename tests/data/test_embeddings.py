@@ -142,9 +142,8 @@ def test_own_video_and_own_words_with_a_file(data: Path, run: RunFolder, tmp_pat
     store = open_features(data.parent / "features.h5")
     np.save(tmp_path / "clip.npy", store.read("video_000"))
     own = write_table(tmp_path / "own.json", np.random.default_rng(0).standard_normal((2, 2, WIDTH)), ["jump", "run"])
-    options = {"run": run.path, "features": tmp_path / "clip.npy", "duration": 30, "output": tmp_path / "o.json"}
-    options["classes-embeddings"] = own
-    inference.main([f"--{name}={value}" for name, value in options.items()])
+    source = ["--features", f"{tmp_path}/clip.npy", "--duration", "30", "--classes-embeddings", str(own)]
+    inference.main(["--run", str(run.path), *source, "--output", f"{tmp_path}/o.json"])
     found = read_json(tmp_path / "o.json", "")["results"]["clip"]
     assert {item["label"] for item in found} == {"jump", "run"}
     assert 15 < max(item["segment"][1] for item in found) <= 30

@@ -194,7 +194,7 @@ def test_a_first_video_of_another_shape_is_named(tmp_path: Path, form: str) -> N
         open_features(path)
 
 
-def test_files_that_are_no_features_are_not_videos(tmp_path: Path) -> None:
+def test_a_folder_of_other_files_or_with_a_video_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing here")
     with pytest.raises(StaleError, match=f"^features folder {tmp_path} holds no .npy, .npz or .pt file$"):
         open_features(tmp_path)
@@ -204,6 +204,10 @@ def test_files_that_are_no_features_are_not_videos(tmp_path: Path) -> None:
         open_features(transposed)
     (path / "._clip_0.npy").write_bytes(b"\x00\x05\x16\x07")  # left by macOS
     assert set(open_features(path).ids) == {"clip_0"}
+    for folder in ("one", "two"):
+        write_folder(tmp_path / "twice" / folder, {"a": np.ones((2, 8), np.float32)})
+    with pytest.raises(StaleError, match="video 'a' are twice in .*one/a.npy and .*two/a.npy"):
+        open_features(tmp_path / "twice")
 
 
 @pytest.mark.parametrize(
@@ -303,13 +307,6 @@ def test_names_shapes_and_folders_of_others(tmp_path: Path, form: str) -> None:
     np.testing.assert_array_equal(store.read("b"), arrays["b"][..., 0, 0])
     with pytest.raises(StaleError, match="no name fits data.id_pattern={id}_x; the first is v1-a_clip"):
         open_features(store.path, "{id}_x")
-
-
-def test_a_video_in_two_folders_is_an_error(tmp_path: Path) -> None:
-    for folder in ("one", "two"):
-        write_folder(tmp_path / folder, {"a": np.ones((2, 8), np.float32)})
-    with pytest.raises(StaleError, match="video 'a' are twice in .*one/a.npy and .*two/a.npy"):
-        open_features(tmp_path)
 
 
 def test_windows_lie_where_their_centres_are() -> None:

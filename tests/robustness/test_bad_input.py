@@ -153,9 +153,6 @@ def test_damaged_files_are_refused_and_nothing_is_written(
     assert not (folder / "new").exists()
 
 
-# An output folder that is taken
-
-
 def test_a_run_is_replaced_only_on_request(data: Path, run: RunFolder, tmp_path: Path, command: Command) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run.path, folder)
@@ -193,9 +190,6 @@ def test_everything_that_commands_write_into_a_run_is_its_own(run: RunFolder, tm
     assert command("scripts/diagnose.py", "--run", copied.path, "--vocabulary", "unseen") == 0
     copied.clear()
     assert not list(copied.path.rglob("*"))
-
-
-# A run on changed data
 
 
 def exchange_classes(folder: Path) -> None:
@@ -237,13 +231,9 @@ def test_features_too_coarse_for_the_configuration_are_named(data: Path, tmp_pat
 
 
 FIELDS = {
-    "detections.json": (lambda content: content["protocol"].update(classes=3), "classes", "eval.py --run RUN"),
-    "metrics.json": (
-        lambda content: content["baselines"]["random"].update(mAP=None),
-        "baselines.random.mAP",
-        "eval.py --runs RUN",
-    ),
-    "split.json": (lambda content: content.update(seen={}), "seen", "train.py --config CONFIG --output RUN --resume"),
+    "detections.json": (lambda x: x["protocol"].update(classes=3), "classes", "eval.py --run RUN"),
+    "metrics.json": (lambda x: x["baselines"]["random"].update(mAP=None), "baselines.random.mAP", "eval.py --runs RUN"),
+    "split.json": (lambda x: x.update(seen={}), "seen", "train.py --config CONFIG --output RUN --resume"),
 }
 
 
