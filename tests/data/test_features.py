@@ -158,6 +158,9 @@ def test_a_video_has_not_the_features_of_another(tmp_path: Path) -> None:
     assert (store.find("v_a"), store.find("a"), store.find("b")) == (None, "a", "v_b")
 
 
+# A folder of .npy
+
+
 def npy_bytes(array: np.ndarray, save: Callable = np.save) -> bytes:
     buffer = io.BytesIO()
     save(buffer, array)
@@ -210,6 +213,9 @@ def test_a_folder_of_other_files_or_with_a_video_twice_is_refused(tmp_path: Path
         open_features(tmp_path / "twice")
 
 
+# A packed folder
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -240,6 +246,9 @@ def test_an_incomplete_packed_folder_is_named(tmp_path: Path) -> None:
     (path / "index.json").unlink()
     with pytest.raises(StaleError, match=f"^features {path}: features.npy without index.json; pack the features again"):
         open_features(path)
+
+
+# HDF5
 
 
 def test_hdf5_of_another_layout_or_with_data_elsewhere_is_refused(tmp_path: Path) -> None:
@@ -286,6 +295,9 @@ def test_damaged_hdf5_data_is_named_with_its_video(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(StaleError, match=f"^features of video 'clip_1' in {path} cannot be read"):
         open_features(path).read("clip_1")
+
+
+# Features of others
 
 
 @pytest.mark.parametrize("form", [".npy", ".npz", ".pt", "hdf5"])

@@ -118,8 +118,6 @@ def test_hold_out_never_takes_the_last_video_of_a_class(share: float) -> None:
         assert all_labels(kept) == all_labels(videos)
 
 
-# No unseen label reaches training
-
 SEEN, UNSEEN = ("Baking", "Juggling", "Running"), ("Archery", "Knitting", "Zumba")
 
 

@@ -78,9 +78,6 @@ def test_few_classes_still_give_both_sides(setting: str) -> None:
         load_split(LABELS[:1], setting, 0)
 
 
-# Lists that cannot be right
-
-
 @pytest.mark.parametrize(
     ("seen", "unseen", "message"),
     [

@@ -68,9 +68,6 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-# Ways to damage a data set, given its folder
-
-
 def first_entry(start: float, end: float, label: str = "Diving", count: int = 1) -> DAMAGE:
     def damage(folder: Path) -> None:
         content = read_json(folder / "annotations.json", "annotations")

@@ -180,11 +180,8 @@ def test_loaders_raise_nothing_but_stale_errors(tmp_path: Path, name: str) -> No
     check()
 
 
-# Decompression bombs and absurd headers: refused before they take memory
-
-
 def write_bomb(path: Path) -> None:
-    """Hundreds of megabytes or more, in some kilobytes."""
+    """A decompression bomb, or a header that claims as much: hundreds of megabytes or more, in some kilobytes."""
     if path.suffix == ".json":
         path.write_bytes(gzip.compress(b"[" + b" " * (200 * MEGABYTE), compresslevel=1))
     elif path.suffix == ".h5":
