@@ -10,7 +10,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -108,7 +108,7 @@ def tiny_config(file: Path, *assignments: str) -> Config:
 
 def write_folder(folder: Path, arrays: dict[str, np.ndarray], **attributes: object) -> Path:
     """Features in a folder of .npy, each with ``attributes`` recorded."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
         if attributes:
@@ -196,9 +196,6 @@ def _write_features(folder: Path, database: dict) -> None:
             file[name] = features.astype(np.float16)
 
 
-# The project's commands in processes of their own that start at once, to be killed.
-
-
 # A server imports torch once and forks for every command: a process costs a tenth of a second, not three.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -243,10 +240,10 @@ def start(
     script: str,
     *arguments: str,
     largest_file: int | None = None,
-    environment: Mapping[str, str] | None = None,
+    environment: dict[str, str] | None = None,
 ) -> Running:
     """Start ``python script arguments``. A file that would grow beyond ``largest_file`` bytes meets a full disk."""
-    settings = (str(errors), script, arguments, largest_file, dict(environment or {}))
+    settings = (str(errors), script, arguments, largest_file, environment or {})
     process = _CONTEXT.Process(target=_run, args=settings, daemon=True)
     process.start()
     return Running(process, errors)
@@ -360,10 +357,9 @@ def random_image_encoder_weights(
     seed: int = 0, width: int = 64, output_width: int = WIDTH, patch: int = 8
 ) -> dict[str, Tensor]:
     """Random weights of CLIP's image encoder under OpenAI's names."""
-    state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    model = load_clip_module("model").VisionTransformer(RESOLUTION, patch, width, 2, width // 64, output_width)
-    torch.set_rng_state(state)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = load_clip_module("model").VisionTransformer(RESOLUTION, patch, width, 2, width // 64, output_width)
     return {f"visual.{name}": tensor.half().float() for name, tensor in model.state_dict().items()}
 
 
@@ -377,11 +373,6 @@ def make_clip_data_set(folder: Path) -> Path:
     with h5py.File(folder / "features.h5", "a") as file:
         file.attrs.update(ImageEncoder(weights, torch.device("cpu")).backbone.as_dict())
     return config
-
-
-def write_classes(path: Path, *lines: str) -> Path:
-    write_text(path, "\n".join(lines))
-    return path
 
 
 # Runs

@@ -8,7 +8,7 @@ from stale.data.annotations import Video, all_labels
 from stale.data.classes import NamedClass, fill_template, parse_classes, phrase, read_classes
 from stale.errors import StaleError
 from stale.io import write_json
-from tests.helpers import needs_shared, write_classes
+from tests.helpers import needs_shared
 
 
 @pytest.mark.parametrize(
@@ -49,9 +49,8 @@ def test_a_template_takes_the_phrase() -> None:
 
 def test_classes_are_loaded_from_text_lines_or_json(tmp_path: Path) -> None:
     assert parse_classes("high jump") == [NamedClass("high jump", ("high jump",))]
-    lines = write_classes(
-        tmp_path / "c.txt", "# sports", "HighJump", "", "  serve | a tennis serve ", "\tgolf: putt, 9"
-    )
+    lines = tmp_path / "c.txt"
+    lines.write_text("# sports\nHighJump\n\n  serve | a tennis serve \n\tgolf: putt, 9")
     expected = [
         NamedClass("HighJump", ("high jump",)),
         NamedClass("serve", ("serve", "a tennis serve")),

@@ -15,7 +15,7 @@ import stale
 from stale.api import infer
 from stale.config import load_config
 from stale.data.classes import phrase
-from stale.data.embeddings import EmbeddingTable, read_embeddings
+from stale.data.embeddings import read_embeddings
 from stale.data.features import open_features
 from stale.data.selection import open_inputs
 from stale.errors import StaleError
@@ -79,21 +79,12 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, name: str) -> No
         read_embeddings(tmp_path / name)
 
 
-def test_all_missing_classes_are_named_with_near_names() -> None:
-    table = EmbeddingTable.of({"LongJump": [1.0], "HighJump": [1.0]})
-    with pytest.raises(StaleError, match=r"'LongJmp' .near: long jump.*'Yoga'"):
-        table.find(["HighJump", "LongJmp", "Yoga"])
-
-
 @needs_shared
 def test_published_embeddings_are_loaded() -> None:
     thumos = read_embeddings(SHARED / "data" / "clip" / "thumos14_clip_vitb16_9templates.npz")
     assert thumos.vectors.shape == (20, 512)
     assert thumos.find(["BaseballPitch", "volleyball spiking"]) == [0, 19]
     assert read_embeddings(SHARED / "data" / "clip" / "activitynet200_clip_vitl14.npz").vectors.shape == (200, 768)
-
-
-# A run
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +142,8 @@ def test_own_video_and_own_words_with_a_file(data: Path, run: RunFolder, tmp_pat
     store = open_features(data.parent / "features.h5")
     np.save(tmp_path / "clip.npy", store.read("video_000"))
     own = write_table(tmp_path / "own.json", np.random.default_rng(0).standard_normal((2, 2, WIDTH)), ["jump", "run"])
-    options = {"run": run.path, "features": tmp_path / "clip.npy", "duration": 30, "output": tmp_path / "o.json"}
-    options["classes-embeddings"] = own
-    inference.main([f"--{name}={value}" for name, value in options.items()])
+    source = ["--features", f"{tmp_path}/clip.npy", "--duration", "30", "--classes-embeddings", str(own)]
+    inference.main(["--run", str(run.path), *source, "--output", f"{tmp_path}/o.json"])
     found = read_json(tmp_path / "o.json", "")["results"]["clip"]
     assert {item["label"] for item in found} == {"jump", "run"}
     assert 15 < max(item["segment"][1] for item in found) <= 30
@@ -188,7 +178,7 @@ def test_embeddings_of_another_model_than_the_features_are_refused(clip_run: Pat
 @pytest.mark.parametrize(
     ("names", "width", "message"),
     [
-        ([*SEEN, "PoleVaults"], WIDTH, "no embedding of 'GolfSwing'.*'PoleVault' .near: pole vaults"),
+        ([*SEEN, "PoleVaults"], WIDTH, r"no embedding of 'GolfSwing'.*'PoleVault' .near: pole vaults\); embed"),
         ([*SEEN, *UNSEEN], 8, "64 wide"),
     ],
 )

@@ -52,9 +52,6 @@ def write_features(folder: Path, form: str, arrays: dict[str, np.ndarray]) -> Pa
     return path
 
 
-# What all forms share
-
-
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"], ids=str)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_back_what_was_written(tmp_path: Path, form: str, dtype: Any) -> None:
@@ -97,32 +94,31 @@ def test_unusable_arrays_are_refused(array: np.ndarray, message: str) -> None:
 # The record, and the rule for durations
 
 
-def recorded_store(folder: Path, record: dict) -> FeatureStore:
-    """A folder with 40 snippets of the video ``a`` and its record."""
-    np.save(folder / "a.npy", np.ones((40, WIDTH), np.float32))
-    (folder / "a.json").write_text(json.dumps(record))
-    return open_features(folder)
+FORTY = {"a": np.ones((40, WIDTH), np.float32)}
 
 
 @pytest.mark.parametrize(
-    ("record", "extent"),
-    [({"fps": 4}, ""), ({"fps": 1}, "40.0"), ({"fps": None}, ""), ({"duration": 99}, "99.0")]
-    + [({"duration": 12.9}, ""), ({"duration": 13.1}, "13.1"), ({"duration": 7.1}, ""), ({"duration": 6.9}, "6.9")],
+    ("annotated", "record", "extent"),
+    [(10.0, {"fps": fps}, extent) for fps, extent in ((4, ""), (1, "40.0"), (None, ""))]
+    + [(10.0, {"duration": seconds}, "") for seconds in (12.9, 7.1)]
+    + [(10.0, {"duration": seconds}, str(seconds)) for seconds in (99.0, 13.1, 6.9)]
+    + [(100.0, {"duration": seconds}, "") for seconds in (91, 109)]
+    + [(100.0, {"duration": seconds}, f"{seconds}.0") for seconds in (89, 111)],
 )
-def test_the_record_is_compared_with_the_annotated_duration(tmp_path: Path, record: dict, extent: str) -> None:
+def test_the_record_is_compared_with_the_annotated_duration(
+    tmp_path: Path, annotated: float, record: dict, extent: str
+) -> None:
     """At most 3 s off or, of long videos, 10 %."""
-    expected = f"{tmp_path} ({extent} s, annotated 10.0 s)" if extent else ""
-    assert duration_mismatch(recorded_store(tmp_path, record), Video("a", "test", 10.0, ())) == expected
-    for seconds, fits in ((91, True), (109, True), (89, False), (111, False)):
-        store = recorded_store(tmp_path, {"duration": seconds})
-        assert (duration_mismatch(store, Video("a", "test", 100.0, ())) == "") is fits
+    store = open_features(write_folder(tmp_path / "f", FORTY, **record))
+    expected = f"{store.path} ({extent} s, annotated {annotated} s)" if extent else ""
+    assert duration_mismatch(store, Video("a", "test", annotated, ())) == expected
 
 
 @pytest.mark.parametrize("value", ["5", 0, -1, float("nan"), float("inf"), True, [5, 5]], ids=str)
 @pytest.mark.parametrize("name", ["fps", "duration"])
 def test_a_rate_or_duration_that_is_none_is_named(tmp_path: Path, name: str, value: Any) -> None:
-    store = recorded_store(tmp_path, {name: value})
-    with pytest.raises(StaleError, match=f"features of video 'a' in {tmp_path}: '{name}' is .*; a number"):
+    store = open_features(write_folder(tmp_path / "f", FORTY, **{name: value}))
+    with pytest.raises(StaleError, match=f"features of video 'a' in {tmp_path}/f: '{name}' is .*; a number"):
         duration_mismatch(store, Video("a", "test", 10.0, ()))
 
 
@@ -165,13 +161,6 @@ def test_a_video_has_not_the_features_of_another(tmp_path: Path) -> None:
 # A folder of .npy
 
 
-def npy_store(folder: Path, content: bytes) -> FeatureStore:
-    """A folder with a sound clip and one whose file holds ``content``."""
-    path = write_features(folder, "npy", some_features(count=1))
-    (path / "clip_1.npy").write_bytes(content)
-    return open_features(path)
-
-
 def npy_bytes(array: np.ndarray, save: Callable = np.save) -> bytes:
     buffer = io.BytesIO()
     save(buffer, array)
@@ -195,8 +184,10 @@ WHOLE = npy_bytes(np.zeros((4, WIDTH), np.float32))
     ids=["empty", "cut header", "cut data", "web page", "bad header", "huge header", "npz"],
 )
 def test_damaged_npy_files_are_named(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(StaleError, match=f"{tmp_path}/npy/clip_1"):
-        npy_store(tmp_path, content).read("clip_1")
+    path = write_features(tmp_path, "npy", some_features(count=1))
+    (path / "clip_1.npy").write_bytes(content)
+    with pytest.raises(StaleError, match=f"{path}/clip_1"):
+        open_features(path).read("clip_1")
 
 
 @pytest.mark.parametrize("form", ["npy", "hdf5"])
@@ -206,7 +197,7 @@ def test_a_first_video_of_another_shape_is_named(tmp_path: Path, form: str) -> N
         open_features(path)
 
 
-def test_files_that_are_no_features_are_not_videos(tmp_path: Path) -> None:
+def test_a_folder_of_other_files_or_with_a_video_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing here")
     with pytest.raises(StaleError, match=f"^features folder {tmp_path} holds no .npy, .npz or .pt file$"):
         open_features(tmp_path)
@@ -216,6 +207,10 @@ def test_files_that_are_no_features_are_not_videos(tmp_path: Path) -> None:
         open_features(transposed)
     (path / "._clip_0.npy").write_bytes(b"\x00\x05\x16\x07")  # left by macOS
     assert set(open_features(path).ids) == {"clip_0"}
+    for folder in ("one", "two"):
+        write_folder(tmp_path / "twice" / folder, {"a": np.ones((2, 8), np.float32)})
+    with pytest.raises(StaleError, match="video 'a' are twice in .*one/a.npy and .*two/a.npy"):
+        open_features(tmp_path / "twice")
 
 
 # A packed folder
@@ -256,35 +251,23 @@ def test_an_incomplete_packed_folder_is_named(tmp_path: Path) -> None:
 # HDF5
 
 
-def hdf5(path: Path, **items: Any) -> Path:
+def test_hdf5_of_another_layout_or_with_data_elsewhere_is_refused(tmp_path: Path) -> None:
+    secret = write_features(tmp_path, "hdf5", {"clip": np.ones((4, WIDTH), np.float32)}).rename(tmp_path / "secret.h5")
+    layout, path = h5py.VirtualLayout((4, WIDTH), np.float32), tmp_path / "a.h5"
+    layout[:] = h5py.VirtualSource(secret, "clip", (4, WIDTH))
     with h5py.File(path, "w") as file:
-        file.update(items)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("items", "message"),
-    [
-        ({}, "no dataset a video"),
-        ({"clip": h5py.ExternalLink("secret.h5", "/clip")}, "clip lie in other files: refused"),
-    ],
-)
-def test_hdf5_of_another_layout_is_refused(tmp_path: Path, items: dict, message: str) -> None:
-    path = hdf5(tmp_path / "a.h5", **items)
-    with pytest.raises(StaleError, match=f"^features {path}: {message}"):
-        open_features(path)
-
-
-def test_data_in_other_files_are_not_followed(tmp_path: Path) -> None:
-    hdf5(tmp_path / "secret.h5", clip=np.ones((4, WIDTH), np.float32))
-    layout = h5py.VirtualLayout((4, WIDTH), np.float32)
-    layout[:] = h5py.VirtualSource(tmp_path / "secret.h5", "clip", (4, WIDTH))
-    with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_virtual_dataset("virtual", layout)
-        file.create_dataset("external", (4, WIDTH), np.float32, external=[(str(tmp_path / "secret.h5"), 0, 80)])
+        file.create_dataset("external", (4, WIDTH), np.float32, external=[(str(secret), 0, 80)])
     for name in ("virtual", "external"):
         with pytest.raises(StaleError, match=f"video '{name}' in .* lies outside the file: refused"):
-            open_features(tmp_path / "a.h5").read(name)
+            open_features(path).read(name)
+    for items, message in (
+        ({}, "no dataset a video"),
+        ({"clip": h5py.ExternalLink(secret.name, "/clip")}, "clip lie in other files: refused"),
+    ):
+        path = write_features(tmp_path, "hdf5", items)
+        with pytest.raises(StaleError, match=f"^features {path}: {message}"):
+            open_features(path)
 
 
 def test_a_file_that_is_no_hdf5_or_cut_short_is_named(tmp_path: Path) -> None:
@@ -336,14 +319,6 @@ def test_names_shapes_and_folders_of_others(tmp_path: Path, form: str) -> None:
     np.testing.assert_array_equal(store.read("b"), arrays["b"][..., 0, 0])
     with pytest.raises(StaleError, match="no name fits data.id_pattern={id}_x; the first is v1-a_clip"):
         open_features(store.path, "{id}_x")
-
-
-def test_a_video_in_two_folders_is_an_error(tmp_path: Path) -> None:
-    for folder in ("one", "two"):
-        (tmp_path / folder).mkdir()
-        np.save(tmp_path / folder / "a.npy", np.ones((2, 8), np.float32))
-    with pytest.raises(StaleError, match="video 'a' are twice in .*one/a.npy and .*two/a.npy"):
-        open_features(tmp_path)
 
 
 def test_windows_lie_where_their_centres_are() -> None:

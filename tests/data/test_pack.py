@@ -1,5 +1,6 @@
 """Packing features into a folder, and the report of what is wrong with them."""
 
+import re
 from pathlib import Path
 
 import h5py
@@ -78,8 +79,7 @@ def test_every_problem_is_reported_with_its_video(tmp_path: Path) -> None:
     }
     assert left_out.keys() == expected.keys()
     for video, message in expected.items():
-        with pytest.raises(StaleError, match=f"features of video '{video}' .*{message}"):
-            raise StaleError(left_out[video])
+        assert re.search(f"features of video '{video}' .*{message}", left_out[video])
     mismatches = {"recorded": "9.0", "long": "18.0"}
     assert doubtful == {name: f"{path} ({extent} s, annotated 4.0 s)" for name, extent in mismatches.items()}
     assert set(open_features(tmp_path / "p").ids) == {"good", "long", "recorded"}
@@ -130,7 +130,7 @@ def test_a_failure_leaves_nothing_or_what_was_there(tmp_path: Path) -> None:
     assert open_features(tmp_path / "p").read("a").shape == (20, WIDTH)
 
 
-def test_the_command_reports_and_exits_by_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_command_exits_by_what_it_left_out_or_was_asked(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = write_folder(tmp_path / "f", {"a": some(), "b": some()})
     database = {name: {"subset": "Test", "duration": 4.0, "annotations": []} for name in ("a", "b", "c")}
     write_json(tmp_path / "annotations.json", {"database": database})
@@ -141,9 +141,6 @@ def test_the_command_reports_and_exits_by_what_it_left_out(tmp_path: Path, capsy
         command.main([*arguments, "--annotations", str(tmp_path / "annotations.json"), "--subset", "test"])
     assert stop.value.code == 1
     assert f"left out: c: features of video 'c' are missing in {folder}" in capsys.readouterr().out
-
-
-def test_impossible_options_are_refused() -> None:
     for bad in (["--snippets", "1"], ["--subset", "test"]):
         with pytest.raises(SystemExit, match="2"):
             command.main(["f", "p", *bad])

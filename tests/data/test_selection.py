@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from stale.api import infer
-from stale.config import Config, PointsConfig, load_config
+from stale.config import PointsConfig, load_config
 from stale.data.annotations import Instance, Video, all_labels, read_annotations
 from stale.data.dataset import IGNORED, PADDING, load_features, rescale
 from stale.data.features import FeatureStore, open_features
@@ -46,9 +46,6 @@ def store_at(
             file[name] = rng.standard_normal((length, WIDTH)).astype(np.float32)
             file[name].attrs.update((attributes or {}).get(name, {}))
     return open_features(path)
-
-
-# Videos without features, and features of another length than the video
 
 
 def test_missing_features_stop_the_run_or_are_skipped(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
@@ -91,9 +88,6 @@ def test_the_real_features_last_as_long_as_their_videos(thumos14: dict[str, Vide
     assert len(with_features(list(thumos14.values()), store, "stop")) == 412
 
 
-# The held-out part
-
-
 def many_videos(count: int = 200, num_classes: int = 10) -> list[Video]:
     rng = np.random.default_rng(0)
     labels = [f"class {number}" for number in range(num_classes)]
@@ -123,8 +117,6 @@ def test_hold_out_never_takes_the_last_video_of_a_class(share: float) -> None:
         kept, _ = hold_out(videos, all_labels(videos), share, seed)
         assert all_labels(kept) == all_labels(videos)
 
-
-# No unseen label reaches training
 
 SEEN, UNSEEN = ("Baking", "Juggling", "Running"), ("Archery", "Knitting", "Zumba")
 
@@ -164,6 +156,10 @@ def training_data(
     if sampling == "native":
         rest += ["data.max_snippets=64", "model.localizer.kind=none", "detection.proposals=foreground"]
     return load_training_data(load_config([], [*assignments, *rest]))
+
+
+def trained_ids(data: TrainingData) -> set[str]:
+    return {item.id for part in (data.train, data.held_out) for item in part.videos}
 
 
 def everything_trained_on(data: TrainingData) -> Iterator[torch.Tensor]:
@@ -209,18 +205,14 @@ def test_no_unseen_label_is_reachable_from_the_training_data(tmp_path: Path, sam
         assert not any(label.encode() in everything for label in UNSEEN)
     assert set(data.train.labels.unique().tolist()) == {PADDING, IGNORED, 0, 1, 2}
 
-    used = {item.id for part in (data.train, data.held_out) for item in part.videos}
     with_seen = {
         name
         for name, entry in database().items()
         if entry["subset"] == "Training"
         and any(item["label"] in SEEN and item["segment"][1] > item["segment"][0] for item in entry["annotations"])
     }
-    assert used == with_seen
-    assert len(used) < 32
-
-
-# The released code's reductions of the training instances, and features of several sources
+    assert trained_ids(data) == with_seen
+    assert len(with_seen) < 32
 
 
 @pytest.mark.parametrize(
@@ -271,27 +263,15 @@ def test_features_of_several_sources_are_concatenated(data: Path, tmp_path: Path
     assert not run.baselines("snippets", "unseen").exists()
     assert "left out: the features" in run.log.read_text(encoding="utf-8")
     store_at(tmp_path / "few.h5", {"video_000": 3})
-    store = open_features([str(first), str(tmp_path / "few.h5")])
-    assert store.find("video_000")
-    assert store.find("video_001") is None, "a video that one source lacks is missing"
-
-
-# data.setting=seen_cv: pseudo-unseen classes among the seen ones, tested on training videos that are kept aside
-
-
-def fold_of(data: Path, fold: int, *settings: str) -> Config:
-    return tiny_config(data, "data.setting=seen_cv", "data.cv_setting=75_25", f"data.fold={fold}", *settings)
+    assert set(open_features([first, tmp_path / "few.h5"]).ids) == {"video_000"}, "what one source lacks is missing"
 
 
 @pytest.mark.parametrize("fold", range(3))
 def test_a_video_of_a_pseudo_unseen_class_is_tested_and_not_trained_on(data: Path, fold: int) -> None:
-    config = fold_of(data, fold)
+    config = tiny_config(data, "data.setting=seen_cv", "data.cv_setting=75_25", f"data.fold={fold}")
     training, test = load_training_data(config), load_test_data(config, "unseen")
-    trained = {video.id for part in (training.train, training.held_out) for video in part.videos}
-    tested = {video.id for video in test.videos}
-    assert trained
-    assert tested
-    assert not trained & tested
+    assert trained_ids(training) and test.videos
+    assert not trained_ids(training) & {video.id for video in test.videos}
     assert set(training.split.seen) | set(test.classes) == set(helpers.SEEN)
     assert {item.label for video in training.train.videos for item in video.instances} <= {*training.split.seen, ""}
     subset = {video.id: video.subset for video in read_annotations(config.data.annotations).values()}
@@ -304,6 +284,5 @@ def test_a_video_of_a_pseudo_unseen_class_is_tested_and_not_trained_on(data: Pat
 def test_training_videos_of_an_unseen_class_are_kept_for_testing_where_both_subsets_are_tested(data: Path) -> None:
     config = tiny_config(data, "data.test_subset=validation+test")
     training, test = load_training_data(config), load_test_data(config, "unseen")
-    trained = {video.id for part in (training.train, training.held_out) for video in part.videos}
     assert {video.subset for video in test.videos} == {"validation", "test"}
-    assert trained and not trained & {video.id for video in test.videos}
+    assert trained_ids(training) and not trained_ids(training) & {video.id for video in test.videos}

@@ -16,9 +16,6 @@ from tests.helpers import REPOSITORY, needs_shared, write_lists
 LABELS = [f"class {number:02d}" for number in range(20)]
 
 
-# The official lists
-
-
 @needs_shared
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_every_official_list_fits_the_annotations(dataset: str, request: pytest.FixtureRequest) -> None:
@@ -57,9 +54,6 @@ def test_lists_are_official_by_their_content_alone(tmp_path: Path) -> None:
         assert split.source == source.format(expected)
 
 
-# Random splits
-
-
 @pytest.mark.parametrize(("setting", "num_seen"), [("75_25", 15), ("50_50", 10)])
 def test_random_splits_are_ten_different_disjoint_covers(setting: str, num_seen: int) -> None:
     splits = [load_split(LABELS, setting, index) for index in range(10)]
@@ -82,9 +76,6 @@ def test_few_classes_still_give_both_sides(setting: str) -> None:
         assert sorted(split.seen + split.unseen) == LABELS[:count]
     with pytest.raises(StaleError, match="1 classes are too few to split; at least 2 are needed"):
         load_split(LABELS[:1], setting, 0)
-
-
-# Lists that cannot be right
 
 
 @pytest.mark.parametrize(
@@ -127,9 +118,6 @@ def test_one_class_in_two_spellings_is_not_seen_and_unseen(tmp_path: Path, label
     assert split.seen == split.unseen
     with pytest.raises(StaleError, match=message):
         [cut_seen(split, 0, fold, 4) for fold in range(4)]
-
-
-# A second-level split of the seen classes
 
 
 def test_the_folds_divide_the_seen_classes_and_leave_the_unseen_ones_out() -> None:

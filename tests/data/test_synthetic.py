@@ -18,8 +18,6 @@ from synthetic_data import CLASSES, embed, random_videos, write_synthetic
 
 SMALL = {"training_videos": 2, "validation_videos": 1}
 
-# The demo
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -74,23 +72,13 @@ def test_the_demo_features_tell_actions_apart_better_than_chance_but_not_perfect
     assert 0.5 < np.mean(hits) < 0.8
 
 
-# The short profile
-
-
-@pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Video], np.ndarray, list[np.ndarray]]:
-    """Its videos, class text embeddings (K, C), and the unit features (S, C) of each video."""
-    path = tmp_path_factory.mktemp("short")
-    videos = write_synthetic(path, profile="short", training_videos=4, validation_videos=4)
-    assert list(read_annotations(path / "annotations.json").values()) == videos
-    text = embed(torch.load(path / "text_encoder.pt", weights_only=True), [phrase(label) for label in CLASSES])
-    store = open_features(path / "features.h5")
+def test_features_of_the_short_profile_have_the_stated_similarities(tmp_path: Path) -> None:
+    videos = write_synthetic(tmp_path, profile="short", training_videos=4, validation_videos=4)
+    assert list(read_annotations(tmp_path / "annotations.json").values()) == videos
+    text = embed(torch.load(tmp_path / "text_encoder.pt", weights_only=True), [phrase(label) for label in CLASSES])
+    store = open_features(tmp_path / "features.h5")
     features = [store.read(video.id).astype(float) for video in videos]
-    return videos, text, [x / np.linalg.norm(x, axis=1, keepdims=True) for x in features]
-
-
-def test_short_features_have_the_stated_similarities(short: tuple) -> None:
-    _, text, features = short
+    features = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in features]
     similarity = [x @ text.T for x in features]
     assert np.mean([s.mean() for s in similarity]) == pytest.approx(0.22, abs=0.005)
     assert np.mean([s.std(axis=1).mean() for s in similarity]) == pytest.approx(0.015, abs=0.0015)

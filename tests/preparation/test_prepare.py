@@ -71,9 +71,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
         thread.join()
 
 
-# Downloads
-
-
 def test_a_broken_download_is_retried_and_a_finished_one_kept(server: ThreadingHTTPServer, tmp_path: Path) -> None:
     server.answers = [503, (CONTENT, 1000), (CONTENT, len(CONTENT))]
     assert download(f"{server.url}/a.bin", tmp_path / "new").read_bytes() == CONTENT
@@ -110,9 +107,6 @@ def test_a_login_page_is_not_kept_as_the_annotations(server: ThreadingHTTPServer
     with pytest.raises(StaleError, match="not valid JSON"):
         prepare(served, tmp_path / "data")
     assert "; made; " in prepare(served, tmp_path / "data")[0]
-
-
-# Preparation
 
 
 def snapshot(root: Path) -> dict[Path, tuple[bytes, int]]:
@@ -165,9 +159,6 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         prepare(THUMOS14, tmp_path)
     with pytest.raises(StaleError, match=r"annotation file not found: .*nowhere"):
         prepare(THUMOS14, tmp_path, tmp_path / "nowhere")
-
-
-# The command
 
 
 @pytest.mark.parametrize("options", ["", "--root x --sample 1", "--root x --check --from y", "--root x --nonsense"])

@@ -68,9 +68,6 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-# Ways to damage a data set, given its folder
-
-
 def first_entry(start: float, end: float, label: str = "Diving", count: int = 1) -> DAMAGE:
     def damage(folder: Path) -> None:
         content = read_json(folder / "annotations.json", "annotations")
@@ -101,29 +98,56 @@ def cut(name: str, to: int) -> DAMAGE:
 SEEN_LIST = "splits/train_75_test_25/Tiny/train/split_0.list"
 UNSEEN_LIST = SEEN_LIST.replace("/train/", "/test/")
 
-TRAIN = {
-    # features
-    "a video without": (lambda f: h5py.File(f / "features.h5", "r+").pop("video_001"), "1 of 24 .*: video_001; add"),
-    "one wrong width": (edit_features(lambda x: x[:, :63]), "video 'video_001' in .*: width 63, but the others are 64"),
-    # annotations
-    "frames": (first_entry(900, 950, count=9), "seem to be in frames"),
-    "half a character": (first_entry(1, 5, "\ud800"), "surrogates not allowed"),
-    # text encoder
-    "no weights": (lambda f: (f / "text_encoder.pt").unlink(), "model.text.weights: .*text_encoder.pt does not exist"),
-    "truncated weights": (cut("text_encoder.pt", 9000), "text_encoder.pt"),
-}
+
+def remove(name: str) -> DAMAGE:
+    return lambda folder: (folder / name).unlink()
 
 
-@pytest.mark.parametrize("row", TRAIN)
-def test_training_refuses(row: str, data: Path, tmp_path: Path, command: Command) -> None:
-    damage, message = TRAIN[row]
-    folder = copy_data_set(data, tmp_path / "data")
+def without(video: str) -> DAMAGE:
+    return lambda folder: h5py.File(folder / "features.h5", "r+").pop(video)
+
+
+def moved(run: RunFolder, data: Path, folder: Path) -> RunFolder:
+    """A copy of ``run`` without its detections in ``folder / "run"``, on a copy of its data set in ``folder``."""
+    copy_data_set(data, folder)
+    copied = RunFolder(folder / "run")
+    shutil.copytree(run.path, copied.path)
+    write_text(copied.config, run.config.read_text().replace(str(data.parent), str(folder)))
+    copied.detections("unseen").unlink()
+    return copied
+
+
+TRAIN, DETECT = ("train.py", "--config", "tiny.yaml", "--output", "new"), ("inference.py", "--run", "run")
+BEST, TEST_VIDEO = "run/checkpoints/best.pt", "video_030"  # which has unseen classes
+
+
+@pytest.mark.parametrize(
+    ("line", "damage", "message"),
+    [
+        (TRAIN, without("video_001"), "1 of 24 .*: video_001; add"),
+        (TRAIN, edit_features(lambda x: x[:, :63]), "video 'video_001' in .*: width 63, but the others are 64"),
+        (TRAIN, first_entry(900, 950, count=9), "seem to be in frames"),
+        (TRAIN, first_entry(1, 5, "\ud800"), "surrogates not allowed"),
+        (TRAIN, remove("text_encoder.pt"), "model.text.weights: .*text_encoder.pt does not exist"),
+        (TRAIN, cut("text_encoder.pt", 9000), "text_encoder.pt"),
+        (DETECT, remove(BEST), "checkpoint not found: .*best.pt"),
+        (DETECT, cut(BEST, 30_000), "best.pt cannot be read, it is damaged or no checkpoint"),
+        (DETECT, remove("run/config.yaml"), "no run in .*config.yaml is missing"),
+        (DETECT, without(TEST_VIDEO), f"have no .*: {TEST_VIDEO}; add"),
+        (DETECT, edit_features(lambda x: x[:, :63], None), "features .*63 wide.* 64 wide"),
+    ],
+)
+def test_damaged_files_are_refused_and_nothing_is_written(
+    data: Path, run: RunFolder, tmp_path: Path, command: Command, line: tuple, damage: DAMAGE, message: str
+) -> None:
+    folder = tmp_path / "data"
+    moved(run, data, folder)
     damage(folder)
-    command.is_refused(message, "train.py", "--config", folder / "tiny.yaml", "--output", tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-# An output folder that is taken
+    before = contents(folder)
+    command.patch.chdir(folder)
+    command.is_refused(message, *line)
+    assert contents(folder) == before
+    assert not (folder / "new").exists()
 
 
 def test_a_run_is_replaced_only_on_request(data: Path, run: RunFolder, tmp_path: Path, command: Command) -> None:
@@ -165,9 +189,6 @@ def test_everything_that_commands_write_into_a_run_is_its_own(run: RunFolder, tm
     assert not list(copied.path.rglob("*"))
 
 
-# A run on changed data
-
-
 def exchange_classes(folder: Path) -> None:
     (folder / SEEN_LIST).write_text("\n".join(["GolfSwing", *SEEN[1:]]))
     (folder / UNSEEN_LIST).write_text("\n".join(["BaseballPitch", "PoleVault"]))
@@ -206,17 +227,10 @@ def test_features_too_coarse_for_the_configuration_are_named(data: Path, tmp_pat
         assert ("16 snippets of every video, fewer than" in command.capture.readouterr().err) is bool(more)
 
 
-# Files of a run with a field of another type
-
-
 FIELDS = {
-    "detections.json": (lambda content: content["protocol"].update(classes=3), "classes", "eval.py --run RUN"),
-    "metrics.json": (
-        lambda content: content["baselines"]["random"].update(mAP=None),
-        "baselines.random.mAP",
-        "eval.py --runs RUN",
-    ),
-    "split.json": (lambda content: content.update(seen={}), "seen", "train.py --config CONFIG --output RUN --resume"),
+    "detections.json": (lambda x: x["protocol"].update(classes=3), "classes", "eval.py --run RUN"),
+    "metrics.json": (lambda x: x["baselines"]["random"].update(mAP=None), "baselines.random.mAP", "eval.py --runs RUN"),
+    "split.json": (lambda x: x.update(seen={}), "seen", "train.py --config CONFIG --output RUN --resume"),
 }
 
 
@@ -235,39 +249,6 @@ def test_a_field_of_another_type_is_named(
     change(content)
     write_text(tmp_path / "run" / name, json.dumps(content))
     command.is_refused(rf"{name}.* is incomplete or damaged \({field} should be a", *arguments)
-
-
-# Runs, checkpoints and data that inference.py cannot use
-
-
-BEST, VIDEO = "run/checkpoints/best.pt", "video_030"  # which has unseen classes
-INFERENCE = {
-    "no checkpoint": (lambda f: (f / BEST).unlink(), "checkpoint not found: .*best.pt"),
-    "truncated": (cut(BEST, 30_000), "best.pt cannot be read, it is damaged or no checkpoint"),
-    "no configuration": (lambda f: (f / "run/config.yaml").unlink(), "no run in .*config.yaml is missing"),
-    "a video without": (lambda f: h5py.File(f / "features.h5", "r+").pop(VIDEO), f"have no .*: {VIDEO}; add"),
-    "all of another width": (edit_features(lambda x: x[:, :63], None), "features .*63 wide.* 64 wide"),
-}
-
-
-def moved(run: RunFolder, data: Path, folder: Path) -> RunFolder:
-    """A copy of ``run`` without its detections in ``folder / "run"``, on a copy of its data set in ``folder``."""
-    copy_data_set(data, folder)
-    copied = RunFolder(folder / "run")
-    shutil.copytree(run.path, copied.path)
-    write_text(copied.config, run.config.read_text().replace(str(data.parent), str(folder)))
-    copied.detections("unseen").unlink()
-    return copied
-
-
-@pytest.mark.parametrize("row", INFERENCE)
-def test_inference_refuses(row: str, data: Path, run: RunFolder, tmp_path: Path, command: Command) -> None:
-    damage, message = INFERENCE[row]
-    copied = moved(run, data, tmp_path / "data")
-    damage(tmp_path / "data")
-    before = contents(copied.path)
-    command.is_refused(message, "inference.py", "--run", copied.path)
-    assert contents(copied.path) == before
 
 
 FEATURES = ("--features", "FEATURES", "--fps", "2", "--classes")
@@ -292,9 +273,6 @@ def test_options_of_inference(run: RunFolder, tmp_path: Path, command: Command, 
     assert not list(tmp_path.iterdir())
 
 
-# Out of memory
-
-
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -316,9 +294,8 @@ def test_no_memory_names_the_setting(error: Exception, message: str) -> None:
 def test_a_traceback_only_with_debug(tmp_path: Path, command: Command) -> None:
     command.is_refused("no run in", "inference.py", "--run", tmp_path)
     assert command("inference.py", "--run", tmp_path, "--debug") == 2
-    assert re.search(
-        r"Traceback \(most.*stale.errors.StaleError.*\nerror: ", command.capture.readouterr().err, re.DOTALL
-    )
+    said = command.capture.readouterr().err
+    assert re.search(r"Traceback \(most.*stale.errors.StaleError.*\nerror: ", said, re.DOTALL)
 
 
 @pytest.mark.parametrize(

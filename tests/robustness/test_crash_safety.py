@@ -47,9 +47,6 @@ def check_files(folder: Path) -> None:
             loaders[path.suffix](path)
 
 
-# Killed
-
-
 @pytest.mark.parametrize("finishes", [True, False])
 def test_a_run_or_the_one_that_replaces_it_survives_a_kill_at_any_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finishes: bool
@@ -100,9 +97,6 @@ def test_killed_training_ends_with_the_same_weights(data: Path, finished: RunFol
     assert last.finish() == 0, last.said()
     assert_same_runs(RunFolder(run), finished)
     assert not leftovers(run), "temporary files of the killed are removed"
-
-
-# Interrupted, out of disk space
 
 
 @pytest.mark.slow

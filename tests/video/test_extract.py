@@ -10,7 +10,7 @@ from scripts import extract_features as command
 from stale.data.features import open_features
 from stale.errors import StaleError
 from stale.video import extract as module
-from stale.video.extract import Sampling, VideoFeatures, encode_videos, extract_features
+from stale.video.extract import Sampling, encode_videos, extract_features
 from stale.video.frames import VideoInfo, probe
 from stale.video.image_encoder import ImageEncoder, crop
 from tests.helpers import RESOLUTION, WIDTH, exit_code, grey, make_clip, random_image_encoder_weights, time_of
@@ -26,29 +26,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def encode(path: Path, encoder: ImageEncoder, sampling: Sampling, thumbnails: int = 0) -> VideoFeatures:
-    ((_, result),) = encode_videos([path], encoder, sampling, thumbnails=thumbnails)
-    assert isinstance(result, VideoFeatures)
-    return result
-
-
-# Snippets
-
-
 @pytest.mark.parametrize(
     ("sampling", "count", "first"),
-    [
-        (Sampling(5), 20, [0.1]),
-        (Sampling(0.01), 1, [2.0]),
-        (Sampling(stride=8), 5, [0.4]),
-        (Sampling(3.1), 12, [1 / 6]),
-    ],
+    [(Sampling(5), 20, 0.1), (Sampling(0.01), 1, 2.0), (Sampling(stride=8), 5, 0.4), (Sampling(3.1), 12, 1 / 6)],
 )
-def test_snippets_cover_the_video_exactly(sampling: Sampling, count: int, first: list[float]) -> None:
+def test_snippets_cover_the_video_exactly(sampling: Sampling, count: int, first: float) -> None:
     times = sampling.times(VideoInfo(4.0, 10.0))
     assert times.shape == (count, 1)
-    np.testing.assert_allclose(times[0], first)
-    np.testing.assert_allclose(times[0, 0], 4.0 - times[-1, 0])
+    np.testing.assert_allclose(times[[0, -1], 0], [first, 4.0 - first])
     around = Sampling(stride=20, length=4).times(VideoInfo(4.0, 10.0))
     np.testing.assert_allclose(around, [[0.85, 0.95, 1.05, 1.15], [2.85, 2.95, 3.05, 3.15]])
 
@@ -64,7 +49,7 @@ def test_impossible_sampling_is_an_error(bad: dict) -> None:
 
 def test_a_snippet_is_the_mean_of_its_frames(tmp_path: Path, encoder: ImageEncoder) -> None:
     path = make_clip(tmp_path / "clip.mkv")
-    found = encode(path, encoder, Sampling(stride=10, length=4))
+    ((_, found),) = encode_videos([path], encoder, Sampling(stride=10, length=4))
     assert found.features.shape == (4, WIDTH)
     single = []
     for times in Sampling(stride=10, length=4).times(probe(path)):
@@ -86,13 +71,10 @@ def test_features_do_not_depend_on_batches_or_workers(tmp_path: Path, encoder: I
 
 
 def test_thumbnails_are_spread_over_the_video(tmp_path: Path, encoder: ImageEncoder) -> None:
-    found = encode(make_clip(tmp_path / "clip.mkv"), encoder, Sampling(5), thumbnails=4)
+    ((_, found),) = encode_videos([make_clip(tmp_path / "clip.mkv")], encoder, Sampling(5), thumbnails=4)
     assert [image.shape for _, image in found.thumbnails] == [(RESOLUTION, RESOLUTION, 3)] * 4
     np.testing.assert_allclose([time for time, _ in found.thumbnails], [0.5, 1.5, 2.5, 3.5], atol=0.11)
     assert all(time_of(image) == pytest.approx(time, abs=0.15) for time, image in found.thumbnails)
-
-
-# The command
 
 
 def run(*arguments: object) -> int:
@@ -145,15 +127,15 @@ def test_an_interrupted_run_is_resumed(tmp_path: Path, weights: Path, monkeypatc
 def test_other_settings_do_not_mix(tmp_path: Path, weights: Path) -> None:
     video, target = make_clip(tmp_path / "a.mkv"), tmp_path / "features"
     assert run(video, "--weights", weights, "--output", target) == 0
-    with pytest.raises(StaleError, match="another sampling .5 fps, now 2 fps"):
-        run(video, "--weights", weights, "--output", target, "--fps", 2)
-    with pytest.raises(StaleError, match="another activation .quick_gelu, now gelu"):
-        run(video, "--weights", weights, "--output", target, "--activation", "gelu")
     torch.save(random_image_encoder_weights(1), tmp_path / "other.pt")
-    with pytest.raises(StaleError, match="another weights_sha256"):
-        run(video, "--weights", tmp_path / "other.pt", "--output", target)
-    with pytest.raises(StaleError, match="f.h5: features are written into a folder"):
-        run(video, "--weights", weights, "--output", tmp_path / "f.h5")
+    for message, *other in (
+        ("another sampling .5 fps, now 2 fps", "--fps", 2),
+        ("another activation .quick_gelu, now gelu", "--activation", "gelu"),
+        ("another weights_sha256", "--weights", tmp_path / "other.pt"),
+        ("f.h5: features are written into a folder", "--output", tmp_path / "f.h5"),
+    ):
+        with pytest.raises(StaleError, match=message):
+            run(video, "--weights", weights, "--output", target, *other)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from stale.video.image_encoder import MEAN, STD, TOLERANCE, ImageEncoder, crop, 
 from tests.helpers import RESOLUTION, SHARED, WIDTH, needs_shared, on_a_gpu, random_image_encoder_weights
 
 CPU = torch.device("cpu")
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, RESOLUTION, RESOLUTION, 3), dtype=np.uint8)
 SIZES = [(180, 320), (320, 180), (181, 323), (224, 224), (17, 400), (1080, 1920), (225, 224), (31, 30), (1, 1)]
 
 
@@ -65,17 +66,15 @@ def test_an_image_in_memory_with_negative_strides_is_cropped_as_it_looks() -> No
 def test_the_encoder_is_openai_clips(encoder: ImageEncoder) -> None:
     clip = load_clip_module("model").CLIP(WIDTH, RESOLUTION, 2, 64, 8, 77, 16, 64, 1, 1).eval()
     clip.load_state_dict(random_image_encoder_weights(), strict=False)
-    images = np.random.default_rng(0).integers(0, 256, (3, RESOLUTION, RESOLUTION, 3), dtype=np.uint8)
     with torch.no_grad():
-        expected = clip.encode_image(normalize_pixels(torch.from_numpy(images)))
-    np.testing.assert_allclose(encoder.encode(images), expected.numpy(), atol=1e-5)
+        expected = clip.encode_image(normalize_pixels(torch.from_numpy(IMAGES)))
+    np.testing.assert_allclose(encoder.encode(IMAGES), expected.numpy(), atol=1e-5)
 
 
 @on_a_gpu
 def test_half_precision_on_a_gpu_is_near(encoder: ImageEncoder) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (3, RESOLUTION, RESOLUTION, 3), dtype=np.uint8)
-    half = ImageEncoder(random_image_encoder_weights(), torch.device("cuda")).encode(images)
-    np.testing.assert_allclose(half, encoder.encode(images), atol=2e-2)
+    half = ImageEncoder(random_image_encoder_weights(), torch.device("cuda")).encode(IMAGES)
+    np.testing.assert_allclose(half, encoder.encode(IMAGES), atol=2e-2)
 
 
 def test_the_fingerprint_is_of_the_tensors_not_of_the_file() -> None:
@@ -110,15 +109,10 @@ def test_heads_are_derived_from_the_width_or_given(width: int, given: int | None
     blocks = encoder._model.transformer.resblocks
     assert {block.attn.num_heads for block in blocks} == {heads}
     assert {type(block.mlp.gelu) for block in blocks} == {torch.nn.GELU}
+    shapes = {"class_embedding": (1152,), "proj": (1152, 8), "conv1.weight": (1152, 3, 8, 8)}
+    shapes["positional_embedding"] = (17, 1152)
     with pytest.raises(StaleError, match="number of heads of width 1152 is not known"):
-        ImageEncoder(wide(1152), CPU)
-
-
-def wide(width: int) -> dict[str, torch.Tensor]:
-    shapes = {"class_embedding": (width,), "proj": (width, 8), "conv1.weight": (width, 3, 8, 8)}
-    return {f"visual.{key}": torch.zeros(shape) for key, shape in shapes.items()} | {
-        "visual.positional_embedding": torch.zeros(17, width)
-    }
+        ImageEncoder({f"visual.{key}": torch.zeros(shape) for key, shape in shapes.items()}, CPU)
 
 
 def test_backbones_that_are_known_must_be_the_same() -> None:

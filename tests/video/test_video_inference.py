@@ -16,7 +16,7 @@ from stale.errors import StaleError
 from stale.evaluation import read_results
 from stale.io import write_json
 from stale.video.image_encoder import ImageEncoder
-from tests.helpers import SHARED, WIDTH, exit_code, make_clip, random_image_encoder_weights, write_classes
+from tests.helpers import SHARED, WIDTH, exit_code, make_clip, random_image_encoder_weights, write_folder
 
 pytest.importorskip("av")
 VIDEOS = SHARED / "data" / "videos"
@@ -31,9 +31,6 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(run_folder: Path, *arguments: object) -> int:
     return exit_code(command.main, "--run", run_folder, *arguments)
-
-
-# The command
 
 
 def test_a_video_and_two_names_are_enough(clip_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -60,7 +57,7 @@ def test_a_video_and_two_names_are_enough(clip_run: Path, tmp_path: Path, capsys
 
 def test_everything_at_once(clip_run: Path, tmp_path: Path) -> None:
     make_clip(tmp_path / "clip.mkv")
-    write_classes(tmp_path / "classes.txt", NASTY, "diving | a jump into water")
+    (tmp_path / "classes.txt").write_text(f"{NASTY}\ndiving | a jump into water")
     outputs = ["--output", "o.json", "--csv", "o.csv", "--vtt", "o.vtt", "--srt", "o.srt", "--picture", "o.png"]
     options = ["--template", "a video of {}", "a clip of {}.", "--fps", 3, "--top", 4, *outputs]
     assert run(clip_run, "--video", "clip.mkv", "--classes-file", "classes.txt", *options) == 0
@@ -88,8 +85,7 @@ def test_a_folder_gives_a_file_a_video(clip_run: Path, tmp_path: Path, capsys: p
 
 def test_features_in_all_their_forms(clip_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     features = np.random.default_rng(0).standard_normal((20, WIDTH)).astype(np.float32)
-    (tmp_path / "folder").mkdir()
-    np.save(tmp_path / "folder/clip.npy", features)
+    write_folder(tmp_path / "folder", {"clip": features})
     with h5py.File(tmp_path / "clips.h5", "w") as file:
         file["clip"] = features
         file["clip"].attrs.update(fps=5.0, duration=4.0)
