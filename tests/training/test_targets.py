@@ -90,22 +90,11 @@ def test_an_instance_covered_by_shorter_ones_keeps_the_snippet_nearest_to_its_mi
     assert count_unowned(short, torch.tensor([[0, IGNORED, PADDING, 1]]), 8) == 0
 
 
-def test_a_snippet_of_a_seen_and_an_unseen_class_is_foreground_but_not_classified() -> None:
-    targets = targets_of([(1.0, 4.0, 0), (3.0, 6.0, IGNORED)])
-    assert bits(targets.foreground[0]) == ".###...."
-    assert bits(targets.valid[0]) == "####..##"
-    assert bits(targets.unambiguous[0]) == "###...##"
-    assert bits(targets.masks[0, :, 3]) == ".###...."
-
-
 @pytest.mark.parametrize(
     ("start", "end", "covered"),
     [
         (3.6, 3.9, "...#...."),
-        (3.9, 4.3, "....#..."),
         (2.0, 2.0, "..#....."),
-        (0.0, 0.1, "#......."),
-        (7.9, 8.0, ".......#"),
         (8.0, 8.0, ".......#"),
         (2.5, 3.5, "..#....."),  # one center inside, the next one at the (open) end
         (2.4, 3.6, "..##...."),

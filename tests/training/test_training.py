@@ -3,7 +3,6 @@
 import itertools
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,52 +113,28 @@ def test_every_epoch_shows_every_video_once_in_another_order(data: Path, tmp_pat
 # Resuming
 
 
-def interrupt_step(number: int) -> Callable[[pytest.MonkeyPatch], None]:
-    """Interrupt before the ``number``-th step."""
-
-    def install(patch: pytest.MonkeyPatch) -> None:
-        counter, step = itertools.count(1), Trainer.step
-
-        def broken(self: Trainer, indices: Tensor) -> dict[str, Tensor]:
-            if next(counter) == number:
-                raise KeyboardInterrupt
-            return step(self, indices)
-
-        patch.setattr(Trainer, "step", broken)
-
-    return install
-
-
-def interrupt_saving(name: str, number: int) -> Callable[[pytest.MonkeyPatch], None]:
-    """Interrupt before a checkpoint is written for the ``number``-th time."""
-
-    def install(patch: pytest.MonkeyPatch) -> None:
-        counter = itertools.count(1)
-
-        def broken(path: Path, content: dict[str, Any]) -> None:
-            if path.stem == name and next(counter) == number:
-                raise KeyboardInterrupt
-            save_checkpoint(path, content)
-
-        patch.setattr(trainer, "save_checkpoint", broken)
-
-    return install
-
-
 @pytest.mark.parametrize(
-    ("interrupt", "message"),
+    ("event", "number", "message"),
     [
-        pytest.param(interrupt_step(2), "epoch 1; no epoch is kept", id="in the first epoch"),
-        pytest.param(interrupt_step(STEPS + 3), "epoch 2; epoch 1 is kept", id="in the second epoch"),
-        pytest.param(interrupt_saving("best", 1), "epoch 1; no epoch is kept", id="before the best checkpoint"),
-        pytest.param(interrupt_saving("last", 2), "epoch 2; epoch 1 is kept", id="before the second checkpoint"),
+        ("step", 2, "epoch 1; no epoch is kept"),
+        ("step", STEPS + 3, "epoch 2; epoch 1 is kept"),
+        ("best", 1, "epoch 1; no epoch is kept"),
+        ("last", 2, "epoch 2; epoch 1 is kept"),
     ],
 )
 def test_a_resumed_run_equals_one_uninterrupted(
-    data: Path, run: RunFolder, tmp_path: Path, interrupt: Callable[[pytest.MonkeyPatch], None], message: str
+    data: Path, run: RunFolder, tmp_path: Path, event: str, number: int, message: str
 ) -> None:
+    """Interrupted before a step, or before the best or last checkpoint is written."""
+    counter, step = itertools.count(1), Trainer.step
+
+    def count(name: str) -> None:
+        if name == event and next(counter) == number:
+            raise KeyboardInterrupt
+
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt(patch)
+        patch.setattr(Trainer, "step", lambda *inputs: (count("step"), step(*inputs))[1])
+        patch.setattr(trainer, "save_checkpoint", lambda path, state: (count(path.stem), save_checkpoint(path, state)))
         train(tiny_config(data), tmp_path / "run")
     stopped = RunFolder(tmp_path / "run")
     assert f"interrupted in {message}: the same command with --resume" in stopped.log.read_text(encoding="utf-8")
