@@ -143,12 +143,9 @@ def as_scores(proposals: Proposals) -> dict[tuple, float]:
 
 def video_level(model: Stale, features: Tensor, temperature: float) -> Tensor:
     """The video-level scores (B, K), by loops: before the temporal model and the adaptation."""
-    text, cosine = class_features(model, NAMES).text, torch.empty(B, K)
-    for b in range(B):
-        mean = sum(x / x.norm() for x in features[b]) / T
-        for k in range(K):
-            cosine[b, k] = F.cosine_similarity(mean, text[k], dim=0)
-    return (cosine / temperature).softmax(1)
+    text = class_features(model, NAMES).text
+    means = [sum(x / x.norm() for x in video) / T for video in features]
+    return torch.stack([(F.cosine_similarity(mean, text) / temperature).softmax(0) for mean in means])
 
 
 def test_video_scores_weigh_the_classes_of_a_video(model: Stale, features: Tensor) -> None:
@@ -163,7 +160,6 @@ def test_proposals_from_the_foreground_by_loops(model: Stale, features: Tensor) 
     with torch.no_grad():
         outputs = model(features, class_features(model, NAMES).text)
     P, L = class_scores(outputs, DetectionConfig()), outputs.foreground
-    assert L is not None
     of_video, expected = video_level(model, features, 0.05), {}
     for b in range(B):
         curve = (L[b] / L[b].max()).tolist()
@@ -191,22 +187,16 @@ def test_calibrated_classes_by_loops(model: Stale, features: Tensor) -> None:
     model.class_weights.copy_(torch.tensor([20.0, 50.0]))
     text = class_features(model, NAMES).text
     outputs = model(features, text)
-    assert outputs.points is not None
     segments, quality = outputs.points.segments().clamp(0, T), outputs.points.scores()
     mean = F.normalize(features, dim=-1).mean(1)
     expected = {}
     for b in range(B):
         for segment, score in zip(segments[b], quality[b], strict=True):
-            inside = [t for t in range(T) if segment[0] <= t + 0.5 < segment[1]] or [
-                int(segment.mean().clamp(max=T - 1))
-            ]
+            inside = [t for t in range(T) if segment[0] <= t + 0.5 < segment[1]]
+            inside = inside or [int(segment.mean().clamp(max=T - 1))]
             pooled = sum(features[b, t] / features[b, t].norm() for t in inside)
-            logits = [
-                20 * F.cosine_similarity(mean[b], text[k], dim=0) + 50 * F.cosine_similarity(pooled, text[k], dim=0)
-                for k in range(K)
-            ]
-            for k, p in enumerate((0.2 * torch.stack(logits)).softmax(0).tolist()):
+            logits = 20 * F.cosine_similarity(mean[b], text) + 50 * F.cosine_similarity(pooled, text)
+            for k, p in enumerate((0.2 * logits).softmax(0).tolist()):
                 expected[(b, k, *segment.tolist())] = float(score) * p
-    assert as_scores(proposals_of(model, features, proposals="points", classify_by="calibrated")) == pytest.approx(
-        expected, rel=1e-3
-    )
+    found = as_scores(proposals_of(model, features, proposals="points", classify_by="calibrated"))
+    assert found == pytest.approx(expected, rel=1e-3)

@@ -107,12 +107,8 @@ def test_run_writes_metrics_and_prints_the_protocol_once(tmp_path, capsys):
     ]
     assert all(f"\n  {part}\n" in printed for part in parts)
     assert metrics["protocol"]["line"].split(" | ")[1] == parts[0]
-    names = (
-        "random",
-        "training-free: top-1 label, whole video",
-        "detected segments with true labels",
-        "class-agnostic",
-    )
+    names = ("random", "training-free: top-1 label, whole video", "class-agnostic")
+    names += ("detected segments with true labels",)
     assert all(f"\n{name}  " in printed for name in names) and "95 %" not in printed and "Curling" not in printed
 
 
@@ -127,7 +123,9 @@ def test_printed_lines_have_at_most_100_columns(tmp_path, capsys):
     (tmp_path / "s.json").write_text(json.dumps(scores))
     command.main(["--run", str(run), "--protocol", "generalized", "--video-scores", str(tmp_path / "s.json"), "-v"])
     printed = capsys.readouterr().out
-    assert all(f"\n{name}" in printed for name in ("Curling (8)", "harmonic mean", "warning")) and "95 %" in printed
+    rows = ("detections, external scores", "top-1 external label, whole video")
+    assert all(f"\n{name}" in printed for name in ("Curling (8)", "harmonic mean", "warning", *rows))
+    assert "external scores s.json" in printed and "95 %" in printed
     assert max(map(len, printed.splitlines())) <= 100
 
 
@@ -229,17 +227,6 @@ def test_predictions_from_anywhere(tmp_path, capsys):
     assert "1 of 25 detections with a segment of negative length: v0" in printed
 
 
-def test_external_scores_are_named(tmp_path, capsys):
-    run = make_run(tmp_path / "run")
-    options = ["--run", str(run), "--video-scores", str(tmp_path / "s.json")]
-    results = {f"v{index}": [0.5] for index in range(8)}
-    (tmp_path / "s.json").write_text(json.dumps({"class": ["Curling"], "results": results}))
-    command.main(options)
-    printed = capsys.readouterr().out
-    assert "external scores s.json" in printed and "detections, external scores" in printed
-    assert "top-1 external label, whole video" in printed
-
-
 def test_runs_are_aggregated(tmp_path, capsys):
     runs = [str(evaluated(tmp_path / "a" / str(split), split=split)) for split in range(3)]
     other = [str(evaluated(tmp_path / "b" / str(split), split=split, seed=50)) for split in range(3)]
@@ -304,7 +291,6 @@ def test_runs_share_external_scores_that_lack_other_numbers_of_videos(tmp_path):
 
 def test_statistics():
     assert statistics(np.array([0.5])) == {"mean": 0.5, "std": None, "ci95": None, "values": [0.5]}
-    assert statistics(np.array([1.0, 2.0, 3.0]))["std"] == 1.0
     values = np.arange(41.0)
     half = statistics(values)["ci95"][1] - values.mean()
     assert half / values.std(ddof=1) * 41**0.5 == pytest.approx(2.0211, abs=1e-3)
@@ -349,21 +335,21 @@ def test_ground_truth_of_predicted_videos_alone_is_stated(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
-        ["--predictions", "p"],
-        ["--predictions", "p", "--vocabulary", "all"],
-        ["--run", "r", "--versus", "q"],
-        ["--run", "r", "--split-file", "l"],
-        ["--runs", "r", "--tiou", "0.5"],
-        ["--runs", "r", "--report", "d"],
-        ["--run", "r", "--allow-unseen-supervision"],
-        ["--run", "r", "--protocol", "generalized", "--vocabulary", "seen"],
-        ["--predictions", "p", "--annotations", "a", "--protocol", "generalized"],
+        "",
+        "--predictions p",
+        "--predictions p --vocabulary all",
+        "--run r --versus q",
+        "--run r --split-file l",
+        "--runs r --tiou 0.5",
+        "--runs r --report d",
+        "--run r --allow-unseen-supervision",
+        "--run r --protocol generalized --vocabulary seen",
+        "--predictions p --annotations a --protocol generalized",
     ],
 )
 def test_options_without_effect_are_refused(arguments):
     with pytest.raises(SystemExit):
-        command.main(arguments)
+        command.main(arguments.split())
 
 
 def test_subset_and_list_are_checked(tmp_path):

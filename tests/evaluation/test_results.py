@@ -20,20 +20,17 @@ def truth():
     return ground_truth(videos, ["Ballet", "Archery"])
 
 
-def write(path, content):
-    path.write_text(json.dumps(content))
-    return path
-
-
 def test_activitynet_form(tmp_path):
     content = {"version": "1", "external_data": {"used": False}, "results": {"a": [GOOD], "b": []}}
-    plain = read_results(write(tmp_path / "p.json", content))
-    (tmp_path / "p.json.gz").write_bytes(gzip.compress(json.dumps(content).encode()))
-    for results in (plain, read_results(tmp_path / "p.json.gz")):
+    text, path = json.dumps(content).encode(), tmp_path / "p.json"
+    for written in (text, gzip.compress(text)):
+        path.write_bytes(written)
+        results = read_results(path)
         assert results.videos == ("a", "b") and results.labels == ("Ballet",)
         assert results.segments.tolist() == [[0.0, 5.0]] and results.scores.tolist() == [0.9]
         assert results.external_data == {"used": False}
-    assert len(read_results(write(tmp_path / "bare.json", {"a": [GOOD, GOOD]}))) == 2
+    path.write_text(json.dumps({"a": [GOOD, GOOD]}))
+    assert len(read_results(path)) == 2
 
 
 @pytest.mark.parametrize(
@@ -44,11 +41,17 @@ def test_activitynet_form(tmp_path):
         ({"results": {"a": [{"segment": [0, 1], "label": "x"}]}}, "video 'a': a detection needs"),
         ({"results": {"a": [{"segment": [0], "label": "x", "score": 1}]}}, "video 'a': a detection needs"),
         ({"results": {"a": [3]}}, "video 'a': a detection needs"),
+        (b'{"results": {"a": [], "a": []}}', "given twice in the same object: a"),
+        (pickle.dumps({"video-id": ["a"]}), "is a pickle"),
+        (None, "file not found"),
     ],
 )
 def test_wrong_forms_are_named(tmp_path, content, message):
+    path = tmp_path / "p.json"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     with pytest.raises(StaleError, match=message):
-        read_results(write(tmp_path / "p.json", content))
+        read_results(path)
 
 
 @pytest.mark.parametrize("space", ["", " "])
@@ -62,15 +65,6 @@ def test_every_way_of_writing_is_parsed_alike(tmp_path, space, text):
     path.write_text(path.read_text().replace('"segment"', '"score"', 1))
     with pytest.raises(StaleError, match="given twice in the same object: score"):
         read_results(path)
-
-
-def test_files_that_are_not_loaded(tmp_path):
-    (tmp_path / "twice.json").write_text('{"results": {"a": [], "a": []}}')
-    (tmp_path / "p.pkl").write_bytes(pickle.dumps({"video-id": ["a"]}))
-    messages = {"twice.json": "given twice in the same object: a", "p.pkl": "is a pickle", "none": "file not found"}
-    for name, message in messages.items():
-        with pytest.raises(StaleError, match=message):
-            read_results(tmp_path / name)
 
 
 ODD = {

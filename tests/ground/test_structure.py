@@ -5,7 +5,8 @@ import builtins
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
+
+import pytest
 
 from tests.helpers import REPOSITORY
 
@@ -83,6 +84,23 @@ def test_no_call_has_more_than_four_positional_arguments() -> None:
     assert crowded == []
 
 
-def test_evaluation_and_reports_do_not_import_torch(tmp_path: Path) -> None:
-    code = "import sys, stale.evaluation, stale.reports; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param("import stale.evaluation, stale.reports; assert 'torch' not in sys.modules", id="no torch"),
+        pytest.param(
+            "import stale; assert not {'torch', 'matplotlib', 'numpy', 'av'} & set(sys.modules); stale.load", id="light"
+        ),
+        pytest.param(
+            "sys.modules['torchvision'] = None; import stale.training.trainer, stale.detection.run, train;"
+            "import inference; from stale.model import clip; assert len(clip.encode('hammer throw')) == 2",
+            marks=pytest.mark.slow,
+            id="no torchvision",
+        ),
+    ],
+)
+def test_imports_are_few(script: str) -> None:
+    """In a process of its own."""
+    command = [sys.executable, "-c", f"import sys; {script}"]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

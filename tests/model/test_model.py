@@ -33,21 +33,10 @@ def configured(*assignments: str, width: int = C) -> Stale:
     return build_model(settings(*SMALL, *assignments), T, width, tiny_text_transformer(num_tokens=8, layers=1))
 
 
-class FixedMask(nn.Module):
-    """Replaces the masking: the same foreground logits for every video."""
-
-    def __init__(self, logits: Tensor) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(logits)
-
-    def forward(self, visual: Tensor, valid: Tensor | None = None) -> Tensor:
-        return self.logits.expand(visual.shape[:2])
-
-
-def make_model(masking: nn.Module | None = None, *assignments: str, temporal: str = "none", alpha: float = 1) -> Stale:
-    """A small model in evaluation mode with that masking, and an adaptation strong enough to see its effect."""
-    model = configured(f"temporal.kind={temporal}", f"adaptation.alpha={alpha}", *assignments).eval()
-    model.masking = masking
+def masked_model(*assignments: str) -> Stale:
+    """A small model in evaluation mode that masks every third snippet, with an adaptation whose effect shows."""
+    model = configured("adaptation.alpha=1", *assignments).eval()
+    model.masking.forward = lambda visual, valid: torch.where(torch.arange(T) % 3 == 0, -2.0, 2.0).expand(B, T)
     return model
 
 
@@ -55,9 +44,6 @@ def random_input(seed: int = 1, width: int = C) -> tuple[Tensor, Tensor]:
     """Features (B, T, D) and text features (K, C)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(B, T, width, generator=generator), torch.randn(K, C, generator=generator)
-
-
-# Temporal model
 
 
 def temporal_model(kind: str, layers: int = 1) -> nn.Module:
@@ -149,14 +135,9 @@ def test_the_threshold_in_its_three_gradient_modes(gradient: str, values: list, 
         torch.testing.assert_close(foreground.grad, torch.tensor([slope]))
 
 
-def half_open() -> FixedMask:
-    """Every third snippet is background."""
-    return FixedMask(torch.where(torch.arange(T) % 3 == 0, -2.0, 2.0))
-
-
 @torch.no_grad()
 def test_the_mask_is_applied_to_classifier_and_text() -> None:
-    model, (features, text) = make_model(half_open()), random_input()
+    model, (features, text) = masked_model("temporal.kind=none"), random_input()
     masked = torch.arange(T) % 3 == 0
     before = model(features, text)
     assert (before.class_logits[..., masked] == 0).all(), "a masked snippet is all zeros, so that its cosine is 0"
@@ -212,9 +193,6 @@ def test_the_text_differs_for_every_video_unless_alpha_is_zero(gate: str) -> Non
     assert (adaptation.alpha.grad != 0).all(), "α is learned for each channel"
 
 
-# Localizer
-
-
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
 @torch.no_grad()
 def test_dynamic_convolution_equals_one_convolution_per_video(kernel_size: int) -> None:
@@ -238,7 +216,7 @@ def test_dynamic_convolution_equals_one_convolution_per_video(kernel_size: int) 
 
 @torch.no_grad()
 def test_the_forward_pass_equals_its_definition() -> None:
-    model, (features, text) = make_model(half_open(), "temperature=0.07", temporal="transformer"), random_input()
+    model, (features, text) = masked_model("temperature=0.07"), random_input()
     outputs, mask = model(features, text), (torch.arange(T) % 3 != 0).float()
     for b in range(B):
         x = torch.stack([row / row.norm() * math.sqrt(C) for row in features[b]])
@@ -256,25 +234,20 @@ def test_the_forward_pass_equals_its_definition() -> None:
 
 
 def check_finite(outputs: Outputs) -> None:
-    assert outputs.visual.isfinite().all()
-    assert outputs.class_logits.isfinite().all()
-    assert outputs.mask_logits.isfinite().all()
+    assert all(values.isfinite().all() for values in (outputs.visual, outputs.class_logits, outputs.mask_logits))
 
 
-def test_features_of_another_width_are_an_error_or_projected() -> None:
+def test_features_of_another_width_are_an_error_or_projected_and_heads_divide_it() -> None:
     with pytest.raises(StaleError, match="100 wide.*embedding is 64.*visual_projection"):
         configured(width=100)
+    for section in ("temporal", "masking", "adaptation"):
+        with pytest.raises(StaleError, match=f"model.{section}.heads"):
+            configured(f"{section}.heads=7")
     model = configured("visual_projection=true", width=100)
     outputs = model(*random_input(width=100))
     assert outputs.visual.shape == (B, T, C)
     outputs.mask_logits.sum().backward()
     assert model.projection.weight.grad.abs().sum() > 0
-
-
-@pytest.mark.parametrize("section", ["temporal", "masking", "adaptation"])
-def test_heads_that_do_not_divide_the_width_are_an_error(section: str) -> None:
-    with pytest.raises(StaleError, match=f"model.{section}.heads"):
-        configured(f"{section}.heads=7")
 
 
 @torch.no_grad()

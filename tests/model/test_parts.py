@@ -79,9 +79,6 @@ def first_steps(model: Stale, config: Config, class_text: Tensor, steps: int = S
     return found
 
 
-# The start
-
-
 @pytest.mark.parametrize("seed", range(12))
 def test_every_snippet_passes_at_first_and_gradient_reaches_what_names_it(
     transformer: TextTransformer, class_text: Tensor, seed: int
@@ -108,9 +105,6 @@ def test_a_background_from_the_mean_text_starts_with_a_lower_loss(
         config = load_config((), [f"model.background_init={start}"])
         losses.append(first_steps(model_of(config, transformer, seed), config, class_text, 1)[0]["classification"])
     assert losses[0] < losses[1]
-
-
-# Training
 
 
 @pytest.mark.slow
@@ -140,9 +134,6 @@ def test_the_fused_optimizer_takes_the_steps_of_the_plain_one(
     torch.testing.assert_close(*found, atol=1e-4, rtol=1e-3)
 
 
-# Localizer
-
-
 @pytest.mark.parametrize("kind", ["plain", "dynamic"])
 @pytest.mark.parametrize("coordinates", ["absolute", "pairwise"])
 @torch.no_grad()
@@ -167,9 +158,6 @@ def test_a_moved_action_moves_the_mask_unless_coordinates_are_absolute(coordinat
     else:
         torch.testing.assert_close(after[moved, moved], before[window, window], atol=1e-5, rtol=1e-4)
         assert before[10:16, 12].min() > before[:10, 12].max(), "it starts as the foreground around the snippet"
-
-
-# Cross-adaptation
 
 
 @pytest.mark.parametrize("seed", range(3))

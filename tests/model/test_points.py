@@ -37,7 +37,6 @@ def features_of(length: int, width: int = C) -> Tensor:
 
 def of_length(outputs: Outputs, row: int, length: int) -> dict[str, Tensor]:
     """What a batch says of one video: per snippet, and per point by position and stride."""
-    assert outputs.points is not None
     found = {"visual": outputs.visual[row, :length], "language": outputs.language[row]}
     found["classes"] = outputs.class_logits[row, :, :length]
     if outputs.foreground_logits is not None:
@@ -78,16 +77,12 @@ def test_windows_give_what_the_whole_video_gives() -> None:
         expected, found = whole(features, text), forward_in_windows(cut, features, text, None)
         for name in ("visual", "class_logits", "foreground_logits", "mask", "classifier_features", "language"):
             torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=1e-5)
-        assert found.points is not None
-        assert expected.points is not None
-        orders = []
+        in_order = []
         for points in (found.points, expected.points):
             key = points.grid.positions + 10_000 * points.grid.strides
-            orders.append(key.argsort())
             assert len(key.unique()) == len(key)
-        for name in ("actionness", "distances", "tiou"):
-            got, want = (getattr(p, name)[:, o] for p, o in zip((found.points, expected.points), orders, strict=True))
-            torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+            in_order.append([value[:, key.argsort()] for value in (points.actionness, points.distances, points.tiou)])
+        torch.testing.assert_close(*in_order, atol=1e-5, rtol=1e-5)
 
 
 def test_points_lie_at_the_centers_of_snippets_and_inside_their_segments() -> None:
@@ -106,7 +101,6 @@ def test_the_point_head_alone_takes_the_localizers_features() -> None:
     text, features = model.text(model.text.tokenize(NAMES)), torch.randn(2, 30, C + 20)
     features.requires_grad_()
     outputs = model(features, text)
-    assert outputs.points is not None
     (gradient,) = torch.autograd.grad(outputs.points.actionness.sum(), features, retain_graph=True)
     assert gradient[..., :C].abs().sum() == 0
     assert gradient[..., C:].abs().sum() > 0

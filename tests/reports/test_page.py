@@ -72,14 +72,9 @@ def as_results(found: dict[str, list[tuple]]) -> dict[str, list[dict[str, Any]]]
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
     """The page of TRUTH and FOUND."""
-    database = {
-        name: {
-            "subset": "validation",
-            "duration": 100.0,
-            "annotations": [{"segment": [start, end], "label": label} for start, end, label in items],
-        }
-        for name, items in TRUTH.items()
-    }
+    database = {name: {"subset": "validation", "duration": 100.0, "annotations": []} for name in TRUTH}
+    for name, items in TRUTH.items():
+        database[name]["annotations"] = [{"segment": [start, end], "label": label} for start, end, label in items]
     (tmp_path / "a<i>.json").write_text(json.dumps({"database": database}))
     (tmp_path / "p<b>.json").write_text(json.dumps({"results": as_results(FOUND)}))
     files = ["--predictions", str(tmp_path / "p<b>.json"), "--annotations", str(tmp_path / "a<i>.json")]
@@ -133,10 +128,8 @@ def test_counts_and_curves_equal_their_definitions(case: Any) -> None:
         for bit in range(len(tious)):
             taken = [np.broadcast_to(item[5], len(tious))[bit] for item in video["found"] if item[4][bit] == "0"]
             instances = np.flatnonzero(truth.video == number)
-            in_order = diagnosis.taken[
-                bit, np.flatnonzero((diagnosis.taken[bit] >= 0) & (diagnosis.ranked.video == number))
-            ]
-            assert sorted(instances[taken].tolist()) == sorted(in_order.tolist())
+            expected = diagnosis.taken[bit, (diagnosis.taken[bit] >= 0) & (diagnosis.ranked.video == number)]
+            assert sorted(instances[taken].tolist()) == sorted(expected.tolist())
     for index in np.unique(truth.video):
         alone = reference_per_class(truth.take(truth.video == index), found.take(found.video == index), tious)
         assert per_video[index] == pytest.approx(np.nanmean(alone))
@@ -253,9 +246,8 @@ def test_two_runs_with_curves_and_videos_on_a_phone(tmp_path: Path, page: Path) 
         width=400,
     )
     assert said == ["wrong", "wrong", [1, 1, 1, 1], 4, 11, 400, [False, "../../clips/wrong.mp4"], True]
-    (tmp_path / "second" / "detections.json").write_text(
-        json.dumps({"protocol": {**protocol, "classes": classes[1:]}, "results": {}})
-    )
+    other = {"protocol": {**protocol, "classes": classes[1:]}, "results": {}}
+    write_json(tmp_path / "second" / "detections.json", other)
     with pytest.raises(StaleError, match="not tested on the same"):
         report.main(runs)
     with pytest.raises(StaleError, match="no file there is a video under test"):

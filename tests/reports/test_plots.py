@@ -14,17 +14,7 @@ VIDEO = Video("v", "test", 50.0, (Instance(5, 15, "class 0"), Instance(30, 42, "
 
 
 def detection(start: float, end: float, label: str = "class 0", score: float = 0.5) -> dict:
-    """One detection."""
     return {"segment": [start, end], "label": label, "score": score}
-
-
-def timeline(num_classes: int, foreground: bool = True, **options: object) -> Figure:
-    """The picture of VIDEO with random scores."""
-    rng = np.random.default_rng(0)
-    classes = [f"class {k}" for k in range(num_classes)]
-    found = [detection(s, s + 9, str(rng.choice(classes)), rng.random()) for s in rng.uniform(0, 40, 30)]
-    mask = rng.random(40) if foreground else None
-    return draw_timeline(VIDEO, classes, found, rng.random((num_classes, 40)), mask, **options)
 
 
 def tick_labels(figure: Figure, axis: int) -> list[str]:
@@ -34,7 +24,10 @@ def tick_labels(figure: Figure, axis: int) -> list[str]:
 
 @pytest.mark.parametrize(("num_classes", "rows"), [(1, 1), (10, 10), (40, 10)])
 def test_draws_a_row_of_scores_for_each_of_at_most_ten_classes(num_classes: int, rows: int) -> None:
-    figure = timeline(num_classes, threshold=0.5)
+    rng = np.random.default_rng(0)
+    classes = [f"class {k}" for k in range(num_classes)]
+    found = [detection(s, s + 9, str(rng.choice(classes)), rng.random()) for s in rng.uniform(0, 40, 30)]
+    figure = draw_timeline(VIDEO, classes, found, rng.random((num_classes, 40)), rng.random(40), threshold=0.5)
     assert len(tick_labels(figure, 2)) == rows
     assert figure.axes[2].get_xlabel() == "time (seconds)"
     assert figure.axes[0].get_xlim() == (0, VIDEO.duration)
@@ -42,25 +35,16 @@ def test_draws_a_row_of_scores_for_each_of_at_most_ten_classes(num_classes: int,
 
 
 def test_ground_truth_and_detections_have_rows_of_their_own() -> None:
-    figure = draw_timeline(
-        VIDEO, ["class 0", "class 1"], [detection(0, 9), detection(0, 9, "class 1")], np.ones((2, 8))
-    )
-    assert tick_labels(figure, 0) == [
-        "class 0: ground truth",
-        "detections",
-        "class 1: detections",
-        "unknown: ground truth",
-    ]
+    found = [detection(0, 9), detection(0, 9, "class 1")]
+    figure = draw_timeline(VIDEO, ["class 0", "class 1"], found, np.ones((2, 8)))
+    rows = ["class 0: ground truth", "detections", "class 1: detections", "unknown: ground truth"]
+    assert tick_labels(figure, 0) == rows
     assert tick_labels(figure, 1) == ["class 0", "class 1"], "no scores of a class that is not under test"
 
 
 def test_only_the_best_detections_are_drawn_with_scores_and_marks_where_there_is_room() -> None:
-    found = [
-        detection(0, 10, score=0.9),
-        detection(49, 50, score=0.8),
-        detection(20, 30, score=0.7),
-        detection(40, 50, score=0.1),
-    ]
+    scored = {(0, 10): 0.9, (49, 50): 0.8, (20, 30): 0.7, (40, 50): 0.1}
+    found = [detection(*segment, score=score) for segment, score in scored.items()]
     figure = draw_timeline(VIDEO, ["class 0"], found, np.zeros((1, 8)), top=3)
     assert {text.get_text() for text in figure.axes[0].texts} == {"✗ 0.90", "✗ 0.70"}
 

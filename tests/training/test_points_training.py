@@ -76,7 +76,6 @@ def test_targets_equal_the_rules(rows: list[tuple[float, float, int]], valid: in
     rows = [row for number, row in enumerate(rows) if lengths.index(lengths[number]) == number]  # no ties
     targets = targets_of(rows, valid)
     points, grid = targets.points, PointGrid.of(T, LEVELS)
-    assert points is not None
     for number, (position, stride) in enumerate(zip(grid.positions.tolist(), grid.strides.tolist(), strict=True)):
         snippet = int(position)
         assert points.valid[0, number] == targets.valid[0, snippet]
@@ -90,7 +89,6 @@ def test_targets_equal_the_rules(rows: list[tuple[float, float, int]], valid: in
 @settings(max_examples=200, deadline=None)
 def test_every_instance_has_a_positive_point(first: float, second: float) -> None:
     targets = targets_of([(min(first, second), max(first, second), 1)])
-    assert targets.points is not None
     assert targets.points.positive.any()
 
 
@@ -111,7 +109,6 @@ def test_the_loss_equals_its_definition() -> None:
     rows = [(3.0, 9.0, 0), (20.0, 44.0, 1), (50.0, 53.0, IGNORED), (55.0, 56.0, 2)]
     targets, points = targets_of(rows, valid=60), random_points()
     goal = targets.points
-    assert goal is not None
     total = 0.0
     for n in range(len(points.grid.positions)):
         if not goal.valid[0, n]:
@@ -133,7 +130,6 @@ def test_the_loss_equals_its_definition() -> None:
 
 def test_the_loss_of_a_perfect_prediction_is_zero_and_without_positives_finite() -> None:
     targets, points = targets_of([(3.0, 9.0, 0), (20.0, 44.0, 1)]), random_points()
-    assert targets.points is not None
     goal = targets.points
     sure = torch.where(goal.positive, 30.0, -30.0)
     exact = Points(sure, torch.where(goal.positive.unsqueeze(2), goal.distances, points.distances), sure, points.grid)
