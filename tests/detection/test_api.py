@@ -95,9 +95,6 @@ def test_bad_input_is_one_clear_line(model: Detector, features, fps, classes, me
     assert "\n" not in str(error.value)
 
 
-# Vocabulary
-
-
 def test_several_phrases_of_a_class_are_averaged(model: Detector) -> None:
     def text(*classes: str | dict, templates: tuple[str, ...] = ()) -> torch.Tensor:
         named = classes[0] if isinstance(classes[0], dict) else classes
@@ -130,7 +127,7 @@ def test_checkpoints_record_the_image_encoder_of_the_features(clip_run: Path, mo
     assert len(old.detect(some_features(), 5, ["diving"]))
 
 
-def test_another_image_encoder_is_a_clear_error(model: Detector, tmp_path: Path) -> None:
+def test_another_or_no_image_encoder_is_a_clear_error(clip_run: Path, model: Detector, tmp_path: Path) -> None:
     torch.save(random_image_encoder_weights(seed=1), tmp_path / "other.pt")
     with pytest.raises(StaleError, match="other.pt come from .*the run was trained on .*use the same image encoder"):
         model.load_encoder(tmp_path / "other.pt")
@@ -138,12 +135,9 @@ def test_another_image_encoder_is_a_clear_error(model: Detector, tmp_path: Path)
     torch.save(random_image_encoder_weights(output_width=32), tmp_path / "narrow.pt")
     with pytest.raises(StaleError, match="32 wide.*64 wide: use the same image encoder"):
         unknown.load_encoder(tmp_path / "narrow.pt")
-
-
-def test_text_weights_without_an_image_encoder_say_what_to_give(clip_run: Path, tmp_path: Path) -> None:
-    model = stale.load(clip_run)
-    weights = torch.load(model.config.model.text.weights)
+    without = stale.load(clip_run)
+    weights = torch.load(without.config.model.text.weights)
     torch.save({k: v for k, v in weights.items() if not k.startswith("visual.")}, tmp_path / "text.pt")
-    model.config.model.text.weights = str(tmp_path / "text.pt")
+    without.config.model.text.weights = str(tmp_path / "text.pt")
     with pytest.raises(StaleError, match="--image-weights"):
-        model.load_encoder()
+        without.load_encoder()

@@ -101,14 +101,13 @@ def test_measures_accept_anything_and_perfect_detections_score_full(case):
     assert len(top1_whole_video(truth, found)) == len(set(found.video.tolist()) - {-1})
 
 
-def scores_file(folder, classes, **results):
-    path = folder / "s.json"
-    path.write_text(json.dumps({"class": classes, "results": results}))
-    return path
+def read_scores(folder, content, truth=TRUTH, **options):
+    (folder / "s.json").write_text(json.dumps(content))
+    return read_video_scores(folder / "s.json", truth, **options)
 
 
 def test_video_scores_overwrite_labels(tmp_path):
-    scores = read_video_scores(scores_file(tmp_path, ["y", "x"], a=[0.5, 0.1], v_b=[0.2, 0.25]), TRUTH)
+    scores = read_scores(tmp_path, {"class": ["y", "x"], "results": {"a": [0.5, 0.1], "v_b": [0.2, 0.25]}})
     found = scores.apply(found_in(TRUTH, a=[(0, 10, "x", 0.8), (0, 10, "y", 0.4)], b=[(1, 2, "y", 1.0)]))
     assert found.label.tolist() == [1, 0] and found.scores.tolist() == [0.4, 0.25]
     whole = scores.whole_videos(TRUTH)
@@ -116,10 +115,10 @@ def test_video_scores_overwrite_labels(tmp_path):
 
 
 def test_classes_beyond_the_vocabulary_are_refused_or_left_out_and_named(tmp_path):
-    path = scores_file(tmp_path, ["y", "z"], a=[0.1, 0.9])
+    content = {"class": ["y", "z"], "results": {"a": [0.1, 0.9]}}
     with pytest.raises(StaleError, match="1 classes beyond those under test .z.: .*--allow-unseen-supervision"):
-        read_video_scores(path, TRUTH)
-    scores = read_video_scores(path, TRUTH, allow_unseen=True)
+        read_scores(tmp_path, content)
+    scores = read_scores(tmp_path, content, allow_unseen=True)
     assert scores.label.tolist() == [[1], [-1]] and scores.score.tolist() == [[0.1], [0.0]]
     assert scores.source == "s.json with --allow-unseen-supervision, nothing for 1 of 2 videos"
 
@@ -129,15 +128,12 @@ def test_classes_beyond_the_vocabulary_are_refused_or_left_out_and_named(tmp_pat
     [({"kind": "zero_shot", "source": "a CLIP"}, "s.json (zero-shot, by a CLIP)"), ({"kind": "oracle"}, "(ORACLE)")],
 )
 def test_a_classifier_without_training_on_the_classes_may_know_more_of_them(tmp_path, fields, named):
-    content = {"classes": ["y", "z"], "results": {"a": [0.1, 0.9]}, **fields}
-    (tmp_path / "s.json").write_text(json.dumps(content))
-    scores = read_video_scores(tmp_path / "s.json", TRUTH)
+    scores = read_scores(tmp_path, {"classes": ["y", "z"], "results": {"a": [0.1, 0.9]}, **fields})
     assert scores.label.tolist() == [[1], [-1]] and named in scores.source
 
 
 def test_several_labels_of_a_video(tmp_path):
-    path = scores_file(tmp_path, ["y", "x"], a=[0.5, 0.4])
-    scores = read_video_scores(path, TRUTH, top=2, decay=0.5)
+    scores = read_scores(tmp_path, {"class": ["y", "x"], "results": {"a": [0.5, 0.4]}}, top=2, decay=0.5)
     found = scores.apply(found_in(TRUTH, a=[(0, 10, "x", 0.8), (0, 10, "y", 0.4), (50, 60, "x", 0.5)]))
     rows = zip(found.label.tolist(), found.segments[:, 0].tolist(), found.scores.tolist(), strict=True)
     expected = {(1, 0): 0.8 * 0.5, (1, 50): 0.5 * 0.5, (0, 0): 0.8 * 0.2, (0, 50): 0.5 * 0.2}
@@ -150,14 +146,14 @@ def test_several_labels_of_a_video(tmp_path):
 def test_true_segments_with_real_zero_shot_labels(tmp_path, setting, published):
     """The values are others'; the ten official splits of THUMOS14."""
     content = json.loads((SHARED / "data/clip/thumos14_test_clip_vitb16_video_scores.json").read_text())
-    (tmp_path / "s.json").write_text(json.dumps({**content, "kind": "zero_shot", "source": "CLIP ViT-B/16"}))
+    content |= {"kind": "zero_shot", "source": "CLIP ViT-B/16"}
     videos, values = read_annotations(SHARED / "data/annotations/thumos14.json"), []
     for split in range(10):
         lists = {"folder": SHARED / "data/splits", "dataset": "thumos14"}
         unseen = load_split(all_labels(videos.values()), setting, split, **lists).unseen
         truth = ground_truth(with_any_of(in_subset(videos.values(), "test"), unseen), unseen)
         perfect = Detections(truth.video, truth.label, truth.segments, np.ones(len(truth)))
-        found = read_video_scores(tmp_path / "s.json", truth).apply(perfect)
+        found = read_scores(tmp_path, content, truth).apply(perfect)
         values.append(100 * evaluate(truth, found, facts("thumos14").tious).average)
     assert np.mean(values) == pytest.approx(published, abs=0.05)
 
@@ -171,6 +167,5 @@ def test_true_segments_with_real_zero_shot_labels(tmp_path, setting, published):
     ],
 )
 def test_wrong_video_scores_are_named(tmp_path, content):
-    (tmp_path / "s.json").write_text(json.dumps(content))
     with pytest.raises(StaleError, match="video scores"):
-        read_video_scores(tmp_path / "s.json", TRUTH)
+        read_scores(tmp_path, content)
