@@ -107,9 +107,8 @@ def test_run_writes_metrics_and_prints_the_protocol_once(tmp_path, capsys):
     ]
     assert all(f"\n  {part}\n" in printed for part in parts)
     assert metrics["protocol"]["line"].split(" | ")[1] == parts[0]
-    names = ("random", "training-free: top-1 label, whole video", "class-agnostic")
-    names += ("detected segments with true labels",)
-    assert all(f"\n{name}  " in printed for name in names) and "95 %" not in printed and "Curling" not in printed
+    rows = ("random", "training-free: top-1 label, whole video", "detected segments with true labels", "class-agnostic")
+    assert all(f"\n{row}  " in printed for row in rows) and "95 %" not in printed and "Curling" not in printed
 
 
 def test_printed_lines_have_at_most_100_columns(tmp_path, capsys):

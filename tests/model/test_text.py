@@ -35,7 +35,7 @@ def openai_clip(width: int, layers: int, output_width: int, heads: int | None = 
 
 @pytest.fixture(scope="module")
 def small_clip() -> nn.Module:
-    return openai_clip(width=64, layers=2, output_width=32)
+    return openai_clip(width=128, layers=2, output_width=32)
 
 
 def encoder_like(model: nn.Module, heads: int | None = None, **options: object) -> TextEncoder:
@@ -331,7 +331,7 @@ def test_weights_in_every_form_hold_the_same_tensors(tmp_path: Path, small_clip:
     kept = text.pop("token_embedding.weight")
     assert (kept.dtype, {t.dtype for t in text.values()}) == (state["token_embedding.weight"].dtype, {torch.float32})
     transformer = TextTransformer.from_weights({**text, "token_embedding.weight": kept})
-    assert (transformer.width, transformer.output_width, transformer.context_length) == (64, 32, 77)
+    assert (transformer.width, transformer.output_width, transformer.context_length) == (128, 32, 77)
     assert len(transformer.transformer["resblocks"]) == 2
 
 
