@@ -95,7 +95,7 @@ class Stale(nn.Module):
         self.adaptation = CrossAdaptation(width, config.adaptation) if config.adaptation.enabled else None
         has_masks = config.localizer.kind != "none"
         self.localizer = MaskLocalizer(width, num_snippets, config.localizer) if has_masks else None
-        self.num_snippets, self.feature_width = num_snippets, feature_width  # without the point head's own
+        self.num_snippets, self.localizer_width = num_snippets, localizer_width
         self.points = PointHead(localizer_width or width, config.points) if config.points.enabled else None
         self.background = nn.Parameter(torch.randn(width) * width**-0.5)  # learned, the last of the classes
         self.log_temperature = nn.Parameter(torch.tensor(config.temperature).log())  # of τ
@@ -130,6 +130,7 @@ class Stale(nn.Module):
         if self.mask_given and given_mask is None:
             raise StaleError("model.masking.kind=gt needs the ground truth of every video; these have none")
         points = None if self.points is None else self.points(self.points_input(features), valid)
+        features, _ = self.split_features(features)
         x = self.normalize_features(features)  # B × T × C
         visual = self.temporal(x, valid)  # F_vis: B × T × C
         language = F.normalize(torch.cat([text, self.background[None]]), dim=-1)  # F_lan: K+1 × C
@@ -178,14 +179,20 @@ class Stale(nn.Module):
             multi_label=self.multi_label,
         )
 
+    def split_features(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features (B, T, D) → those of the classifier, and those for the point head alone; None without any."""
+        if not self.localizer_width:
+            return features, None
+        return features[..., : -self.localizer_width], features[..., -self.localizer_width :]
+
     def points_input(self, features: Tensor) -> Tensor:
         """Features (B, T, D) → what the point head sees, its own features or those of the classifier."""
-        own = features[..., self.feature_width :]
-        return unit_variance(own) if own.shape[-1] else self.normalize_features(features)
+        features, own = self.split_features(features)
+        return self.normalize_features(features) if own is None else unit_variance(own)
 
     def normalize_features(self, features: Tensor) -> Tensor:
         """(B, T, D) → (B, T, C): projected, on the unit sphere as CLIP compares them, scaled to unit variance."""
-        return unit_variance(self.projection(features[..., : self.feature_width]))
+        return unit_variance(self.projection(features))
 
     def classify(self, visual: Tensor, mask: Tensor, language: Tensor) -> Tensor:
         """Logits (B, K+1, T): cosine of F_fg = F_vis · mask and F_lan' over the temperature τ."""
@@ -197,7 +204,8 @@ class Stale(nn.Module):
     def video_cosine(self, features: Tensor, text: Tensor) -> Tensor:
         """Cosine (B, K) of a video's mean feature, before the temporal model, and each class's text features [ours]."""
         with torch.autocast(features.device.type, enabled=False):
-            video = F.normalize(self.projection(features[..., : self.feature_width].float()), dim=-1).mean(1)
+            features, _ = self.split_features(features.float())
+            video = F.normalize(self.projection(features), dim=-1).mean(1)
             return F.normalize(video, dim=-1) @ F.normalize(text.float(), dim=-1).T
 
 

@@ -123,6 +123,7 @@ def build_optimizer(model: Stale, config: TrainConfig) -> torch.optim.Optimizer:
     rates = {
         "text.embedding": None,  # learned from scratch, in place of a text encoder
         "text.context": config.prompt_learning_rate,
+        "text.adapter": config.prompt_learning_rate,  # in place of prompts
         "text.": config.text_learning_rate,
         "temporal.": config.temporal_learning_rate,
         "localizer.": config.localizer_learning_rate,
@@ -192,7 +193,8 @@ class Trainer:
         try:
             for epoch in range(first, options.epochs + 1):
                 started = time.perf_counter()
-                before = copied_weights(self.model)
+                watched = epoch == first or self._board is not None
+                before = copied_weights(self.model) if watched else {}
                 with out_of_memory_hint("train.batch_size", options.batch_size, " in a new run"):
                     losses = self.train_epoch(epoch)
                 # A finite loss can have a gradient that is not; such weights must not replace the last checkpoint.
@@ -209,7 +211,7 @@ class Trainer:
                 left = tqdm.format_interval((now - began) / (epoch + 1 - first) * (options.epochs - epoch))
                 memory = peak_memory(self.device) / 2**30
                 _log.info("%s; %.1f s, peak memory %.1f GiB, time left %s", report, now - started, memory, left)
-                moved = relative_changes(before, copied_weights(self.model))
+                moved = relative_changes(before, copied_weights(self.model)) if watched else {}
                 for warning in warnings(self.config, len(self.split.seen), losses, moved if epoch == first else {}):
                     _log.warning("epoch %d: %s", epoch, warning)
                 rates = {name: self.optimizer.param_groups[n]["lr"] for name, n in self.group_of.items()}
