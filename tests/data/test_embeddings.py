@@ -13,7 +13,7 @@ import eval
 import inference
 import stale
 from stale.api import infer
-from stale.config import load_config
+from stale.config import TrainConfig, load_config
 from stale.data.classes import phrase
 from stale.data.embeddings import read_embeddings
 from stale.data.features import open_features
@@ -23,7 +23,7 @@ from stale.io import read_json, write_json
 from stale.model.stale import load_text, training_free_text
 from stale.model.text import TextEncoder
 from stale.run_folder import RunFolder
-from stale.training.trainer import train
+from stale.training.trainer import build_optimizer, train
 from tests.helpers import SEEN, SHARED, UNSEEN, WIDTH, needs_shared, tiny_config
 
 FILE = ("model.text.weights=nowhere.pt", "train.epochs=1")
@@ -123,6 +123,8 @@ def test_the_adapter_starts_at_the_identity_and_learns(run: RunFolder) -> None:
     assert model.text.adapter.weight.abs().max() > 0
     text = model.text(model.text.tokenize(list(UNSEEN)))
     assert not torch.equal(text, training_free_text(model, UNSEEN))
+    groups = build_optimizer(model, TrainConfig(prompt_learning_rate=0.25, text_learning_rate=0.5)).param_groups
+    assert [group["lr"] for group in groups if any(p is model.text.adapter.weight for p in group["params"])] == [0.25]
     fresh = load_text(run.load_config().model)
     assert torch.equal(fresh(fresh.tokenize(list(UNSEEN))), fresh.vectors[fresh.table().find(UNSEEN)])
 
