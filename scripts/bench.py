@@ -266,8 +266,10 @@ def bench_growth(bench: Bench) -> Iterator[Row]:
     classes, snippets = bench.count(50, 4), bench.count(100, 16)
     lengths, used = [bench.count(T, least) for T, least in ((256, 16), (512, 24), (1024, 32), (2304, 48))], {}
     sizes = [(factor * classes, snippets, 16) for factor in (1, 2, 4)] + [(classes, T, 16) for T in lengths]
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["stale.training.trainer", "torch._dynamo"])  # imported once
     for K, T, batch in sizes:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        with ProcessPoolExecutor(1, processes) as process:
             work = (K, T, batch, 64 * bench.count(8, 1), bench.count(12, 1), str(bench.device))
             seconds, used[K, T] = process.submit(growth_step, *work).result()
         size = f"{used[K, T]:.2f} GB beyond what is loaded"
