@@ -161,7 +161,15 @@ def similarities(outputs: Outputs, segments: Tensor) -> Tensor:
 def _pool(outputs: Outputs, segments: Tensor) -> Tensor:
     """Sums (B, M, C) of the classified features inside each segment (B, M, 2); a cosine needs no mean."""
     assert outputs.classifier_features is not None
-    return inside_segments(segments, outputs.num_snippets).float() @ outputs.classifier_features.float()
+    features, T = outputs.classifier_features.float(), outputs.num_snippets
+    if features.is_cuda:  # where cumsum is not deterministic
+        return inside_segments(segments, T).float() @ features
+    first, last = (segments - 0.5).ceil().clamp(0, T).long().unbind(2)  # B × M, as inside_segments has them
+    middle = segments.mean(2).floor().clamp(0, T - 1).long()
+    first, last = torch.where(first < last, first, middle), torch.where(first < last, last, middle + 1)
+    sums = F.pad(features.double().cumsum(1), (0, 0, 1, 0))  # B × T+1 × C
+    video = torch.arange(len(sums)).unsqueeze(1)
+    return (sums[video, last] - sums[video, first]).float()
 
 
 def _rows(segments: Tensor, index: Tensor) -> Tensor:

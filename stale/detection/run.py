@@ -192,13 +192,13 @@ def to_results(
         segments = vote(proposals.segments, proposals.scores, proposals.labels, picked, threshold=options.voting)
     durations = torch.tensor([video.duration for video in videos], dtype=torch.float64).view(-1, 1, 1)
     counts = torch.tensor(proposals.num_snippets).view(-1, 1, 1)
-    seconds = snippets_to_seconds(segments.double().cpu(), durations, counts).tolist()
+    seconds = snippets_to_seconds(segments.double().cpu(), durations, counts).round(decimals=3).tolist()
     numbers = proposals.labels.gather(1, picked).tolist()
     results: VideoResults = {}
     for video, *rows in zip(videos, seconds, numbers, scores.tolist(), strict=True):
         results[video.id] = [
-            {"segment": [round(start, 3), round(end, 3)], "label": labels[number], "score": score}
-            for (start, end), number, score in zip(*rows, strict=True)
+            {"segment": segment, "label": labels[number], "score": score}
+            for segment, number, score in zip(*rows, strict=True)
             if score > 0
         ]
     return results
