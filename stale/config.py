@@ -82,12 +82,8 @@ class DataConfig(Section):
     fold: int = Field(0, ge=0, le=_MOST, description="fold of seen_cv whose classes are pseudo-unseen")
     id_pattern: str = Field("{id}", description="names of features around a video's id, such as {id}_clip")
     stride: int = Field(1, ge=1, le=_MOST, description="frames between features that others extracted in windows")
-    fps: float | None = Field(
-        None, gt=0, le=1000, description="frames a second of the videos, for stride; null: as the annotations say"
-    )
-    window: int | None = Field(
-        None, ge=1, le=_MOST, description="frames of such a window, the first at the start; null: stride"
-    )
+    fps: float | None = Field(None, gt=0, le=1000, description="frames a second of the videos; null: as annotated")
+    window: int | None = Field(None, ge=1, le=_MOST, description="frames of such a window; null: stride")
     localizer_features: str | None = Field(
         None, description="folder or file of further features, of any rate and width, for the point head alone"
     )
@@ -96,12 +92,10 @@ class DataConfig(Section):
     )
     num_snippets: int = Field(100, ge=2, le=_MOST, description="T; THUMOS14: 256 [U], ActivityNet: 100 [C]")
     rate: float | None = Field(None, gt=0, le=1000, description="native: snippets a second; null: the features' own")
-    max_snippets: int = Field(
-        2304, ge=64, le=_MOST, description="native: longest crop in training, and longest window at detection"
-    )
+    max_snippets: int = Field(2304, ge=64, le=_MOST, description="native: longest crop, and window at detection")
     missing: Literal["stop", "skip"] = Field("stop", description="videos without features")
     duration_mismatch: Literal["stop", "skip", "keep"] = Field(
-        "stop", description="features that last over 10 % (at least 3 s) more or less than the annotated duration"
+        "stop", description="features 10 % (3 s) off the duration"
     )
     instances: Literal["all", "last"] = Field("all", description="training instances of a video; released code: last")
     shrink: Weight = Field(0.0, description="snippets removed from each side of a training instance; released code: 1")
@@ -111,9 +105,7 @@ class DataConfig(Section):
     tious: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(
         None, min_length=1, description="tIoU thresholds of mAP; null: those of the data set's protocol"
     )
-    holdout: float = Field(
-        0.1, ge=0, lt=1, description="held-out share of seen training videos; 0: the last checkpoint"
-    )
+    holdout: float = Field(0.1, ge=0, lt=1, description="share of seen training videos; 0: the last checkpoint")
 
     @property
     def longest(self) -> int:
@@ -294,8 +286,7 @@ class TrainConfig(Section):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: bfloat16 on a GPU")
     choose_on: Literal["held_out", "unseen_loss"] = Field(
-        "held_out",
-        description="criterion of the best checkpoint; released code: unseen_loss, on the unseen TEST classes",
+        "held_out", description="of the best checkpoint; released code: unseen_loss, on the unseen TEST classes"
     )
     validate_every: Size = Field(1, description="epochs between two validations on held-out videos")
     log_interval: Size = Field(10, description="steps between two records of the losses")
@@ -306,9 +297,10 @@ class DetectionConfig(Section):
 
     top_snippets: Size = Field(100, description="(snippet, class) pairs whose masks are decoded; released code: 10")
     foreground_weight: bool = Field(True, description="multiply class scores by L")
-    proposals: list[Literal["masks", "foreground", "points"]] = Field(
-        ["masks"], min_length=1, description="sources of proposals: regions of L, the point head, snippets' masks [P]"
+    proposals: list[Literal["masks", "foreground", "points", "classes"]] = Field(
+        ["masks"], min_length=1, description="masks of snippets [P], regions of L, point head, regions of each class"
     )
+    smoothing: int = Field(2, ge=0, description="classes: snippets on either side that a similarity is averaged over")
     video_score: bool = Field(False, description="multiply class scores by the probability of the class in the video")
     video_temperature: float = Field(0.01, ge=1e-4, description="temperature of that probability")
     one_label: bool = Field(False, description="only the class of highest mean logit in the video; released code: true")
@@ -405,6 +397,8 @@ class Config(Section):
             yield f"detection.proposals=foreground needs the predicted foreground: model.masking.kind={masking.kind}"
         if "points" in sources and not model.points.enabled:
             yield "detection.proposals=points needs the point head; set model.points.enabled=true"
+        if "classes" in sources and by != "calibrated":
+            yield f"detection.proposals=classes needs detection.classify_by=calibrated, not {by}"
         if data.localizer_features and not model.points.enabled:
             yield "data.localizer_features are for the point head; set model.points.enabled=true"
         if by != "snippets" and "masks" in sources and masking.kind == "none":

@@ -1,5 +1,6 @@
 """Calibration, for ``detection.classify_by=calibrated`` [ours] (N instances, K seen classes, M proposals)."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -8,12 +9,12 @@ from torch.nn import functional as F
 
 from stale.config import DetectionConfig
 from stale.data.dataset import VideoDataset
-from stale.detection.decode import SOURCES, agnostic_proposals, similarities
+from stale.detection.decode import SOURCES, decode, similarities
 from stale.detection.oracle import true_targets
 from stale.detection.run import ClassFeatures
 from stale.detection.soft_nms import tiou
 from stale.detection.windows import forward_in_windows
-from stale.model.stale import Stale
+from stale.model.stale import Outputs, Stale
 
 _LARGEST = 1000.0  # of a weight; classes that are told apart without an error would have it infinite
 _BEST = 50  # proposals of a video and source that count
@@ -22,32 +23,44 @@ _HIT = 0.5  # tIoU from which a proposal is an instance
 
 @torch.no_grad()
 def calibrate(model: Stale, data: VideoDataset, classes: ClassFeatures, options: DetectionConfig) -> None:
-    """Fit ``model.class_weights`` and ``model.quality_scales`` to the instances in ``data``.
+    """Fit ``model.class_weights`` and ``model.quality_scales`` to the instances in ``data``, which are training videos.
 
     The weights (2,) of :func:`stale.detection.decode.similarities` maximize the likelihood of the instances' classes,
     at their true segments; each video counts the same. The scale of a source is the least-squares factor from the
-    quality of its best proposals to whether they are instances. ``data`` are training videos.
+    scores of its best proposals to whether they are instances of their class, whatever sources ``options`` name.
     """
     model.eval()
-    found, labels, shares = [], [], []
-    sums = torch.zeros(len(SOURCES), 2, dtype=torch.double)  # of quality · hit, and of quality²
-    for row, video in enumerate(data.videos):
-        features, known = data.features[row][None].float(), data.labels[row] >= 0
-        given_mask = None
-        if model.mask_given:
-            given_mask = true_targets([video], classes.labels, features.shape[1], features.device).foreground.float()
-        outputs = forward_in_windows(model, features, classes.text, given_mask)
-        outputs = replace(outputs, video_cosine=model.video_cosine(features, classes.text))
-        instances = data.segments[row][known]
-        found.append(similarities(outputs, instances[None])[0].cpu())
-        labels.append(data.labels[row][known].cpu())
-        shares.append(torch.full((len(instances),), 1 / max(len(instances), 1)))
-        for source in options.proposals if len(instances) else ():
-            segments, quality = (item[0, :_BEST] for item in agnostic_proposals(outputs, options, source))
-            hit = tiou(segments, instances).amax(1) >= _HIT  # M
-            sums[SOURCES.index(source)] += torch.stack([quality * hit, quality.square()]).double().sum(1).cpu()
-    weights = _fit_class_weights(torch.cat(found), torch.cat(labels), torch.cat(shares))
-    model.class_weights.copy_(weights)
+
+    def videos() -> Iterator[tuple[Outputs, Tensor, Tensor]]:
+        """The outputs of each video, and its instances: segments (G, 2) in snippets, labels (G,)."""
+        for row, video in enumerate(data.videos):
+            features, known = data.features[row][None].float(), data.labels[row] >= 0
+            given_mask = None
+            if model.mask_given:
+                truth = true_targets([video], classes.labels, features.shape[1], features.device)
+                given_mask = truth.foreground.float()
+            outputs = forward_in_windows(model, features, classes.text, given_mask)
+            cosine = model.video_cosine(features, classes.text)
+            outputs = replace(outputs, video_cosine=cosine, quality_scales=torch.ones(len(SOURCES)))
+            yield outputs, data.segments[row][known], data.labels[row][known]
+
+    found, given, shares = [], [], []
+    for outputs, segments, labels in videos():
+        found.append(similarities(outputs, segments[None])[0].cpu())
+        given.append(labels.cpu())
+        shares.append(torch.full((len(labels),), 1 / max(len(labels), 1)))
+    model.class_weights.copy_(_fit_class_weights(torch.cat(found), torch.cat(given), torch.cat(shares)))
+
+    sums = torch.zeros(len(SOURCES), 2, dtype=torch.double)  # of score · hit, and of score²
+    for outputs, segments, labels in videos():
+        masks = None if outputs.foreground is None else outputs.mask_logits
+        parts = zip(SOURCES, (masks, outputs.foreground_logits, outputs.points, outputs.text), strict=True)
+        for source in [source for source, part in parts if part is not None and len(labels)]:
+            best = decode(outputs, options.model_copy(update={"proposals": [source]}))  # by falling score
+            score, label = best.scores[0, :_BEST], best.labels[0, :_BEST]
+            near = tiou(best.segments[0, :_BEST], segments) >= _HIT  # M × G
+            hit = (near & (label.unsqueeze(1) == labels)).any(1)
+            sums[SOURCES.index(source)] += torch.stack([score * hit, score.square()]).double().sum(1).cpu()
     model.quality_scales.copy_(torch.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1], 1.0))
 
 

@@ -4,7 +4,7 @@ B videos, T snippets, K classes under test, N masks a video, M proposals a video
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from stale.config import DetectionConfig
 from stale.data.dataset import inside_segments, pad
 from stale.model.stale import Outputs, classify_pooled
 
-SOURCES = ("masks", "foreground", "points")  # of proposals
+SOURCES = ("masks", "foreground", "points", "classes")  # of proposals
 _TENSORS = ("segments", "scores", "labels")
 
 
@@ -42,12 +42,15 @@ def decode(outputs: Outputs, options: DetectionConfig) -> Proposals:
             M = outputs.mask_logits.float().sigmoid()  # B × T × T
             parts.append(threshold_masks(P if video is None else P * video.unsqueeze(2), M, options))
             continue
-        segments, quality = agnostic_proposals(outputs, options, source)
+        if source == "classes":
+            part = class_regions(outputs, options)
+        else:
+            part = classify_proposals(outputs, *agnostic_proposals(outputs, options, source), options)
         if options.classify_by == "calibrated":
             assert outputs.quality_scales is not None
             scales = outputs.quality_scales / outputs.quality_scales.max()  # no score is above 1
-            quality = quality * scales[SOURCES.index(source)]
-        parts.append(classify_proposals(outputs, segments, quality, options))
+            part = replace(part, scores=part.scores * scales[SOURCES.index(source)])
+        parts.append(part)
     segments, scores, labels = (torch.cat([getattr(part, name) for part in parts], 1) for name in _TENSORS)
     return Proposals(segments, scores, labels, outputs.num_snippets)
 
@@ -57,6 +60,22 @@ def stack(videos: Sequence[Proposals]) -> Proposals:
     rows = {name: [getattr(video, name)[0] for video in videos] for name in _TENSORS}
     padded = {name: pad(items)[0] for name, items in rows.items()}
     return Proposals(**padded, num_snippets=[video.num_snippets for video in videos])  # type: ignore[misc]
+
+
+def class_regions(outputs: Outputs, options: DetectionConfig) -> Proposals:
+    """Regions of each class [ours]: where the snippets are more similar to it than the video is on average.
+
+    Its mask is the sigmoid of the difference, smoothed over time and times the calibrated weight. A region scores its
+    contrast times the probability of the class in the whole video.
+    """
+    assert outputs.text is not None and outputs.classifier_features is not None and outputs.class_weights is not None
+    cosine = classify_pooled(outputs.classifier_features, outputs.text[None], temperature=1.0).mT  # B × K × T
+    cosine = F.avg_pool1d(cosine, 2 * options.smoothing + 1, 1, options.smoothing, count_include_pad=False)
+    masks = (outputs.class_weights[1] * (cosine - cosine.mean(2, keepdim=True))).sigmoid()
+    whole = cosine.new_tensor([0, outputs.num_snippets]).expand(len(cosine), 1, 2)
+    P = class_probabilities(outputs, whole, options).squeeze(1).diag_embed()  # B × K × K: mask k is of class k
+    changes = {"top_snippets": P.shape[1], "proposal_score": "contrast", "fill_holes": False}
+    return threshold_masks(P, masks.mT, options.model_copy(update=changes))
 
 
 def agnostic_proposals(outputs: Outputs, options: DetectionConfig, source: str) -> tuple[Tensor, Tensor]:
@@ -117,12 +136,22 @@ def video_scores(outputs: Outputs, options: DetectionConfig) -> Tensor | None:
 
 
 def classify_proposals(outputs: Outputs, segments: Tensor, scores: Tensor, options: DetectionConfig) -> Proposals:
-    """Give every class to every segment: the segment's score times the probability of the class.
+    """Give every class to every segment: the segment's score times :func:`class_probabilities`.
 
-    The probability is that of the features pooled over the segment (``classify_by=proposals``), the mean over its
-    snippets (``snippets``), each times the video-level score if that is on, or the video-level score alone (``video``).
-    ``calibrated`` [ours] is the softmax over the classes of the weighted sum of both :func:`similarities`.
     Segments are (B, M, 2) in snippets, scores (B, M); 0 stands for padding.
+    """
+    scores = scores.unsqueeze(2) * class_probabilities(outputs, segments, options)  # B × M × K
+    K, pairs = scores.shape[2], scores.flatten(1)  # B × M·K
+    best, index = pairs.topk(min(options.max_proposals, pairs.shape[1]), dim=1)
+    return Proposals(_rows(segments, index // K), best, index % K, outputs.num_snippets)
+
+
+def class_probabilities(outputs: Outputs, segments: Tensor, options: DetectionConfig) -> Tensor:
+    """The probability (B, M or 1, K) of each class in segments (B, M, 2) in snippets.
+
+    It is that of the features pooled over the segment (``classify_by=proposals``), the mean over its snippets
+    (``snippets``), each times the video-level score if that is on, or the video-level score alone (``video``).
+    ``calibrated`` [ours] is the softmax over the classes of the weighted sum of both :func:`similarities`.
     """
     classes, video = None, video_scores(outputs, options)  # B × M × K, B × K
     if options.classify_by == "snippets":
@@ -144,10 +173,7 @@ def classify_proposals(outputs: Outputs, segments: Tensor, scores: Tensor, optio
     if video is not None:
         classes = video.unsqueeze(1) if classes is None else classes * video.unsqueeze(1)
     assert classes is not None  # as the configuration is checked for
-    scores = scores.unsqueeze(2) * classes  # B × M × K
-    K, pairs = scores.shape[2], scores.flatten(1)  # B × M·K
-    best, index = pairs.topk(min(options.max_proposals, pairs.shape[1]), dim=1)
-    return Proposals(_rows(segments, index // K), best, index % K, outputs.num_snippets)
+    return classes
 
 
 def similarities(outputs: Outputs, segments: Tensor) -> Tensor:

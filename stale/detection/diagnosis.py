@@ -22,6 +22,7 @@ from stale.errors import StaleError
 from stale.evaluation import evaluate_results
 from stale.evaluation.tables import percent, text_table
 from stale.model.stale import Outputs, Stale, initial_model, training_free_text
+from stale.training.monitor import copied_weights, relative_changes
 from stale.training.targets import Targets, build_targets
 
 _ORACLES = {"masks": "L", "localizer": "M", "labels": "labels"}
@@ -35,13 +36,6 @@ SNIPPETS, VIDEOS = "accuracy, true foreground snippets", "accuracy, videos by th
 FOREGROUND, MASKS = "foreground mask L", "instance masks M, IoU of the columns of true foreground"
 ADAPTATION, WEIGHTS = "adaptation, share of the text's norm", "change of weights, share of their initial norm"
 MEAN_AP = "average mAP"
-_PARTS = {
-    "text.transformer": "text encoder",
-    "text.context": "context tokens",
-    "text.embedding": "class embeddings",
-    "adaptation.alpha": "alpha of the adaptation",
-    "log_temperature": "log of the temperature",
-}
 _HALF = 0.5  # threshold of M, and of min-max normalized L, for their regions
 
 Sums = dict[tuple[str, str], tuple[Tensor, float]]  # title, row → a batch's sum of values; their number
@@ -59,8 +53,10 @@ def diagnose(config: Config, model: Stale, tests: Mapping[str, TestData]) -> dic
         raise StaleError("the diagnosis compares the masks M, which model.localizer.kind=none does not predict")
     test = next(iter(tests.values()))
     width = test.store.width, localizer_width(test.store, config.data)
-    initial = initial_model(config, width, phrases(test.split.seen)).to(model.background.device)
-    weights, half_width = weight_changes(initial, model), fit_constant_mask(config)
+    initial, trained = map(copied_weights, (initial_model(config, width, phrases(test.split.seen)), model))
+    if {name: len(own) for name, own in initial.items()} != {name: len(own) for name, own in trained.items()}:
+        raise StaleError(f"model.text.weights {config.model.text.weights}: not the file that the run was trained with")
+    weights, half_width = relative_changes(initial, trained), fit_constant_mask(config)
     found = {name: _diagnose_vocabulary(config, model, test, half_width) for name, test in tests.items()}
     return {"vocabularies": found, "weights": weights, "constant_mask": half_width}
 
@@ -197,19 +193,6 @@ def fit_constant_mask(config: Config) -> int:
         inter = torch.minimum(last, end) - torch.maximum(first, start)  # positive: both contain the snippet
         scores.append((inter / (last - first + end - start - inter)).mean())
     return int(torch.stack(scores).argmax())
-
-
-def weight_changes(initial: Stale, model: Stale) -> dict[str, float]:
-    """‖θ - θ_0‖ / ‖θ_0‖ of each component; those whose initial weights are all zero are left out."""
-    start = dict(initial.named_parameters())
-    if any(name not in start or weights.shape != start[name].shape for name, weights in model.named_parameters()):
-        raise StaleError(f"model.text.weights {model.config.text.weights}: not the file that the run was trained with")
-    squares: dict[str, Tensor] = {}  # of the change, and of the initial weights
-    for name, weights in model.named_parameters():
-        part = next((part for prefix, part in _PARTS.items() if name.startswith(prefix)), name.partition(".")[0])
-        own = torch.stack([weights - start[name], start[name]]).double().square().view(2, -1).sum(1)
-        squares[part] = squares.get(part, 0.0) + own
-    return {part: float(change / norm) ** 0.5 for part, (change, norm) in squares.items() if norm}
 
 
 def report(found: Mapping[str, Any]) -> str:

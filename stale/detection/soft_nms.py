@@ -23,13 +23,9 @@ def soft_nms(segments: Tensor, scores: Tensor, labels: Tensor, options: Detectio
 
     With ``options.nms=official`` the factor is exp(-10 · tIoU²) / 0.6 wherever two overlap [C].
 
-    Args:
-        segments: (B, M, 2), any unit; proposals of different labels (B, M) do not affect each other.
-        scores: (B, M), at least 0; 0 stands for padding.
-
-    Returns:
-        Of at most ``options.max_detections`` picks a video, in order: indices (B, P) into M and their lowered scores
-        (B, P), 0 where nothing was left to pick.
+    Segments are (B, M, 2) in any unit; proposals of different labels (B, M) do not affect each other; a score (B, M) of
+    0 stands for padding. Returns of at most ``options.max_detections`` picks a video, in order, the indices (B, P) into
+    M and their lowered scores (B, P), 0 where nothing was left to pick.
     """
     B, M = scores.shape
     if scores.is_cpu and _MOST_PAIRS["cpu"] < B * M * M:

@@ -75,7 +75,10 @@ def aggregate(
     """
     runs, versus = _by_split(runs), _by_split(versus or {})
     for mixed, keys in ((runs, SHARED + OWN), ({**runs, **versus}, SHARED), (versus, OWN)):
-        _refuse_mixture(mixed, keys if keys is SHARED else keys + _common_settings(mixed))
+        known = [set(run.get("settings", {})) for run in mixed.values()]
+        # A setting that only some runs have is of another version of this project.
+        settings = sorted(set.intersection(*known) - FREE) if known and keys is not SHARED else []
+        _refuse_mixture(mixed, keys + settings)
     protocols = [run["protocol"] for run in runs.values()]
     mine, theirs = ([run["protocol"].get("split") for run in each.values()] for each in (runs, versus))
     if versus and mine != theirs:
@@ -164,12 +167,6 @@ def _by_split(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, A
     if twice:
         raise StaleError(f"{keys[twice[0]]} given more than once: {name_some(twice)}")
     return {name: runs[name] for name in sorted(runs, key=keys.__getitem__)}
-
-
-def _common_settings(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The settings that must be the same; one that only some runs have is of another version of this project."""
-    known = [set(run.get("settings", {})) for run in runs.values()]
-    return sorted(set.intersection(*known) - FREE) if known else []
 
 
 def _refuse_mixture(runs: Mapping[str, Mapping[str, Any]], keys: Sequence[str]) -> None:

@@ -112,7 +112,11 @@ def load_clip_weights(source: str | Path, what: str) -> ClipWeights:
     """
     path, where = Path(source), f"{what} {source}"
     if not path.is_file():
-        path = _download(str(source), what)
+        name = str(source)
+        if name not in MODELS:
+            raise StaleError(f"{where}: no such file or CLIP model ({', '.join(MODELS)})")
+        file = f"{re.sub('[/@]', '-', name)}.pt"
+        path = download(ADDRESS.format(hash=MODELS[name], file=file), CACHE.expanduser(), MODELS[name])
     refuse_zip_bomb(path, what)
     try:
         known = {digest: name for name, digest in MODELS.items()}.get(file_sha256(path), "")
@@ -131,13 +135,6 @@ def load_clip_weights(source: str | Path, what: str) -> ClipWeights:
     if any(str(name).startswith(("text_model.", "vision_model.")) for name in state):
         state = _rename_hugging_face(state)
     return ClipWeights(state, known, where)
-
-
-def _download(name: str, what: str) -> Path:
-    if name not in MODELS:
-        raise StaleError(f"{what} '{name}': no such file or CLIP model ({', '.join(MODELS)})")
-    file = f"{re.sub('[/@]', '-', name)}.pt"
-    return download(ADDRESS.format(hash=MODELS[name], file=file), CACHE.expanduser(), MODELS[name])
 
 
 # OpenAI's TorchScript archives, whose code is not run

@@ -42,7 +42,7 @@ class Outputs:
     points: Points | None = None  # of the point head, if the model has one
     video_cosine: Tensor | None = None  # B × K, of Stale.video_cosine, where detection asks for it
     class_weights: Tensor | None = None  # (2,) of the similarities with the video and inside a segment
-    quality_scales: Tensor | None = None  # (3,) of the sources of proposals, as detection.decode.SOURCES
+    quality_scales: Tensor | None = None  # (4,) of the sources of proposals, as detection.decode.SOURCES
     video_logits: Tensor | None = None  # B × K, of F_fg pooled over the video, for loss.classification_video
     true_classes: Tensor | None = None  # B × K bool: the classes of each video, where an oracle gives them
     multi_label: bool = False  # P by sigmoids: several classes may happen at once
@@ -101,7 +101,7 @@ class Stale(nn.Module):
         self.log_temperature = nn.Parameter(torch.tensor(config.temperature).log())  # of τ
         # Fitted to the seen classes by detection.calibration: of similarities, and of the sources of proposals.
         self.register_buffer("class_weights", torch.full((2,), 1 / config.temperature))
-        self.register_buffer("quality_scales", torch.ones(3))
+        self.register_buffer("quality_scales", torch.ones(4))
         self.classifier: nn.Module | None = None  # context for the classified features alone (two-stage baselines)
         if config.classifier_features != "shared":
             own = config.classifier_features == "own"

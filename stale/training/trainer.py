@@ -165,7 +165,11 @@ class Trainer:
         position = {id(p): n for n, group in enumerate(self.optimizer.param_groups) for p in group["params"]}
         self.group_of = {name: position[id(own[0])] for name, own in components(model).items()}
         # Loss
-        self.train_step = _distribute(TrainStep(model, config.loss, data.split.seen, self.precision))
+        self.train_step: nn.Module = TrainStep(model, config.loss, data.split.seen, self.precision)
+        if distributed.world_size() > 1:  # static: every step trains the same parameters, with some settings not all
+            parallel = DistributedDataParallel(self.train_step, static_graph=True, gradient_as_bucket_view=True)
+            parallel.broadcast_buffers = False  # the only buffer, the token embedding, never changes
+            self.train_step = parallel
         # Progress
         self.epoch = 0  # of the last checkpoint
         self.best: dict[str, Any] = {"epoch": 0, "mAP": -1.0}
@@ -433,15 +437,6 @@ class TrainStep(nn.Module):
         if self._fixed_text is None:
             self._fixed_text = self.model.text(self.prompts)
         return self._fixed_text
-
-
-def _distribute(train_step: TrainStep) -> nn.Module:
-    if distributed.world_size() == 1:
-        return train_step
-    # Static: every step trains the same parameters, which with some settings are not all.
-    parallel = DistributedDataParallel(train_step, static_graph=True, gradient_as_bucket_view=True)
-    parallel.broadcast_buffers = False  # the only buffer, the token embedding, never changes
-    return parallel
 
 
 def _means(losses: Sequence[Mapping[str, Tensor]], epoch: int) -> dict[str, float]:

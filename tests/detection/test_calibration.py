@@ -21,7 +21,7 @@ T, C = 12, 64
 
 @torch.no_grad()
 def test_calibration_by_loops(tmp_path: Path) -> None:
-    """No other weights may raise a plain computation of the likelihood; scales are sums over the proposals."""
+    """No other weights may raise a plain computation of the likelihood; scales are sums over segments and classes."""
     torch.manual_seed(0)
     config = tiny_config(make_data_set(tmp_path), "model.temporal.kind=none").model
     model = build_model(config, T, C, tiny_text_transformer(num_tokens=49408, layers=1), LABELS).eval()
@@ -40,16 +40,20 @@ def test_calibration_by_loops(tmp_path: Path) -> None:
     data.videos, data.features = videos, torch.stack(rows)
     data.segments, data.labels = segment_lists(videos, LABELS, T)
 
+    def similarities(x: torch.Tensor, first: int, last: int) -> torch.Tensor:
+        """With the video and with snippets ``first`` to ``last``: 2 × K."""
+        unit = F.normalize(x, dim=-1)
+        return torch.stack([F.normalize(part.mean(0), dim=-1) @ text.T for part in (unit, unit[first:last])])
+
     def loss(weights: list[float]) -> float:
         total = 0.0
         for video, x in zip(videos, rows, strict=True):
-            unit = F.normalize(x, dim=-1)
             first, label = int(video.instances[0].start), LABELS.index(video.instances[0].label)
-            of_video, inside = (F.normalize(part.mean(0), dim=-1) @ text.T for part in (unit, unit[first : first + 4]))
-            total += float(-(weights[0] * of_video + weights[1] * inside).log_softmax(0)[label])
+            logits = torch.tensor(weights) @ similarities(x, first, first + 4)
+            total += float(-logits.log_softmax(0)[label])
         return total / len(videos)
 
-    options = DetectionConfig(proposals=["foreground"])
+    options = DetectionConfig(proposals=["foreground"], classify_by="calibrated")
     calibrate(model, data, classes, options)
     found = model.class_weights.tolist()
     assert min(found) >= 0
@@ -61,12 +65,17 @@ def test_calibration_by_loops(tmp_path: Path) -> None:
         for threshold in torch.tensor(options.thresholds).tolist():
             for start, end in plain_regions(curve, threshold):
                 quality[start, end] = max(curve[start:end])
-        first = video.instances[0].start
+        first, label = video.instances[0].start, video.instances[0].label
         for (start, end), value in quality.items():
+            probabilities = (0.2 * torch.tensor(found) @ similarities(x, start, end)).softmax(0)
             overlap = max(min(end, first + 4) - max(start, first), 0)
-            hits += value * (overlap / (end - start + 4 - overlap) >= 0.5)
-            squares += value**2
-    assert model.quality_scales.tolist() == pytest.approx([1.0, hits / squares, 1.0], rel=1e-4)
+            near = overlap / (end - start + 4 - overlap) >= 0.5
+            for name, probability in zip(LABELS, probabilities.tolist(), strict=True):
+                hits += value * probability * (near and name == label)
+                squares += (value * probability) ** 2
+    assert hits > 0
+    assert float(model.quality_scales[1]) == pytest.approx(hits / squares, rel=1e-4)
+    assert (model.quality_scales != 1).tolist() == [True, True, False, True], "all sources but points, which it lacks"
 
     least = loss(found)
     assert least < loss([0.0, 0.0]) - 0.05

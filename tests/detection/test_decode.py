@@ -200,3 +200,22 @@ def test_calibrated_classes_by_loops(model: Stale, features: Tensor) -> None:
                 expected[(b, k, *segment.tolist())] = float(score) * p
     found = as_scores(proposals_of(model, features, proposals="points", classify_by="calibrated"))
     assert found == pytest.approx(expected, rel=1e-3)
+
+
+@torch.no_grad()
+def test_regions_of_classes_by_loops(model: Stale, features: Tensor) -> None:
+    """Each class has a mask of its own, and the probability of the whole video."""
+    model.class_weights.copy_(torch.tensor([20.0, 50.0]))
+    text, expected = F.normalize(class_features(model, NAMES).text, dim=-1), {}
+    for b in range(B):
+        cosine = F.normalize(features[b], dim=-1) @ text.T
+        smooth = torch.stack([cosine[max(t - 2, 0) : t + 3].mean(0) for t in range(T)])
+        masks = (50 * (smooth - smooth.mean(0))).sigmoid()
+        of_video = F.normalize(F.normalize(features[b], dim=-1).mean(0), dim=0) @ text.T
+        P = (0.2 * (20 + 50) * of_video).softmax(0).diag()
+        for found in plain_decode(P.numpy(), masks.numpy(), K, DetectionConfig().thresholds, proposal_score="contrast"):
+            expected[(b, *found[:3])] = found.score
+    found = as_scores(proposals_of(model, features, proposals="classes", classify_by="calibrated"))
+    assert found == pytest.approx(expected, rel=1e-3)
+    with pytest.raises(StaleError, match="proposals=classes needs detection.classify_by=calibrated, not snippets"):
+        load_config([], ["detection.proposals=classes"])
