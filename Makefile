@@ -19,8 +19,8 @@ PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest \
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
 
-test: lint
-	$(PYTEST)
+test: $(INSTALLED)  # side by side
+	@$(MAKE) --no-print-directory lint & linters=$$!; $(PYTEST); tests=$$?; wait $$linters && exit $$tests
 
 test-fast: $(INSTALLED)
 	$(PYTEST) -m "not slow"
