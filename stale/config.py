@@ -95,7 +95,7 @@ class DataConfig(Section):
     max_snippets: int = Field(2304, ge=64, le=_MOST, description="native: longest crop, and window at detection")
     missing: Literal["stop", "skip"] = Field("stop", description="videos without features")
     duration_mismatch: Literal["stop", "skip", "keep"] = Field(
-        "stop", description="features 10 % (3 s) off the duration"
+        "stop", description="features that last over 10 % (at least 3 s) more or less than the annotated duration"
     )
     instances: Literal["all", "last"] = Field("all", description="training instances of a video; released code: last")
     shrink: Weight = Field(0.0, description="snippets removed from each side of a training instance; released code: 1")
