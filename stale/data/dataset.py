@@ -198,16 +198,21 @@ def segment_lists(
     return segments, labels
 
 
-def inside_segments(segments: Tensor, num_snippets: int) -> Tensor:
-    """Which snippets each segment covers, at least one: (B, N, 2) in snippet units → (B, N, T) bool.
+def covered_snippets(segments: Tensor, num_snippets: int) -> tuple[Tensor, Tensor]:
+    """First snippet of each segment (B, N, 2) in snippet units, and the one after its last, (B, N) each.
 
     A snippet belongs to a segment that contains its centre; a shorter segment covers the snippet at its middle.
     """
+    first, last = (segments - 0.5).ceil().clamp(0, num_snippets).long().unbind(2)
+    middle = segments.mean(2).floor().clamp(0, num_snippets - 1).long()
+    return torch.where(first < last, first, middle), torch.where(first < last, last, middle + 1)
+
+
+def inside_segments(segments: Tensor, num_snippets: int) -> Tensor:
+    """Which :func:`covered_snippets` each segment has: (B, N, 2) in snippet units → (B, N, T) bool."""
+    first, last = (edge.unsqueeze(2) for edge in covered_snippets(segments, num_snippets))
     position = torch.arange(num_snippets, device=segments.device)
-    start, end = segments[..., :1], segments[..., 1:]
-    middle = ((start + end) / 2).floor().clamp(0, num_snippets - 1)
-    covered = (position + 0.5 >= start) & (position + 0.5 < end)
-    return covered | ((position == middle) & ~covered.any(2, keepdim=True))
+    return (first <= position) & (position < last)
 
 
 def read_ahead(load: Callable[[T], R], items: Iterable[T], depth: int = 1) -> Generator[tuple[T, R], None, None]:

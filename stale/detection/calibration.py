@@ -10,10 +10,8 @@ from torch.nn import functional as F
 from stale.config import DetectionConfig
 from stale.data.dataset import VideoDataset
 from stale.detection.decode import SOURCES, decode, similarities
-from stale.detection.oracle import true_targets
-from stale.detection.run import ClassFeatures
+from stale.detection.run import ClassFeatures, predict
 from stale.detection.soft_nms import tiou
-from stale.detection.windows import forward_in_windows
 from stale.model.stale import Outputs, Stale
 
 _LARGEST = 1000.0  # of a weight; classes that are told apart without an error would have it infinite
@@ -35,13 +33,8 @@ def calibrate(model: Stale, data: VideoDataset, classes: ClassFeatures, options:
         """The outputs of each video, and its instances: segments (G, 2) in snippets, labels (G,)."""
         for row, video in enumerate(data.videos):
             features, known = data.features[row][None].float(), data.labels[row] >= 0
-            given_mask = None
-            if model.mask_given:
-                truth = true_targets([video], classes.labels, features.shape[1], features.device)
-                given_mask = truth.foreground.float()
-            outputs = forward_in_windows(model, features, classes.text, given_mask)
-            cosine = model.video_cosine(features, classes.text)
-            outputs = replace(outputs, video_cosine=cosine, quality_scales=torch.ones(len(SOURCES)))
+            outputs = predict(model, [video], features, classes, options=options)
+            outputs = replace(outputs, quality_scales=torch.ones(len(SOURCES)))
             yield outputs, data.segments[row][known], data.labels[row][known]
 
     found, given, shares = [], [], []

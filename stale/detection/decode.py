@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stale.config import DetectionConfig
-from stale.data.dataset import inside_segments, pad
+from stale.data.dataset import covered_snippets, inside_segments, pad
 from stale.model.stale import Outputs, classify_pooled
 
 SOURCES = ("masks", "foreground", "points", "classes")  # of proposals
@@ -190,9 +190,7 @@ def _pool(outputs: Outputs, segments: Tensor) -> Tensor:
     features, T = outputs.classifier_features.float(), outputs.num_snippets
     if features.is_cuda:  # where cumsum is not deterministic
         return inside_segments(segments, T).float() @ features
-    first, last = (segments - 0.5).ceil().clamp(0, T).long().unbind(2)  # B × M, as inside_segments has them
-    middle = segments.mean(2).floor().clamp(0, T - 1).long()
-    first, last = torch.where(first < last, first, middle), torch.where(first < last, last, middle + 1)
+    first, last = covered_snippets(segments, T)
     sums = F.pad(features.double().cumsum(1), (0, 0, 1, 0))  # B × T+1 × C
     video = torch.arange(len(sums)).unsqueeze(1)
     return (sums[video, last] - sums[video, first]).float()

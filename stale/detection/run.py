@@ -134,9 +134,6 @@ def over_batches(
             bar.update(part.stop - part.start)
 
 
-# One batch
-
-
 @torch.inference_mode()
 def detect_batch(
     model: Stale, videos: Sequence[Video], features: Features, classes: ClassFeatures, *, options: DetectionConfig
@@ -161,10 +158,10 @@ def detect_batch(
     ]
 
 
-def propose(
+def predict(
     model: Stale, videos: Sequence[Video], features: Tensor, classes: ClassFeatures, *, options: DetectionConfig
-) -> tuple[Outputs, Proposals]:
-    """A batch's outputs and proposals; ground truth is used only for an oracle. Features are (B, T, D)."""
+) -> Outputs:
+    """A batch's outputs; ground truth is used only for an oracle. Features are (B, T, D)."""
     num_snippets, device = features.shape[1], features.device
     truth, given_mask = None, None
     if model.mask_given or options.oracle:
@@ -174,10 +171,16 @@ def propose(
     outputs = forward_in_windows(model, features, classes.text, given_mask)
     if options.video_score or options.classify_by == "calibrated":
         outputs = replace(outputs, video_cosine=model.video_cosine(features, classes.text))
-    if truth is not None:
-        outputs = substitute(outputs, truth, options.oracle)
+    return outputs if truth is None else substitute(outputs, truth, options.oracle)
+
+
+def propose(
+    model: Stale, videos: Sequence[Video], features: Tensor, classes: ClassFeatures, *, options: DetectionConfig
+) -> tuple[Outputs, Proposals]:
+    """A batch's :func:`predict` and the proposals."""
+    outputs, device = predict(model, videos, features, classes, options=options), features.device
     if "proposals" in options.oracle:
-        segments, known = true_segments(videos, classes.labels, num_snippets)
+        segments, known = true_segments(videos, classes.labels, features.shape[1])
         return outputs, classify_proposals(outputs, segments.to(device), (known >= 0).to(device).float(), options)
     return outputs, decode(outputs, options)
 

@@ -15,6 +15,12 @@ from stale.evaluation.mean_ap import Detections, GroundTruth, Metrics, drop_dupl
 from stale.evaluation.results import Results, VideoScores, align
 from stale.evaluation.tables import EXTERNAL_LABEL, NOT_STATED, RANDOM, TOP1_LABEL, describe, threshold_key
 
+_PARTS = {
+    "class_agnostic": measures.class_agnostic,
+    "detected_segments_true_labels": measures.with_true_labels,
+    "true_segments_predicted_labels": measures.with_true_segments,
+}
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -84,14 +90,11 @@ def assess(
     measured: dict[str, tuple[Callable[..., Any], Detections]] = {
         "all": (evaluate, found),
         "average_recall": (measures.average_recall, found),
-        "class_agnostic": (measures.class_agnostic, found),
-        "detected_segments_true_labels": (measures.with_true_labels, found),
-        "true_segments_predicted_labels": (measures.with_true_segments, found),
         **{name: (evaluate, row) for name, row in {**rows, **trivial}.items()},
+        **{name: (measure, found) for name, measure in _PARTS.items()},  # last: they share overlaps with the recall
     }
     with ThreadPoolExecutor() as pool:  # NumPy sorts and selects, most of the work, on several cores at once
-        computed = pool.map(lambda item: item[0](truth, item[1], tious), measured.values())
-        values = dict(zip(measured, computed, strict=True))
+        values = dict(zip(measured, pool.map(lambda one: one[0](truth, one[1], tious), measured.values()), strict=True))
     metrics = values["all"]
     side_by_side = {f"{name} classes": summary(restrict(metrics, labels)) for name, labels in (groups or {}).items()}
     if len(side_by_side) == 2:
@@ -110,9 +113,7 @@ def assess(
         "num_listed": len(results),
         "average_recall": values["average_recall"],
         "top1_accuracy": measures.top1_accuracy(truth, found),
-        "class_agnostic": summary(values["class_agnostic"]),
-        "detected_segments_true_labels": summary(values["detected_segments_true_labels"]),
-        "true_segments_predicted_labels": summary(values["true_segments_predicted_labels"]),
+        **{name: summary(values[name]) for name in _PARTS},
         "baselines": {name: summary(values[name]) for name in rows},
         "trivial": {name: summary(values[name]) for name in trivial},
         "groups": side_by_side,
