@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
+from matplotlib.ticker import LogLocator, NullLocator
 
 from stale.data.annotations import Instance, Video
 from stale.errors import printable
@@ -138,13 +139,14 @@ def draw_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     """The losses by step and the held-out mAP by epoch, of the records of ``history.jsonl``."""
     steps = [record for record in records if "step" in record]
     scores = {record["epoch"]: 100 * record["held_out_mAP"] for record in records if "held_out_mAP" in record}
-    figure = Figure(figsize=(10, 4), layout="constrained", dpi=100)
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(10, 4), dpi=100)  # fixed margins: to look for good ones takes as long as to draw
+    left, right = figure.subplots(1, 2, gridspec_kw={"left": 0.06, "right": 0.99, "bottom": 0.12, "top": 0.92})
     for name in ("total", *(name for name in steps[-1] if name not in _APART)) if steps else ():
         known = [record for record in steps if name in record]
         width = 2.5 if name == "total" else 1
         left.plot([r["step"] for r in known], [r[name] for r in known], label=name.replace("_", " "), linewidth=width)
     left.set(xlabel="step", title="losses and statistics", yscale="log")
+    left.yaxis.set(major_locator=LogLocator(subs=(1, 3)), major_formatter="{x:g}", minor_locator=NullLocator())
     left.legend(fontsize=7)
     right.xaxis.get_major_locator().set_params(integer=True)
     right.plot(list(scores), list(scores.values()), marker="o", color="#0072B2")

@@ -79,14 +79,19 @@ class Job:
         """The last two parts of the folder, such as ``stale-0123abcd/75_25_0``."""
         return "/".join(self.folder.parts[-2:])
 
-    def unfinished(self) -> list[Evaluation]:
-        """The tests without metrics; all tests if the folder holds no run of this configuration."""
+    @property
+    def begun(self) -> bool:
+        """Whether the folder holds a run of this configuration."""
         run = RunFolder(self.folder)
         try:
-            same = run.config.is_file() and run.load_config() == self.config
+            return run.config.is_file() and run.load_config() == self.config
         except StaleError:
-            same = False
-        return [test for test in self.tests if not same or not (self.folder / test.metrics).is_file()]
+            return False
+
+    def unfinished(self) -> list[Evaluation]:
+        """The tests without metrics."""
+        begun = self.begun
+        return [test for test in self.tests if not begun or not (self.folder / test.metrics).is_file()]
 
     def take_over_training(self) -> None:
         """Copy the training of the twin, if that is finished and this job has not begun."""
@@ -94,10 +99,9 @@ class Job:
         if self.twin is None or run.config.exists() or self.twin.unfinished():
             return
         other = RunFolder(self.twin.folder)
-        for name in ("last", "best"):
-            run.checkpoint(name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(other.checkpoint(name), run.checkpoint(name))
-        for file in ("split", "history", "log"):
+        run.checkpoint("best").parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(other.checkpoint("best"), run.checkpoint("best"))
+        for file in ("split", "history", "log", "card"):
             shutil.copyfile(getattr(other, file), getattr(run, file))
         save_config(self.config, run.config)  # last: it makes the folder a run
 
@@ -108,7 +112,9 @@ class Job:
             return []
         names = ("train.py", "inference.py", "eval.py")
         run, train, inference, evaluation = map(path, (self.folder, *(root / name for name in names)))
-        lines = [[train, "--config", *map(path, self.files), "--set", *self.settings, "--output", run, "--resume"]]
+        lines = []
+        if not self.begun or not RunFolder(self.folder).card.is_file():  # which is written at the end of a training
+            lines = [[train, "--config", *map(path, self.files), "--set", *self.settings, "--output", run, "--resume"]]
         for vocabulary, oracle, on in dict.fromkeys((test.vocabulary, test.oracle, test.tested_on) for test in tests):
             options = ["--oracle", *oracle] if oracle else []
             where = ["--test-config", path(root / f"configs/{on}.yaml")] if on else ["--vocabulary", vocabulary]

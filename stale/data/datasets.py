@@ -29,11 +29,7 @@ DATASETS: dict[str, DatasetFacts] = {
         tious=(0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95),
         subsets=("training", "validation"),
         buckets={"coverage": (0.2, 0.4, 0.6, 0.8), "length": (30, 60, 120, 180), "instances": (1, 4, 8)},
-        counts={
-            "training": ((10_024,), 15_410),
-            "validation": ((4_926,), 7_654),
-            "testing": ((5_044,), 0),
-        },
+        counts={"training": ((10_024,), 15_410), "validation": ((4_926,), 7_654), "testing": ((5_044,), 0)},
         num_classes=200,
         annotations="activity_net.v1-3.json",
         reference="653f75a4d582bcd431d26060fb79eecd7c8ae30700fa78279d9ee0a9cbe78923",

@@ -160,8 +160,7 @@ def class_probabilities(outputs: Outputs, segments: Tensor, options: DetectionCo
     elif options.classify_by != "video":
         if options.classify_by == "calibrated":
             assert outputs.class_weights is not None
-            logits = options.confidence * (similarities(outputs, segments) @ outputs.class_weights)  # B × M × K
-            video = None
+            logits, video = options.confidence * (similarities(outputs, segments) @ outputs.class_weights), None
         else:
             assert outputs.language is not None
             cosine = classify_pooled(_pool(outputs, segments), outputs.language, outputs.temperature)  # B × M × K+1
@@ -187,13 +186,18 @@ def similarities(outputs: Outputs, segments: Tensor) -> Tensor:
 def _pool(outputs: Outputs, segments: Tensor) -> Tensor:
     """Sums (B, M, C) of the classified features inside each segment (B, M, 2); a cosine needs no mean."""
     assert outputs.classifier_features is not None
-    features, T = outputs.classifier_features.float(), outputs.num_snippets
-    if features.is_cuda:  # where cumsum is not deterministic
-        return inside_segments(segments, T).float() @ features
-    first, last = covered_snippets(segments, T)
-    sums = F.pad(features.double().cumsum(1), (0, 0, 1, 0))  # B × T+1 × C
-    video = torch.arange(len(sums)).unsqueeze(1)
+    sums = _running_sums(outputs.classifier_features.float().mT).mT  # B × T+1 × C
+    first, last = covered_snippets(segments, outputs.num_snippets)
+    video = torch.arange(len(sums), device=sums.device).unsqueeze(1)
     return (sums[video, last] - sums[video, first]).float()
+
+
+def _running_sums(values: Tensor) -> Tensor:
+    """(..., T) → (..., T+1) in double precision: the sums of what comes before each snippet, and of everything."""
+    if values.is_cuda:  # where cumsum is not deterministic
+        T = values.shape[-1]
+        return F.pad(values.double() @ torch.ones(T, T, dtype=torch.double, device=values.device).triu(), (1, 0))
+    return F.pad(values.double().cumsum(-1), (1, 0))
 
 
 def _rows(segments: Tensor, index: Tensor) -> Tensor:
@@ -216,8 +220,7 @@ def _find_regions(masks: Tensor, thresholds: Sequence[float], fill_holes: bool) 
         if fill_holes:
             row = regions[:, 0] // length
             first = row.diff(prepend=row.new_full((1,), -1)) > 0
-            last = first.roll(-1)  # before the first region of the next row
-            regions = torch.stack([regions[first, 0], regions[last, 1]], 1)
+            regions = torch.stack([regions[first, 0], regions[first.roll(-1), 1]], 1)  # the last before the next row's
         found.append(regions)
     begin, end = torch.cat(found).to(masks.device).unbind(1)
     row = begin // length
@@ -234,8 +237,7 @@ def _max(values: Tensor, row: Tensor, start: Tensor, end: Tensor) -> Tensor:
 def _contrast(values: Tensor, row: Tensor, start: Tensor, end: Tensor) -> Tensor:
     """Means (R,) of ``values[row, start:end]`` minus those of the surroundings, 0 where there are none."""
     T, length = values.shape[1], end - start
-    until = torch.ones(T, T, dtype=torch.double, device=values.device).triu()  # deterministic on GPUs, unlike cumsum
-    sums, reach = F.pad(values.double() @ until, (1, 0)), (length // 4).clamp(min=1)
+    sums, reach = _running_sums(values), (length // 4).clamp(min=1)
     first, last = (start - reach).clamp(min=0), (end + reach).clamp(max=T)
     inner = sums[row, end] - sums[row, start]
     outer, around = sums[row, last] - sums[row, first] - inner, last - first - length

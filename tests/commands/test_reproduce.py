@@ -135,8 +135,7 @@ def test_rows_that_differ_in_detection_alone_share_their_training(run: Callable,
     changed = sorted(key for other in others for key in differing_keys(other, first))
     assert changed == ["detection.classify_by", "detection.classify_by", "detection.max_detections"]
     for path in runs[1:]:
-        for name in ("last", "best"):
-            assert (path / f"checkpoints/{name}.pt").read_bytes() == (runs[0] / f"checkpoints/{name}.pt").read_bytes()
+        assert (path / "checkpoints/best.pt").read_bytes() == (runs[0] / "checkpoints/best.pt").read_bytes()
         assert (path / "log.txt").read_text(encoding="utf-8").count("epoch 1/") == 1, "trained once"
         assert (path / "metrics.json").exists()
 
@@ -204,6 +203,16 @@ def test_a_run_of_another_configuration_is_unfinished(run: Callable, data: Path,
     for text, unfinished in ((written.replace("seed: 0", "seed: 1"), 1), ("train: {sede: 1}", 1), (written, 0)):
         config.write_text(text)
         assert job.unfinished() == [Evaluation()] * unfinished
+        assert len(job.commands(REPOSITORY)) == 3 * unfinished, "it trains again, which train.py refuses"
+
+
+def test_a_finished_training_is_not_begun_again(run: Callable, data: Path, tmp_path: Path) -> None:
+    run("masking", "--rows", "none", folder=tmp_path)
+    (job,) = jobs_of(plan("masking", data, tmp_path, rows=["none"]))
+    for name in ("metrics.json", "checkpoints/last.pt"):
+        (job.folder / name).unlink()
+    commands = run("masking", "--rows", "none", folder=tmp_path)
+    assert [Path(command[0]).name for command in commands] == ["inference.py", "eval.py"]
 
 
 def test_listed_lines_are_the_commands_that_run(

@@ -22,7 +22,7 @@ from stale.training.targets import Targets, build_targets
 from stale.training.trainer import TrainStep, build_optimizer
 from tests.helpers import REPOSITORY, tiny_text_transformer
 
-B, T, C = 8, 32, 64
+B, T, C = 4, 32, 64
 NAMES = ("baseball pitch", "clean and jerk", "diving", "hammer throw", "long jump", "shotput")
 K = len(NAMES)
 SHIPPED = ("thumos14", "activitynet", "demo", "thumos14_captions")
