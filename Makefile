@@ -19,8 +19,9 @@ PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest \
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
 
-test: $(INSTALLED)  # side by side
-	@$(MAKE) --no-print-directory lint & linters=$$!; $(PYTEST); tests=$$?; wait $$linters && exit $$tests
+test: $(INSTALLED)  # side by side; what the linters say comes last
+	@said=$$(mktemp); $(MAKE) --no-print-directory lint >$$said 2>&1 & linters=$$!; $(PYTEST); tests=$$?; \
+		wait $$linters; code=$$?; cat $$said; rm -f $$said; exit $$((code ? code : tests))
 
 test-fast: $(INSTALLED)
 	$(PYTEST) -m "not slow"
