@@ -71,7 +71,7 @@ def make_lines(table: Table, cells: Sequence[Cell], dataset: str, published: Seq
             # The epoch, and the number of videos without external scores, differ between runs.
             line = re.sub(r", epoch \d+|, nothing for \d+ of \d+ videos", "", protocol_line(content))
             protocol = line.removeprefix("protocol: ")
-        other = by_key.get((setting, row.baseline))
+        other = by_key.get((setting, row.baseline)) if row.baseline != key else None
         theirs = runs.get((setting, row.baseline), {})
         both = [split for split in mine if split in theirs]
         if other and both:

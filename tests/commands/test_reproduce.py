@@ -84,7 +84,7 @@ def lines_of(table: str, cells: list[Cell], dataset: str = "tiny", **changes: st
 @pytest.mark.parametrize(
     ("table", "rows", "lines"),
     [
-        ("masking", ["--rows", "none", "gt"], 2),
+        ("masking", ["--rows", "none", "gt", "q20"], 3),
         ("error_propagation", [], 6),
         ("closed_set", ["--rows", "stale", "effprompt"], 2),
         ("official_code", ["--rows", "stale", "fill_holes", "predicted_videos", "all_held_out", "all"], 5),
@@ -103,6 +103,8 @@ def test_every_table_runs(
     assert text.count("ours (1 run)") == lines
     assert ": tiny | 1 runs, splits 0 | tIoU" in text
     assert "epoch" not in text
+    paired = {"closed_set": 0, "official_code": 2}.get(table, lines - 1)  # with STALE, where the protocol is the same
+    assert text.count("paired with") == paired
     if table in ("masking", "error_propagation"):
         assert "oracle GROUND-TRUTH FOREGROUND MASKS L" in text
     assert not run(table, *rows, settings=more), "finished runs are skipped"
