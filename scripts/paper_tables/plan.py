@@ -88,6 +88,11 @@ class Job:
         except StaleError:
             return False
 
+    @property
+    def trained(self) -> bool:
+        """Whether its training has ended: the model card is written then."""
+        return self.begun and RunFolder(self.folder).card.is_file()
+
     def unfinished(self) -> list[Evaluation]:
         """The tests without metrics."""
         begun = self.begun
@@ -96,7 +101,7 @@ class Job:
     def take_over_training(self) -> None:
         """Copy the training of the twin, if that is finished and this job has not begun."""
         run = RunFolder(self.folder)
-        if self.twin is None or run.config.exists() or self.twin.unfinished():
+        if self.twin is None or run.config.exists() or not self.twin.trained or self.twin.unfinished():
             return
         other = RunFolder(self.twin.folder)
         run.checkpoint("best").parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +118,7 @@ class Job:
         names = ("train.py", "inference.py", "eval.py")
         run, train, inference, evaluation = map(path, (self.folder, *(root / name for name in names)))
         lines = []
-        if not self.begun or not RunFolder(self.folder).card.is_file():  # which is written at the end of a training
+        if not self.trained:
             lines = [[train, "--config", *map(path, self.files), "--set", *self.settings, "--output", run, "--resume"]]
         for vocabulary, oracle, on in dict.fromkeys((test.vocabulary, test.oracle, test.tested_on) for test in tests):
             options = ["--oracle", *oracle] if oracle else []
