@@ -99,9 +99,9 @@ class Job:
         return [test for test in self.tests if not begun or not (self.folder / test.metrics).is_file()]
 
     def take_over_training(self) -> None:
-        """Copy the training of the twin, if that is finished and this job has not begun."""
+        """Copy the training of the twin, if that has ended and this job has not begun."""
         run = RunFolder(self.folder)
-        if self.twin is None or run.config.exists() or not self.twin.trained or self.twin.unfinished():
+        if self.twin is None or run.config.exists() or not self.twin.trained:
             return
         other = RunFolder(self.twin.folder)
         run.checkpoint("best").parent.mkdir(parents=True, exist_ok=True)

@@ -186,7 +186,7 @@ def similarities(outputs: Outputs, segments: Tensor) -> Tensor:
 def _pool(outputs: Outputs, segments: Tensor) -> Tensor:
     """Sums (B, M, C) of the classified features inside each segment (B, M, 2); a cosine needs no mean."""
     assert outputs.classifier_features is not None
-    sums = _running_sums(outputs.classifier_features.float().mT).mT  # B × T+1 × C
+    sums = _running_sums(outputs.classifier_features.mT).mT  # B × T+1 × C
     first, last = covered_snippets(segments, outputs.num_snippets)
     video = torch.arange(len(sums), device=sums.device).unsqueeze(1)
     return (sums[video, last] - sums[video, first]).float()
