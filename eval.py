@@ -1,9 +1,9 @@
 """Evaluate detections: anyone's file, a run folder, or many runs.
 
     python eval.py --predictions P.json --annotations A.json
-    python eval.py --run RUN                     also writes RUN/metrics.json
-    python eval.py --run RUN --report DIR        a page: results, errors, videos
-    python eval.py --runs DIR... --versus DIR... means, paired differences
+    python eval.py --run RUN                      # also writes RUN/metrics.json
+    python eval.py --run RUN --report DIR         # a page to browse
+    python eval.py --runs DIR... --versus DIR...  # means, paired differences
 
 Protocols of zero-shot detection; their numbers must not be compared:
 

@@ -1,8 +1,8 @@
 """Measure how long the package takes: evaluation, data loading, training steps, inference, the whole pipeline.
 
-    python scripts/bench.py all                        every row
-    python scripts/bench.py step inference --json OUT  some rows, also as JSON
-    python scripts/bench.py all --scale 0.2            smaller problems, for a CPU or a quick look
+    python scripts/bench.py all                        # every row
+    python scripts/bench.py step inference --json OUT  # some rows, also as JSON
+    python scripts/bench.py all --scale 0.2            # smaller problems, for a CPU or a quick look
 
 The sizes are those of ActivityNet with CLIP ViT-B/16; data and weights are random. Where there is a straightforward
 implementation of ours, the row shows its time and the ratio as well, and checks that both give the same. It is no

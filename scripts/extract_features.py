@@ -106,7 +106,7 @@ class OpenClipEncoder:
         return np.asarray(picture)
 
     def encode(self, images: Any) -> Any:
-        """Encode images (B, R, R, 3) uint8, already cropped, as features (B, C) float32, not normalised."""
+        """Encode images (B, R, R, 3) uint8, already cropped, as features (B, C) float32, not normalized."""
         import torch
 
         with torch.inference_mode():

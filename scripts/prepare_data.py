@@ -1,11 +1,11 @@
 """Prepare a public data set, check any data set, or convert annotations to another layout.
 
-    python scripts/prepare_data.py activitynet --root data             download, verify, normalise; say what is missing
-    python scripts/prepare_data.py thumos14 --root data --from FILE    the same from a file
-    python scripts/prepare_data.py thumos14 --root data --check        report on what is there
-    python scripts/prepare_data.py custom --root data/mine             annotations.csv to annotations.json, then report
-    python scripts/prepare_data.py custom --root data/mine --check     report on a data set of your own
-    python scripts/prepare_data.py captions --root data --from FILE    unpack and check features, text encoder and a run
+    python scripts/prepare_data.py activitynet --root data  # download, verify, normalize; say what is missing
+    python scripts/prepare_data.py thumos14 --root data --from FILE  # the same from a file
+    python scripts/prepare_data.py thumos14 --root data --check  # report on what is there
+    python scripts/prepare_data.py custom --root data/mine  # annotations.csv to annotations.json, then report
+    python scripts/prepare_data.py custom --root data/mine --check  # report on a data set of your own
+    python scripts/prepare_data.py captions --root data --from FILE  # unpack and check features, text encoder and a run
     python scripts/prepare_data.py convert IN.csv OUT.json --to activitynet
 
 A table of your own needs the columns video, start, end (seconds) and label. Durations are read from the videos in
@@ -45,7 +45,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         for what in ("annotations", "features", "splits"):
             command.add_argument(f"--{what}", type=Path, metavar="PATH", help="with --check: not the default path")
         if name == "custom":
-            command.add_argument("--name", help="of the data set and its splits' folder; default: the root's name")
+            command.add_argument("--name", default="custom", help="of the data set, as data.dataset")
         else:
             command.add_argument("--from", dest="copy", type=Path, metavar="FILE", help="a copy of the annotations")
     captions = commands.add_parser("captions", description="Unpack and check a package of scripts/pack_release.py.")
@@ -142,7 +142,7 @@ def check(options: argparse.Namespace) -> None:
     folder = options.root / options.command if public else options.root
     own_splits = options.root / "splits"
     report = checks.check(
-        options.command if public else options.name or options.root.resolve().name,
+        options.command if public else options.name,
         options.annotations or folder / (public.annotations if public else "annotations.json"),
         features=options.features or find_features(folder),
         splits=options.splits or (SPLITS if public and not own_splits.exists() else own_splits),

@@ -8,10 +8,10 @@
 
 TABLE is one of configs/tables.yaml, which takes rows and tables of your own: zero_shot, masking, text_encoder,
 error_propagation, temporal, prompt, loss_terms, backbone, parts, external_scores, closed_set, official_code, beyond,
-directions. A data set is a file configs/NAME.yaml; --config names other files. Each run is one training with its
-tests, by train.py, inference.py and eval.py: a finished run is skipped, and one that was killed resumes. Writes
-OUTPUT/runs/, OUTPUT/TABLE.md and a picture a setting. Differences from published results are shown only where the
-features are of the same backbone, and external scores were used in both or in neither.
+directions, cross_dataset. A data set is a file configs/NAME.yaml; --config names other files. Each run is one training
+with its tests, by train.py, inference.py and eval.py: a finished run is skipped, and one that was killed resumes.
+Writes OUTPUT/runs/, OUTPUT/TABLE.md and a picture a setting. Differences from published results are shown only where
+the features are of the same backbone, and external scores were used in both or in neither.
 """
 
 import argparse
@@ -91,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = choose_rows(table, options.rows)
     cells = make_plan(table, rows, settings, splits=sorted(set(options.splits)), output=options.output, sources=sources)
     jobs = jobs_of(cells)
+    if not jobs:
+        raise StaleError(f"table {table.name} has no run of these rows, settings and splits on {options.dataset}")
     left = [job for job in jobs if job.unfinished()]
 
     if options.list:

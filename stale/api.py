@@ -117,7 +117,7 @@ class Detector:
         """Detect ``classes`` in one video's features.
 
         Args:
-            features: (N, D) snippets in order, snippet i centred at (i + 0.5) / fps seconds.
+            features: (N, D) snippets in order, snippet i centered at (i + 0.5) / fps seconds.
             classes: any names; ``"name | another phrase"`` or name → phrases describes a class by several phrases,
                 whose text features are averaged.
             templates: texts with ``{}`` for the phrase, averaged as well; default: the run's own prompt.

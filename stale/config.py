@@ -310,11 +310,11 @@ class DetectionConfig(Section):
     )
     fill_holes: bool = Field(False, description="a single region, from first to last snippet; released code: true")
     proposal_score: Literal["max", "contrast"] = Field("max", description="contrast: mean less that around; max [U]")
-    min_length: Share = Field(0.0, description="shortest proposal, as a share of the video; released code: 0.02")
+    min_length: Share = Field(0.0, description="shortest region of a mask, share of the video; released code: 0.02")
     nms: Literal["gaussian", "official"] = Field("gaussian", description="SoftNMS; released code: official")
     nms_sigma: float = Field(0.5, ge=1e-6, description="σ of Gaussian SoftNMS")
     voting: Share = Field(0.0, description="tIoU from which proposals vote on a detection's segment; 0: off")
-    max_proposals: Size = Field(400, description="proposals of a video that enter SoftNMS")
+    max_proposals: Size = Field(400, description="proposals of each source that enter SoftNMS")
     max_detections: Size = Field(100, description="detections of a video [C]")
     classify_by: Literal["snippets", "proposals", "video", "calibrated"] = Field(
         "snippets",
@@ -363,8 +363,6 @@ class Config(Section):
         text, masking, sources = model.text, model.masking, detection.proposals
         shared, no_masks = model.classifier_features == "shared", model.localizer.kind == "none"
         classifier, by = f"model.classifier_features={model.classifier_features}", detection.classify_by
-        if data.id_pattern.count("{id}") != 1:
-            yield f"data.id_pattern '{data.id_pattern}' must hold {{id}} once"
         if "{}" not in text.template:
             yield f"model.text.template '{text.template}' has no {{}} for the class name"
         if model.localizer.kernel_size % 2 == 0:
@@ -387,6 +385,8 @@ class Config(Section):
             yield "model.text.adapter is for model.text.embeddings; set it none"
         if self.loss.classification_form == "sigmoid" and self.loss.classification_video:
             yield "loss.classification_form=sigmoid has no term of the video; set loss.classification_video=0"
+        if self.loss.classification_form == "pooled" and no_masks:
+            yield "loss.classification_form=pooled needs the targets of M; model.localizer.kind=none has none"
         if "proposals" in detection.oracle and {"masks", "localizer"} & {*detection.oracle}:
             yield "detection.oracle=proposals replaces what masks and localizer are for; leave one out"
         if "localizer" in detection.oracle and no_masks:

@@ -26,7 +26,7 @@ from stale.segments import paired_tiou
 MOST_CLASSES = 10
 _TIOU = 0.5  # of a right detection with the instance that it takes
 
-# Okabe and Ito's palette, which colour-blind people can tell apart.
+# Okabe and Ito's palette, which color-blind people can tell apart.
 _TRUTH, _RIGHT, _WRONG, _FOREGROUND, _SCORE, _BAND = "#404040", "#0072B2", "#D55E00", "#009E73", "#AA4499", "#EDEDED"
 _MISSED: dict[str, Any] = {"facecolor": "none", "edgecolor": _TRUTH, "linestyle": "--"}
 _OTHER: dict[str, Any] = {"facecolor": "white", "edgecolor": _TRUTH, "hatch": "////"}  # classes not under test

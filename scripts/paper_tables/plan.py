@@ -28,6 +28,9 @@ _FIXES = {
     "video scores": "; give the file by --video-scores, or choose rows without external scores by --rows",
 }
 
+# Settings of detection that a calibration does not depend on.
+_AFTER_CALIBRATION = {"proposals", "voting", "nms", "nms_sigma", "max_detections", "batch_size", "oracle"}
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -174,12 +177,16 @@ def make_plan(
             job.tests.extend([test] if test not in job.tests else [])
             shared.append(job)
         cells.append(Cell(row, setting, test, tuple(shared)))
-    # A checkpoint with a calibration serves all of detection; whether one is fitted is all that detection decides in a
-    # training, where there are not several checkpoints to choose from.
+    # A checkpoint serves all of detection where there are not several to choose from. One with a calibration serves
+    # those without, and those whose calibration is the same.
     trained: dict[str, Job] = {}
     for job in sorted(jobs.values(), key=lambda job: job.config.detection.classify_by != "calibrated"):
         if job.config.train.validate_every >= job.config.train.epochs:
-            first = trained.setdefault(job.config.model_dump_json(exclude={"detection"}), job)
+            detection, training = job.config.detection, job.config.model_dump_json(exclude={"detection"})
+            calibration = detection.model_dump_json(exclude=_AFTER_CALIBRATION)
+            own = calibration if detection.classify_by == "calibrated" else ""
+            first = trained.setdefault(training + own, job)
+            trained.setdefault(training, first)
             job.twin = None if first is job else first
     return cells
 

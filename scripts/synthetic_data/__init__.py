@@ -1,6 +1,6 @@
 """Synthetic features around text embeddings: the demo's data set, and stand-ins for features of real annotations.
 
-A snippet's feature is a sum of vectors, normalised to unit length: a direction that all image features share (CLIP's
+A snippet's feature is a sum of vectors, normalized to unit length: a direction that all image features share (CLIP's
 gap between the modalities), a direction of the video, the text embedding of a scene, noise; inside an instance the text
 embedding of its class and a direction that all actions share, outside that of something that is no action.
 Results on such features show how long a run takes and whether it works, nothing about real videos.
@@ -74,16 +74,16 @@ class Synthesizer:
         """``count`` snippets of one video: (S, C) float16 of unit length."""
         rng = np.random.default_rng([self.seed, zlib.crc32(video.id.encode())])
         width = self.common.size
-        centres = (np.arange(count) + 0.5) * video.duration / count  # seconds
+        centers = (np.arange(count) + 0.5) * video.duration / count  # seconds
         instances = sorted(video.instances, key=lambda item: item.start)
         active = np.zeros((count, len(self.classes)))  # S × K
         for item in instances:
-            active[(centres >= item.start) & (centres < item.end), self.index[item.label]] = 1
+            active[(centers >= item.start) & (centers < item.end), self.index[item.label]] = 1
         total = active.sum(axis=1, keepdims=True)
 
         x = 0.8 * self.common + 0.5 * _unit(rng.standard_normal(width))
         x = x + 0.5 * self.scenes[rng.integers(len(self.scenes))] + active / np.maximum(total, 1) @ self.classes
-        pause = np.searchsorted([item.start for item in instances], centres)  # number of the pause between instances
+        pause = np.searchsorted([item.start for item in instances], centers)  # number of the pause between instances
         content = self.between[rng.integers(len(self.between), size=len(instances) + 1)][pause]
         x = x + np.where(total > 0, 0.5 * self.activity, content)
         x = x + 1.5 / math.sqrt(width) * rng.standard_normal((count, width), dtype=np.float32)
@@ -112,18 +112,18 @@ class FlatSynthesizer(Synthesizer):
         self.common = level + math.sqrt(max(0.77 - level @ level, 0)) * gap  # of the same length for every seed
         spanned = np.vstack([self.classes, gap])
         self.outside = np.eye(width) - np.linalg.pinv(spanned) @ spanned  # projects onto what is orthogonal to these
-        centred = self.classes - self.classes.mean(axis=0)
-        self.inside = np.linalg.pinv(centred) @ centred  # projects onto the differences of class names
-        self.signal = centred / (centred**2).sum(axis=1, keepdims=True)  # K × C, cosine 1 more with the own class
+        centered = self.classes - self.classes.mean(axis=0)
+        self.inside = np.linalg.pinv(centered) @ centered  # projects onto the differences of class names
+        self.signal = centered / (centered**2).sum(axis=1, keepdims=True)  # K × C, cosine 1 more with the own class
         self.offset = np.random.default_rng([seed, 1]).standard_normal(width)
 
     def __call__(self, video: Video, count: int) -> np.ndarray:
         """``count`` snippets of one video: (S, C) float16 of unit length."""
         rng = np.random.default_rng([self.seed, zlib.crc32(video.id.encode())])
         width = self.common.size
-        centres = (np.arange(count)[:, None] + 0.5) * video.duration / count  # seconds
+        centers = (np.arange(count)[:, None] + 0.5) * video.duration / count  # seconds
         start, end = np.array([(item.start, item.end) for item in video.instances]).T
-        active = ((centres >= start) & (centres < end)).astype(float)  # S × I, of I instances
+        active = ((centers >= start) & (centers < end)).astype(float)  # S × I, of I instances
         signal = self.signal[[self.index[item.label] for item in video.instances]]  # I × C
         drift = rng.standard_normal((count, width))
         for now in range(1, count):

@@ -201,7 +201,7 @@ def segment_lists(
 def covered_snippets(segments: Tensor, num_snippets: int) -> tuple[Tensor, Tensor]:
     """First snippet of each segment (B, N, 2) in snippet units, and the one after its last, (B, N) each.
 
-    A snippet belongs to a segment that contains its centre; a shorter segment covers the snippet at its middle.
+    A snippet belongs to a segment that contains its center; a shorter segment covers the snippet at its middle.
     """
     first, last = (segments - 0.5).ceil().clamp(0, num_snippets).long().unbind(2)
     middle = segments.mean(2).floor().clamp(0, num_snippets - 1).long()

@@ -17,8 +17,8 @@ class DatasetFacts:
     # Published sizes by subset: numbers of videos (any one of them is right), and of segments.
     counts: Mapping[str, tuple[tuple[int, ...], int]] = field(default_factory=dict)
     num_classes: int = 0  # published
-    annotations: str = "annotations.json"  # name of the normalised file
-    reference: str = ""  # SHA-256 of the normalised file made from the copy that this project was tested with
+    annotations: str = "annotations.json"  # name of the normalized file
+    reference: str = ""  # SHA-256 of the normalized file made from the copy that this project was tested with
     source: str = ""  # URL of its annotations, or where a person gets them
     ignored_labels: tuple[str, ...] = ()  # which the data set's own evaluation leaves out
 

@@ -324,9 +324,9 @@ def _not_transposed(store: FeatureStore) -> FeatureStore:
 
 
 def spread_windows(features: np.ndarray, overlap: float) -> np.ndarray:
-    """Features of overlapping windows at the centres of snippets that cover the video, the first and last repeated.
+    """Features of overlapping windows at the centers of snippets that cover the video, the first and last repeated.
 
-    N windows begin every stride from the start: they cover N + 2 · ``overlap`` strides, and the centre of the first
+    N windows begin every stride from the start: they cover N + 2 · ``overlap`` strides, and the center of the first
     lies ``overlap`` strides later than that of a snippet of one stride.
     """
     if not overlap:

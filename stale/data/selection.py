@@ -76,10 +76,10 @@ def load_annotations(data: DataConfig) -> tuple[dict[str, Video], ClassSplit]:
 
 def training_videos(data: DataConfig, videos: Iterable[Video], split: ClassSplit) -> list[Video]:
     """The videos of the training subset with a seen class, their segments clipped to the video."""
+    videos = list(videos)
     chosen = with_any_of(in_subset(videos, data.train_subset), split.seen)
-    tested_subsets = data.tested_subset.lower().split("+")
-    if data.setting != "closed" and data.train_subset.lower() in tested_subsets:  # kept for testing
-        tested = {video.id for video in with_any_of(chosen, split.unseen)}
+    if data.setting != "closed":  # what is tested is not trained on; subsets can be the same, or have some in common
+        tested = {video.id for video in with_any_of(in_subset(videos, data.tested_subset), split.unseen)}
         chosen = [video for video in chosen if video.id not in tested]
     chosen, changes = repair(chosen)
     if changes:
@@ -206,8 +206,8 @@ def data_digests(data: DataConfig, videos: Iterable[Video], split: ClassSplit, s
     Labels of seen classes alone count. Of features the ids count, and the values of up to 32 videos: times of files
     change when they are copied.
     """
-    subset = clean_name(data.train_subset).lower()
-    chosen = with_any_of((video for video in videos if video.subset == subset), split.seen)
+    subsets = clean_name(data.train_subset).lower().split("+")
+    chosen = with_any_of((video for video in videos if video.subset in subsets), split.seen)
     chosen = sorted(relabel(chosen, split.seen), key=lambda video: video.id)
     found = [video.id for video in chosen if store.find(video.id) is not None]
     features = hashlib.sha256(repr(found).encode())

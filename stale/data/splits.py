@@ -3,7 +3,7 @@
 The official lists (EffPrompt's, used by the paper [P]) lie in ``data/splits``, as
 ``train_75_test_25/ActivityNet/{train,test}/split_0.list``; without a folder, ten seeded random splits are drawn.
 A second-level split cuts the seen classes alone into pseudo-seen and pseudo-unseen ones: settings chosen on those owe
-nothing to the unseen classes [ours].
+nothing to the unseen classes of that split [ours]; other splits test some of its seen ones.
 """
 
 from collections.abc import Sequence

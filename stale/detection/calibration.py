@@ -17,6 +17,7 @@ from stale.model.stale import Outputs, Stale
 _LARGEST = 1000.0  # of a weight; classes that are told apart without an error would have it infinite
 _BEST = 50  # proposals of a video and source that count
 _HIT = 0.5  # tIoU from which a proposal is an instance
+_LEAST = 1e-3  # scale of a source without one, whose proposals must keep their order
 
 
 @torch.no_grad()
@@ -54,7 +55,7 @@ def calibrate(model: Stale, data: VideoDataset, classes: ClassFeatures, options:
             near = tiou(best.segments[0, :_BEST], segments) >= _HIT  # M × G
             hit = (near & (label.unsqueeze(1) == labels)).any(1)
             sums[SOURCES.index(source)] += torch.stack([score * hit, score.square()]).double().sum(1).cpu()
-    model.quality_scales.copy_(torch.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1], 1.0))
+    model.quality_scales.copy_(torch.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1], 1.0).clamp(min=_LEAST))
 
 
 @torch.enable_grad()

@@ -95,7 +95,7 @@ def _factors(overlap: Tensor, options: DetectionConfig) -> Tensor:
 
 
 def vote(segments: Tensor, scores: Tensor, labels: Tensor, picked: Tensor, *, threshold: float) -> Tensor:
-    """Segment voting: the segments (B, P, 2) of the picks, each the mean of its neighbours weighted by their scores.
+    """Segment voting: the segments (B, P, 2) of the picks, each the mean of its neighbors weighted by their scores.
 
     Neighbours are the proposals of its class with a tIoU of at least ``threshold``; ``picked`` (B, P) are indices.
     """

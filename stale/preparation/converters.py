@@ -83,7 +83,7 @@ def write_as(layout: str, annotations: Annotations, path: str | Path) -> None:
         write_text(Path(path).with_name(OPENTAD_CLASSES), "".join(lines))
 
 
-def normalise(annotations: Annotations, ignored_labels: Iterable[str] = ()) -> Annotations:
+def normalize(annotations: Annotations, ignored_labels: Iterable[str] = ()) -> Annotations:
     """Sort videos by id and instances by time and label, so that equal content gives equal files.
 
     Instances of ``ignored_labels`` are left out, and videos that have no other.

@@ -1,4 +1,4 @@
-"""Prepare a public data set: fetch its annotations or take a copy, check them, write one normalised file."""
+"""Prepare a public data set: fetch its annotations or take a copy, check them, write one normalized file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +7,7 @@ from stale.data.annotations import Video, all_labels, by_subset
 from stale.data.datasets import DatasetFacts
 from stale.errors import StaleError, name_some
 from stale.io import download, file_sha256
-from stale.preparation.converters import Annotations, load_any_layout, normalise, write_as
+from stale.preparation.converters import Annotations, load_any_layout, normalize, write_as
 
 # Below the data set's folder; simulated ones come last.
 FEATURES = ("features.h5", "features.hdf5", "features", "features_simulated")
@@ -52,7 +52,7 @@ def _obtain(dataset: DatasetFacts, downloads: Path, copy: Path | None) -> Annota
         raise StaleError(f"the annotations of {dataset.title} must be fetched by hand: {fix}")
     path = copy or download(dataset.source, downloads)
     try:
-        content = normalise(load_any_layout(path), dataset.ignored_labels)
+        content = normalize(load_any_layout(path), dataset.ignored_labels)
         _require_counts(dataset, content.videos, path)
     except StaleError:
         if copy is None:

@@ -32,7 +32,7 @@ def part_statistics(
         L = outputs.foreground_logits.float().sigmoid()  # B × T
         passing = (threshold < L) & targets.valid
         statistics["passing"] = passing.sum() / normalizers.valid.clamp(min=1)
-        statistics["foreground_deviation"] = L.std(1).sum() / normalizers.videos
+        statistics["foreground_deviation"] = L.std(1, correction=0).sum() / normalizers.videos
     return statistics
 
 

@@ -168,7 +168,7 @@ class Trainer:
         self.train_step: nn.Module = TrainStep(model, config.loss, data.split.seen, self.precision)
         if distributed.world_size() > 1:  # static: every step trains the same parameters, with some settings not all
             parallel = DistributedDataParallel(self.train_step, static_graph=True, gradient_as_bucket_view=True)
-            parallel.broadcast_buffers = False  # the only buffer, the token embedding, never changes
+            parallel.broadcast_buffers = False  # they are the same in all processes
             self.train_step = parallel
         # Progress
         self.epoch = 0  # of the last checkpoint
@@ -311,16 +311,15 @@ class Trainer:
         Without such videos it is the last one, and the mAP is NaN.
         """
         options = self.config.detection.model_copy(update={"oracle": []})  # an oracle is for test videos only
-        with autocast(self.device, self.precision):
-            model, held_out = self.tested_model, self.held_out
-            classes = class_features(model, self.split.seen)
-            if options.classify_by == "calibrated":
-                calibrate(model, self.train_data, classes, options)
-                for name in ("class_weights", "quality_scales"):
-                    values = getattr(model, name)
-                    getattr(self.model, name).copy_(values)  # the moving average takes over the model's buffers
-                    _log.info("calibrated on seen classes: %s %s", name, [round(x, 3) for x in values.tolist()])
-            results = detect(model, held_out.videos, held_out.features, classes, options=options, progress=False)
+        model, held_out = self.tested_model, self.held_out
+        classes = class_features(model, self.split.seen)  # all in single precision, as at detection
+        if options.classify_by == "calibrated":
+            calibrate(model, self.train_data, classes, options)
+            for name in ("class_weights", "quality_scales"):
+                values = getattr(model, name)
+                getattr(self.model, name).copy_(values)  # the moving average takes over the model's buffers
+                _log.info("calibrated on seen classes: %s %s", name, [round(x, 3) for x in values.tolist()])
+        results = detect(model, held_out.videos, held_out.features, classes, options=options, progress=False)
         score = math.nan
         if distributed.is_main_process() and len(held_out):
             tious = facts(self.config.data.dataset, self.config.data.tious).tious
@@ -346,7 +345,7 @@ class Trainer:
     def unseen_loss(self, test: VideoDataset) -> float:
         """Loss on the unseen TEST classes [C], which zero-shot training must not use. Every process computes it all."""
         unseen, total = self.split.unseen, 0.0
-        train_step = TrainStep(self.model, self.config.loss, unseen, self.precision).eval()
+        train_step = TrainStep(self.tested_model, self.config.loss, unseen, self.precision).eval()
         for indices in torch.arange(len(test), device=self.device).split(self.config.train.batch_size):
             batch = test.batch(indices)
             targets = self.targets(batch, len(unseen))

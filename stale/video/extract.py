@@ -1,6 +1,6 @@
 """Extract snippet features of videos, in memory or into a folder.
 
-N snippets, L frames a snippet, C feature width. Snippet i of N is centred at (i + 0.5) / N of the duration, so that
+N snippets, L frames a snippet, C feature width. Snippet i of N is centered at (i + 0.5) / N of the duration, so that
 the snippets cover the video exactly, as everywhere in this project.
 """
 
@@ -40,9 +40,9 @@ class Sampling:
         """Times (N, L) in seconds of the frames of each snippet, inside the video."""
         rate = self.fps if self.stride is None else info.frame_rate / self.stride
         count = max(1, round(info.duration * rate))
-        centres = (np.arange(count) + 0.5) * info.duration / count
+        centers = (np.arange(count) + 0.5) * info.duration / count
         around = (np.arange(self.length) - (self.length - 1) / 2) / info.frame_rate
-        return np.clip(centres[:, None] + around, 0.0, info.duration)
+        return np.clip(centers[:, None] + around, 0.0, info.duration)
 
     def __str__(self) -> str:
         return f"{self.fps:g} fps" if self.stride is None else f"stride {self.stride}, length {self.length} frames"

@@ -1,7 +1,7 @@
 """CLIP's image encoder and its preprocessing: OpenAI's weights in openai-clip's own module, without torchvision.
 
 The preprocessed pixels are bit for bit those of openai-clip's ``_transform``, which resizes and crops by Pillow too;
-the normalised values differ by rounding only, at most ``TOLERANCE``.
+the normalized values differ by rounding only, at most ``TOLERANCE``.
 
 B images, R the encoder's resolution, C the width of its embedding.
 """
@@ -79,7 +79,7 @@ class ImageEncoder:
 
     @torch.inference_mode()
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """Encode images (B, R, R, 3) uint8, already cropped, as features (B, C) float32, not normalised."""
+        """Encode images (B, R, R, 3) uint8, already cropped, as features (B, C) float32, not normalized."""
         pixels = normalize_pixels(torch.from_numpy(images).to(self.device, non_blocking=True))
         return self._model(pixels.half() if self._half else pixels).float().cpu().numpy()
 
@@ -107,7 +107,7 @@ def load_open_clip(model: str, pretrained: str) -> tuple[Any, Any, Backbone]:
 
 
 def crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize the short side of an RGB image (H, W, 3) uint8 to ``size`` and crop the centre: (size, size, 3) uint8."""
+    """Resize the short side of an RGB image (H, W, 3) uint8 to ``size`` and crop the center: (size, size, 3) uint8."""
     height, width = image.shape[:2]
     short = min(height, width)
     # The long side is rounded down, and the margin half to even, as torchvision does.

@@ -157,6 +157,9 @@ def test_the_plan_has_ten_splits_and_rows_of_the_same_training_share_their_run(d
     folds = jobs_of(plan("directions", data, tmp_path, range(10), ["stale"]))
     assert [job.config.data.fold for job in folds] == [0, 1, 2]
     assert len({job.folder for job in folds}) == 3
+    rows = ["plus", "plus_snippets", "plus_confidence", "plus_voting"]
+    plus = jobs_of(plan("directions", data, tmp_path, rows=rows))
+    assert [job.twin for job in plus] == [None, plus[0], None, plus[0]], "the calibration depends on the confidence"
     jobs = jobs_of(plan("error_propagation", data, tmp_path))
     assert len(jobs) == 2
     assert jobs[0].tests == [Evaluation(("proposals",)), Evaluation()]
@@ -183,6 +186,8 @@ def test_rows_fit_every_configuration_and_differ(tmp_path: Path) -> None:
 def test_impossible_requests_are_refused_at_once(run: Callable, tmp_path: Path, more: list[str], message: str) -> None:
     with pytest.raises(StaleError, match=message):
         run("zero_shot", *more, folder=tmp_path / "out")
+    with pytest.raises(StaleError, match="directions has no run of these rows, settings and splits"):
+        run("directions", "--splits", "5", folder=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

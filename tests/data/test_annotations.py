@@ -47,7 +47,7 @@ def write(folder: Path, database: Any) -> Path:
 @needs_shared
 def test_activitynet_is_read_completely(activitynet: dict[str, Video]) -> None:
     videos = list(activitynet.values())
-    # The numbers of the ActivityNet-1.3 release: training, validation, (unlabelled) testing.
+    # The numbers of the ActivityNet-1.3 release: training, validation, (unlabeled) testing.
     assert Counter(video.subset for video in videos) == {"training": 10024, "validation": 4926, "testing": 5044}
     assert sum(len(video.instances) for video in videos) == 23064
     assert len(all_labels(videos)) == 200

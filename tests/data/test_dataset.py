@@ -31,7 +31,7 @@ WIDTH = 3
 
 @given(st.integers(1, 40), st.integers(1, 40))
 @settings(deadline=None)
-def test_rescaling_is_linear_interpolation_between_snippet_centres(length: int, num_snippets: int) -> None:
+def test_rescaling_is_linear_interpolation_between_snippet_centers(length: int, num_snippets: int) -> None:
     features = torch.randn(length, WIDTH, generator=torch.Generator().manual_seed(length))
     places = (np.arange(num_snippets) + 0.5) * length / num_snippets - 0.5
     expected = np.stack([np.interp(places, np.arange(length), column) for column in features.numpy().T], 1)

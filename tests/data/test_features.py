@@ -322,7 +322,7 @@ def test_names_shapes_and_folders_of_others(tmp_path: Path, form: str) -> None:
 
 
 def test_windows_lie_where_their_centres_are() -> None:
-    """Windows of 16 frames every 4, of a ramp over the frames: a snippet's value is the time of its centre."""
+    """Windows of 16 frames every 4, of a ramp over the frames: a snippet's value is the time of its center."""
     stride, window, count = 4, 16, 40
     ramp = (window / 2 + stride * np.arange(count, dtype=np.float32))[:, None]
     frames = window + (count - 1) * stride

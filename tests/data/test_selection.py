@@ -1,6 +1,7 @@
 """Which videos a run is trained and tested on, and that no unseen label reaches training."""
 
 import dataclasses
+import hashlib
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -281,8 +282,15 @@ def test_a_video_of_a_pseudo_unseen_class_is_tested_and_not_trained_on(data: Pat
             load_test_data(config, vocabulary)
 
 
-def test_training_videos_of_an_unseen_class_are_kept_for_testing_where_both_subsets_are_tested(data: Path) -> None:
-    config = tiny_config(data, "data.test_subset=validation+test")
+BOTH = "validation+test"
+
+
+@pytest.mark.parametrize(
+    ("train_on", "test_on"), [("validation", BOTH), (BOTH, "validation"), (BOTH, "test"), (BOTH, BOTH)]
+)
+def test_training_videos_of_an_unseen_class_are_kept_for_testing(data: Path, train_on: str, test_on: str) -> None:
+    config = tiny_config(data, f"data.train_subset={train_on}", f"data.test_subset={test_on}")
     training, test = load_training_data(config), load_test_data(config, "unseen")
-    assert {video.subset for video in test.videos} == {"validation", "test"}
+    assert {video.subset for video in test.videos} == {*test_on.split("+")}
     assert trained_ids(training) and not trained_ids(training) & {video.id for video in test.videos}
+    assert training.digests["segments"] != hashlib.sha256(b"[]").hexdigest()

@@ -76,6 +76,9 @@ def test_calibration_by_loops(tmp_path: Path) -> None:
     assert hits > 0
     assert float(model.quality_scales[1]) == pytest.approx(hits / squares, rel=1e-4)
     assert (model.quality_scales != 1).tolist() == [True, True, False, True], "all sources but points, which it lacks"
+    data.segments = data.segments / 100  # no proposal is an instance
+    calibrate(model, data, classes, options)
+    assert model.quality_scales.min() > 0, "proposals keep their order"
 
     least = loss(found)
     assert least < loss([0.0, 0.0]) - 0.05

@@ -148,6 +148,7 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path, key: str, nearest: str
         ("detection.thresholds=[]", "detection.thresholds must have at least 1 item, not []"),
         ("model.masking.kind=none detection.proposals=foreground", "=foreground needs the predicted foreground"),
         ("model.masking.crop=localizer", "model.masking.crop=localizer takes the place of L on F_vis; set"),
+        ("model.localizer.kind=none loss.classification_form=pooled", "pooled needs the targets of M; model.localizer"),
         ("detection.oracle=[masks, M]", "oracle must be 'masks', 'localizer', 'labels' or 'proposals', not 'M'"),
         ("detection.oracle=[proposals, labels, masks]", "detection.oracle=proposals replaces what masks and localizer"),
         ("train=3", "train is a section, not a setting"),

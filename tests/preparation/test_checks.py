@@ -164,7 +164,7 @@ def test_the_recipe_for_own_data_word_for_word(tmp_path: Path) -> None:
     commands = commands.replace("ViT-B/16", str(clip_weights))
     result = subprocess.run(["bash", "-e"], input=commands, **options)
     assert result.returncode == 0, result.stderr
-    assert "mine: READY" in result.stdout
+    assert "custom: READY" in result.stdout
     annotated = read_json(tmp_path / "data/mine/annotations.json", "annotations")["database"]
     assert {entry["duration"] for entry in annotated.values()} == {4.0}
     assert [name for name, entry in annotated.items() if entry["subset"] == "validation"] == ["plot_5"]

@@ -1,4 +1,4 @@
-"""From a download or a copy to a normalised file that training can load; a second run changes nothing."""
+"""From a download or a copy to a normalized file that training can load; a second run changes nothing."""
 
 import gzip
 import threading
@@ -115,7 +115,7 @@ def snapshot(root: Path) -> dict[Path, tuple[bytes, int]]:
 
 
 @pytest.mark.parametrize("given", ["plain", "gzipped"])
-def test_a_copy_is_normalised_and_the_second_run_changes_nothing(copy: Path, tmp_path: Path, given: str) -> None:
+def test_a_copy_is_normalized_and_the_second_run_changes_nothing(copy: Path, tmp_path: Path, given: str) -> None:
     if given == "gzipped":
         copy.write_bytes(gzip.compress(copy.read_bytes()))
     root = tmp_path / "data"

@@ -96,3 +96,9 @@ def test_the_log_of_a_training_names_the_parts_that_stay_but_not_the_frozen(data
     run = train(tiny_config(data, *settings, "train.epochs=1"), tmp_path / "run")
     found = re.findall("epoch 1: the weights of (.+) have not moved", run.log.read_text(encoding="utf-8"))
     assert sorted(found) == ["adaptation", "background", "masking"]
+
+
+def test_l_of_a_single_snippet_does_not_deviate() -> None:
+    targets = build_targets(torch.tensor([[[0.0, 1.0]]]), torch.tensor([[0]]), K, 1)
+    outputs = Outputs(torch.ones(1, 1, C), torch.zeros(1, K + 1, 1), None, torch.zeros(1, 1))
+    assert part_statistics(outputs, targets, LossNormalizers.of(targets), 0.3)["foreground_deviation"] == 0

@@ -24,7 +24,7 @@ def picture(height: int, width: int) -> np.ndarray:
 
 
 def reference(image: np.ndarray, size: int) -> np.ndarray:
-    """The definition: short side to ``size`` by bicubic interpolation, centre crop, 0 to 1, mean and deviation."""
+    """The definition: short side to ``size`` by bicubic interpolation, center crop, 0 to 1, mean and deviation."""
     height, width = image.shape[:2]
     scaled = (size, int(size * height / width)) if width < height else (int(size * width / height), size)
     resized = np.asarray(Image.fromarray(image).resize(scaled, Image.BICUBIC))
