@@ -183,9 +183,9 @@ def make_plan(
     for job in sorted(jobs.values(), key=lambda job: job.config.detection.classify_by != "calibrated"):
         if job.config.train.validate_every >= job.config.train.epochs:
             detection, training = job.config.detection, job.config.model_dump_json(exclude={"detection"})
-            calibration = detection.model_dump_json(exclude=_AFTER_CALIBRATION)
-            own = calibration if detection.classify_by == "calibrated" else ""
-            first = trained.setdefault(training + own, job)
+            calibrated = detection.classify_by == "calibrated"
+            calibration = detection.model_dump_json(exclude=_AFTER_CALIBRATION) if calibrated else ""
+            first = trained.setdefault(training + calibration, job)
             trained.setdefault(training, first)
             job.twin = None if first is job else first
     return cells
