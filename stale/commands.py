@@ -53,11 +53,10 @@ class _Help(argparse.HelpFormatter):
 
 
 def _example(line: str) -> str:
-    """An example of at most 80 columns: its remark comes first, and a long command is continued."""
+    """An example of at most 80 columns: its remark, then lines that part no option from its value, and no phrase."""
     if len(line) <= 80:
         return line
     command, remark = (*re.split(r" +# ", line, maxsplit=1), "")[:2]
-    # An option is not parted from its value, nor the words of a phrase.
     glued = re.sub(r'"[^"]*"|--[\w-]+ (?!--)', lambda part: part[0].replace(" ", "\xa0"), " ".join(command.split()))
     options: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False, "initial_indent": " " * 4}
     pieces = textwrap.wrap(glued, 78, subsequent_indent=" " * 8, **options)

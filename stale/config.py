@@ -363,6 +363,8 @@ class Config(Section):
         text, masking, sources = model.text, model.masking, detection.proposals
         shared, no_masks = model.classifier_features == "shared", model.localizer.kind == "none"
         classifier, by = f"model.classifier_features={model.classifier_features}", detection.classify_by
+        if data.id_pattern.count("{id}") != 1:
+            yield f"data.id_pattern '{data.id_pattern}' must hold {{id}} once"
         if "{}" not in text.template:
             yield f"model.text.template '{text.template}' has no {{}} for the class name"
         if model.localizer.kernel_size % 2 == 0:

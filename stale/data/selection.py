@@ -7,7 +7,7 @@ import hashlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +23,6 @@ from stale.data.embeddings import read_embeddings, require_text_width
 from stale.data.features import Backbone, FeatureStore, duration_mismatch, open_features
 from stale.data.splits import ClassSplit, cut_seen, load_split
 from stale.errors import StaleError, name_some
-from stale.io import clean_name
 
 _log = logging.getLogger(__name__)
 
@@ -74,9 +73,8 @@ def load_annotations(data: DataConfig) -> tuple[dict[str, Video], ClassSplit]:
     return videos, cut_seen(split, data.split, data.fold, data.folds) if second_level else split
 
 
-def training_videos(data: DataConfig, videos: Iterable[Video], split: ClassSplit) -> list[Video]:
+def training_videos(data: DataConfig, videos: Collection[Video], split: ClassSplit) -> list[Video]:
     """The videos of the training subset with a seen class, their segments clipped to the video."""
-    videos = list(videos)
     chosen = with_any_of(in_subset(videos, data.train_subset), split.seen)
     if data.setting != "closed":  # what is tested is not trained on; subsets can be the same, or have some in common
         tested = {video.id for video in with_any_of(in_subset(videos, data.tested_subset), split.unseen)}
@@ -206,8 +204,9 @@ def data_digests(data: DataConfig, videos: Iterable[Video], split: ClassSplit, s
     Labels of seen classes alone count. Of features the ids count, and the values of up to 32 videos: times of files
     change when they are copied.
     """
-    subsets = clean_name(data.train_subset).lower().split("+")
-    chosen = with_any_of((video for video in videos if video.subset in subsets), split.seen)
+    chosen: list[Video] = []
+    with suppress(StaleError):  # a file without the training videos has changed
+        chosen = with_any_of(in_subset(videos, data.train_subset), split.seen)
     chosen = sorted(relabel(chosen, split.seen), key=lambda video: video.id)
     found = [video.id for video in chosen if store.find(video.id) is not None]
     features = hashlib.sha256(repr(found).encode())
