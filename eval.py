@@ -61,8 +61,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--videos", metavar="DIR", help="with --report: video files that the page plays")
     parser.add_argument("--video-scores", metavar="FILE", help="apply external video-level classes (opt-in)")
     parser.add_argument(ALLOW_UNSEEN, action="store_true", help="let FILE hold classes beyond those under test")
-    parser.add_argument("--top", type=int, default=1, metavar="K", help="labels of a video by FILE; default 1")
-    parser.add_argument("--decay", type=float, default=1.0, metavar="D", help="each further label's score × D more")
+    parser.add_argument("--top", type=int, default=1, metavar="K", help="labels that FILE gives a video; default 1")
+    parser.add_argument("--decay", type=float, default=1.0, metavar="D", help="factor on each further label's score")
     parser.add_argument(
         "--ground-truth",
         choices=("all", "predicted-videos"),
@@ -86,6 +86,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     extra = options.allow_unseen_supervision or (options.top, options.decay) != (1, 1)
     if extra and not options.video_scores:
         parser.error(f"{ALLOW_UNSEEN}, --top and --decay go with --video-scores")
+    if options.protocol == "val+test" and (options.runs or "+" not in (options.subset or "+")):
+        parser.error("--protocol val+test goes without --runs, and with a --subset of several, such as a+b")
+    if options.videos and not options.report:
+        parser.error("--videos goes with --report")
     if options.top < 1 or not 0 <= options.decay <= 1:
         parser.error("--top is at least 1, --decay from 0 to 1")
     if options.protocol == "generalized" and (options.vocabulary or options.predictions and not options.split_file):
@@ -122,11 +126,9 @@ def evaluate_predictions(options: argparse.Namespace) -> Assessment:
     videos = read_annotations(options.annotations, need_durations=False)
     results = read_results(options.predictions)
     dataset = results.protocol.get("dataset") or guess_dataset(options.annotations, videos)
-    subset, usual = options.subset or results.protocol.get("subset"), facts(dataset).subsets
+    subset, usual = wanted_subset(options, results, dataset), facts(dataset).subsets
     present = {video.subset for video in videos.values()}
-    if options.protocol == "val+test" and not options.subset:
-        subset = "+".join(usual)
-    elif subset is None:  # the data set's, or the only one there is
+    if subset is None:  # the data set's, or the only one there is
         subset = present.pop() if len(present) == 1 else usual[1]
     classes, stated = classes_under_test(options, results, videos)
     tested, groups = in_subset(videos.values(), subset), {}
@@ -145,11 +147,9 @@ def evaluate_run(options: argparse.Namespace) -> Assessment:
     missing = [key for key in ("dataset", "subset", "classes", "annotations") if protocol.get(key) is None]
     if missing:
         raise StaleError(f"{results.path}: its 'protocol' lacks {name_some(missing)}; run inference.py again")
-    if options.protocol == "val+test" and "+" not in (options.subset or protocol["subset"]):
-        fix = f"set data.test_subset={'+'.join(facts(protocol['dataset']).subsets)} and run inference.py again"
-        raise StaleError(f"{results.path} has detections of subset {protocol['subset']} alone: {fix}")
+    subset = wanted_subset(options, results, protocol["dataset"]) or protocol["subset"]
     videos = read_annotations(options.annotations or protocol["annotations"], need_durations=False)
-    tested = in_subset(videos.values(), options.subset or protocol["subset"])
+    tested = in_subset(videos.values(), subset)
     files = {name: run.baselines(name, options.vocabulary) for name in BASELINES}
     absent = [str(file) for file in files.values() if not file.is_file()]
     if absent:  # inference.py leaves out those that the features do not allow
@@ -163,6 +163,18 @@ def evaluate_run(options: argparse.Namespace) -> Assessment:
         groups = grouped(protocol["classes"], unseen)
     known = {"protocol": protocol, "baselines": baselines, "groups": groups}
     return run_assessment(options, results, videos=tested, classes=protocol["classes"], **known)
+
+
+def wanted_subset(options: argparse.Namespace, results: Results, dataset: str) -> str | None:
+    """The subset to count, if the options or the file say it; a StaleError if the file has detections of less."""
+    stated = results.protocol.get("subset")
+    subset = options.subset or stated
+    if options.protocol == "val+test" and "+" not in (subset or ""):
+        subset = "+".join(facts(dataset).subsets)
+    if stated and not {*subset.lower().split("+")} <= {*stated.lower().split("+")}:
+        fix = f"set data.test_subset={subset} and run inference.py again"
+        raise StaleError(f"{results.path} has detections of subset {stated} alone: {fix}")
+    return subset
 
 
 def run_assessment(
@@ -199,6 +211,7 @@ def save_in_run(content: dict[str, Any], options: argparse.Namespace) -> None:
     """Write the run's metrics file, unless options made this another protocol than the run's own."""
     path = RunFolder(Path(options.run)).metrics(options.vocabulary)
     altered = {
+        "--annotations": options.annotations,
         "--subset": options.subset,
         "--video-scores": options.video_scores,
         "--duplicates drop": options.duplicates == "drop",

@@ -28,7 +28,7 @@ from stale.commands import CommandParser
 from stale.errors import StaleError, counted, printable, run_command
 
 OWN = ("classes", "classes_file", "template", "fps", "duration", "image_weights")
-OWN += ("output", "csv", "vtt", "srt", "picture")
+OWN += ("output", "csv", "vtt", "picture")
 PICTURES = (".png", ".pdf", ".svg")
 
 
@@ -60,7 +60,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "detections_oracle_….json",
     )
     tested.add_argument(
-        "--test-config", nargs="+", type=Path, default=[], metavar="FILE", help="another data set: classes not seen"
+        "--test-config",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="another data set, its unseen classes",
     )
     tested.add_argument("--curves", action="store_true", help="save foreground and scores for the report page")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N; default: the device of the training")
@@ -70,7 +75,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     own = parser.add_argument_group("your own videos")
     source = own.add_mutually_exclusive_group()
     source.add_argument("--video", nargs="+", type=Path, metavar="FILE|FOLDER", help="videos")
-    source.add_argument("--features", nargs="+", type=Path, metavar="FILE|FOLDER", help=".npy or HDF5 features")
+    source.add_argument("--features", nargs="+", type=Path, metavar="FILE|FOLDER", help=".npy, .npz, .pt or HDF5")
     names = own.add_mutually_exclusive_group()
     names.add_argument("--classes", nargs="+", type=utf8, metavar="NAME", help="any class names")
     names.add_argument("--classes-file", type=Path, metavar="FILE", help="class names, one a line or as JSON")
@@ -85,7 +90,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     optional: dict[str, Any] = {"nargs": "?", "type": Path, "const": Path()}
     files.add_argument("--csv", **optional, metavar="FILE", help="detections as a table")
     files.add_argument("--vtt", **optional, metavar="FILE|FOLDER", help="WebVTT subtitles; of several videos a folder")
-    files.add_argument("--srt", **optional, metavar="FILE|FOLDER", help="SubRip subtitles")
     files.add_argument("--picture", **optional, metavar="FILE|FOLDER", help="timelines, png, pdf or svg")
     files.add_argument("--top", type=int, default=10, metavar="N", help="detections a video in table, CSV and picture")
     files.add_argument("--min-score", type=float, default=0.0, metavar="S", help="leave weaker ones out of them")
@@ -183,7 +187,6 @@ def detect_own_videos(options: argparse.Namespace) -> None:
         results=options.output or Path("runs") / name / f"{name}.detections.json",
         csv=place("csv", ".csv"),
         vtt=place("vtt", ".vtt", many=True),
-        srt=place("srt", ".srt", many=True),
         picture=picture,
         single=single,
         top=options.top,
@@ -199,7 +202,7 @@ def detect_own_videos(options: argparse.Namespace) -> None:
     results, broken = write_detections(found, files, made_by)
     if results:
         print(f"\n{sum(map(len, results.values()))} detections in {counted(len(results), 'video')}; written:")
-        for path in filter(None, (files.results, files.csv, files.vtt, files.srt, files.picture)):
+        for path in filter(None, (files.results, files.csv, files.vtt, files.picture)):
             print(f"  {printable(str(path))}")
     for video, reason in broken.items():
         print(f"broken: {video}: {reason}", file=sys.stderr)

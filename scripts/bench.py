@@ -6,8 +6,8 @@
 
 The sizes are those of ActivityNet with CLIP ViT-B/16; data and weights are random. Where there is a straightforward
 implementation of ours, the row shows its time and the ratio as well, and checks that both give the same. It is no
-other project's code. Both take turns, and each time is the least of several, the one least disturbed by other
-processes. Set OMP_NUM_THREADS=1 to measure one core.
+other project's code. Both run in the same process; of short ones each time is the least of several, the one least
+disturbed by others. Set OMP_NUM_THREADS=1 to measure one core.
 """
 
 import json

@@ -15,8 +15,8 @@ From videos to detections of any words, with one model (here $MODEL is "--librar
 
     python scripts/extract_features.py videos/ $MODEL --weights ViT-B-16-SigLIP2 --output features/
     python scripts/embed_classes.py --annotations mine.json $MODEL --model ViT-B-16-SigLIP2 --output classes.npz
-    python train.py --set data.dataset=mine data.annotations=mine.json data.features=features/ \
-        model.text.embeddings=classes.npz --output runs/mine
+    python train.py --config configs/custom.yaml --set data.annotations=mine.json data.features=features/ \
+        model.text.embeddings=classes.npz model.text.context_init=null --output runs/mine
     python scripts/embed_classes.py --classes "pouring tea" "opening a door" $MODEL --model ViT-B-16-SigLIP2 \
         --output words.npz
     python scripts/extract_features.py clip.mp4 $MODEL --weights ViT-B-16-SigLIP2 --output clip/
@@ -25,6 +25,7 @@ From videos to detections of any words, with one model (here $MODEL is "--librar
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,16 +99,15 @@ def clip_encoder(options: argparse.Namespace) -> tuple[Callable[[list[str]], Any
     import torch
 
     from stale.config import TextConfig
-    from stale.data.features import Backbone
     from stale.model.clip import load_clip_weights, text_half
     from stale.model.text import TextEncoder, TextTransformer
-    from stale.video.image_encoder import digest, image_half
+    from stale.video.image_encoder import backbone_of, digest
 
     loaded = load_clip_weights(options.model, "text weights")
     transformer = TextTransformer.from_weights(text_half(loaded, options.activation), options.heads)
-    images = image_half(loaded.state)  # weights of a text encoder alone have none
-    name = loaded.name or (Path(options.model).name if images else "")
-    backbone = Backbone(name, digest(images) if images else "", loaded.activation(options.activation))
+    backbone = backbone_of(loaded, options.activation)
+    if backbone.weights_sha256 and not backbone.backbone:
+        backbone = replace(backbone, backbone=Path(options.model).name)
     encoder = TextEncoder(transformer, TextConfig(prompt="template", template="{}")).eval()
 
     @torch.no_grad()

@@ -4,7 +4,8 @@ published: whoever has it can repeat the run's results.
     python scripts/pack_release.py runs/captions_0 thumos14_captions.zip
     python scripts/prepare_data.py captions --root data --from thumos14_captions.zip
 
-The second command unpacks and checks it. Annotations are not packed: they come
+Features and text weights must each be a single file (features.h5, and not a
+name such as ViT-B/16). The second command unpacks and checks it. Annotations are not packed: they come
 from prepare_data.py. stale.load("thumos14_captions.zip") takes the file itself.
 """
 
@@ -15,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from stale.commands import CommandParser
-from stale.errors import StaleError, run_command
+from stale.errors import StaleError, name_some, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -33,11 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     config = RunFolder(options.run).load_config()
     sources = {FEATURES: config.data.features, TEXT_ENCODER: config.model.text.weights}
-    for name, path in sources.items():
+    for key, path in zip(("data.features", "model.text.weights"), sources.values(), strict=True):
         if not isinstance(path, str) or not Path(path).is_file():
-            raise StaleError(f"{options.run}: {name} is packed from one file, which {path} is not")
+            raise StaleError(f"{options.run}: {key} is {path or 'not set'}; a package needs a single file there")
     files = {name: Path(str(sources.get(name, options.run / name.removeprefix(f"{RUN}/")))) for name in FILES}
     files = {name: path for name, path in files.items() if path.is_file()}
+    if missing := [name for name in (f"{RUN}/config.yaml", f"{RUN}/checkpoints/best.pt") if name not in files]:
+        raise StaleError(f"{options.run} has no {name_some(missing)}: train it first")
+    if config.data.localizer_features:
+        raise StaleError(f"{options.run}: data.localizer_features cannot be packed")
     digests = {name: file_sha256(path) for name, path in files.items()}
     store = open_features(files[FEATURES])
     arrays = {name: store.read(name) for name in sorted(store.ids)}

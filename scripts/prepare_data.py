@@ -21,10 +21,9 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from stale.commands import CommandParser
-from stale.errors import StaleError, name_some, run_command
+from stale.errors import StaleError, counted, name_some, run_command
 
 SPLITS = Path(__file__).resolve().parents[1] / "data" / "splits"  # the official lists
 
@@ -102,32 +101,27 @@ def unpack_captions(options: argparse.Namespace) -> None:
 
 def prepare_custom(options: argparse.Namespace) -> None:
     """Complete ROOT/annotations.csv, write it as ROOT/annotations.json, and report on the data set."""
-    from stale.data.annotations import parse_video
-    from stale.io import write_json
-    from stale.preparation.converters import load_rows
+    from stale.preparation.converters import load_rows, parse_rows, write_as
     from stale.video.frames import find_videos, probe
 
     table = options.root / "annotations.csv"
     rows = load_rows(table, ("video", "start", "end", "label"))
     ids = sorted({row["video"] for _, row in rows})
-    without = {row["video"] for _, row in rows if not row.get("duration")}
+    # What is given in any row of a video
+    given = {key: {row["video"]: row[key] for _, row in rows if row.get(key)} for key in ("subset", "duration")}
+    usual = {name: "validation" if number % 5 == 4 else "training" for number, name in enumerate(ids)}
+    if not given["subset"] and len(ids) < 5:
+        raise StaleError(f"{table}: of {counted(len(ids), 'video')} none is for validation: add a column subset")
+    known = {"subset": usual | given["subset"], "duration": given["duration"]}
+    without = {*ids} - known["duration"].keys()
     files = {path.stem: path for path in find_videos([options.root / "videos"])} if without else {}
     if absent := sorted(without - files.keys()):
         raise StaleError(f"{table}: no duration and no file in {options.root / 'videos'}: {name_some(absent)}")
-    durations = {name: round(probe(files[name]).duration, 3) for name in sorted(without)}
-    database: dict[str, Any] = {}
-    for line, row in rows:
-        name, where = row["video"], f"{table}, line {line}"
-        subset = row.get("subset") or ("validation" if ids.index(name) % 5 == 4 else "training")
-        entry = database.setdefault(name, {"subset": subset, "annotations": []})
-        try:
-            entry["duration"] = durations.get(name) or float(row["duration"])
-            segment = [float(row["start"]), float(row["end"])]
-        except ValueError as error:
-            raise StaleError(f"{where}: {error}") from None
-        entry["annotations"].append({"segment": segment, "label": row["label"]})
-        parse_video(name, entry, where)
-    write_json(options.root / "annotations.json", {"database": database}, indent=1)
+    for name in sorted(without):
+        known["duration"][name] = f"{probe(files[name]).duration:.3f}"
+    for _, row in rows:
+        row |= {column: row.get(column) or values[row["video"]] for column, values in known.items()}
+    write_as("activitynet", parse_rows(rows, table), options.root / "annotations.json")
     check(options)
 
 

@@ -10,8 +10,8 @@ TABLE is one of configs/tables.yaml, which takes rows and tables of your own: ze
 error_propagation, temporal, prompt, loss_terms, backbone, parts, external_scores, closed_set, official_code, beyond,
 directions, cross_dataset. A data set is a file configs/NAME.yaml; --config names other files. Each run is one training
 with its tests, by train.py, inference.py and eval.py: a finished run is skipped, and one that was killed resumes.
-Writes OUTPUT/runs/, OUTPUT/TABLE.md and a picture a setting. Differences from published results are shown only where
-the features are of the same backbone, and external scores were used in both or in neither.
+Writes OUTPUT/runs/, OUTPUT/TABLE.md and a picture a setting. Differences from published results are shown where the
+features are of the same backbone, unless external scores are known to be used on one side only.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.check:
         report.read_expected(expected)  # fails at once where there is nothing to check against
     settings = [setting for setting in table.settings if setting in (options.settings or table.settings)]
-    if not settings:
+    if not {*table.settings}.issuperset(options.settings or ()):
         raise StaleError(f"table {table.name} has only the settings {', '.join(table.settings)}")
     features = [f"data.features=[{', '.join(options.features)}]"] if options.features else []
     configs = options.config or [ROOT / "configs" / f"{options.dataset}.yaml"]

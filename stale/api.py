@@ -202,10 +202,7 @@ class Detector:
         return self._detect_one(video, features[0], classes)
 
     def test_data(self, vocabulary: str, other: Config | None = None) -> TestData:
-        """The run's test videos of a vocabulary, or those of ``other``, another data set.
-
-        It is a StaleError if their features are not those of the training.
-        """
+        """Test videos of the run or of ``other``, another data set; a StaleError if their features are of another."""
         test = load_test_data(other or self.config, vocabulary, self.config.data if other else None)
         features = f"features {_source(other or self.config)}"
         require_same_backbone(self.backbone, test.store.backbone(), features)

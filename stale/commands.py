@@ -30,7 +30,7 @@ def add_set(parser: argparse._ActionsContainer, text: str) -> None:
 
 def add_library(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which library has a vision-language model, and how its weights are to be taken."""
-    parser.add_argument("--library", choices=("clip", "open_clip"), default="clip", help="that has the model")
+    parser.add_argument("--library", choices=("clip", "open_clip"), default="clip", help="library of the model")
     parser.add_argument("--pretrained", default="", metavar="TAG|FILE", help="weights of open_clip's model")
     activations = ("auto", "quick_gelu", "gelu")
     parser.add_argument("--activation", choices=activations, default="auto", help="of clip; default that of OpenAI's")

@@ -83,7 +83,7 @@ class DataConfig(Section):
     id_pattern: str = Field("{id}", description="names of features around a video's id, such as {id}_clip")
     stride: int = Field(1, ge=1, le=_MOST, description="frames between features that others extracted in windows")
     fps: float | None = Field(None, gt=0, le=1000, description="frames a second of the videos; null: as annotated")
-    window: int | None = Field(None, ge=1, le=_MOST, description="frames of such a window; null: stride")
+    window: int | None = Field(None, ge=1, le=_MOST, description="frames of each window; null: stride")
     localizer_features: str | None = Field(
         None, description="folder or file of further features, of any rate and width, for the point head alone"
     )
@@ -92,7 +92,9 @@ class DataConfig(Section):
     )
     num_snippets: int = Field(100, ge=2, le=_MOST, description="T; THUMOS14: 256 [U], ActivityNet: 100 [C]")
     rate: float | None = Field(None, gt=0, le=1000, description="native: snippets a second; null: the features' own")
-    max_snippets: int = Field(2304, ge=64, le=_MOST, description="native: longest crop, and window at detection")
+    max_snippets: int = Field(
+        2304, ge=64, le=_MOST, description="native: longest crop, and window at detection, there a multiple of 128"
+    )
     missing: Literal["stop", "skip"] = Field("stop", description="videos without features")
     duration_mismatch: Literal["stop", "skip", "keep"] = Field(
         "stop", description="features that last over 10 % (at least 3 s) more or less than the annotated duration"
@@ -128,7 +130,7 @@ class TextConfig(Section):
 
     weights: str = Field("", description="file of CLIP weights, or the name of an OpenAI model such as ViT-B/16")
     activation: Literal["auto", "quick_gelu", "gelu"] = Field(
-        "auto", description="of weights; auto: OpenAI's quick_gelu; open_clip's weights mostly need gelu"
+        "auto", description="activation in the weights; auto: OpenAI's quick_gelu; open_clip's weights mostly need gelu"
     )
     embeddings: str = Field(
         "", description="file of class embeddings of any model, in place of weights; prompt: template, encoder: frozen"
@@ -286,7 +288,8 @@ class TrainConfig(Section):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: bfloat16 on a GPU")
     choose_on: Literal["held_out", "unseen_loss"] = Field(
-        "held_out", description="of the best checkpoint; released code: unseen_loss, on the unseen TEST classes"
+        "held_out",
+        description="what chooses the best epoch; released code: unseen_loss, on the unseen TEST classes",
     )
     validate_every: Size = Field(1, description="epochs between two validations on held-out videos")
     log_interval: Size = Field(10, description="steps between two records of the losses")
@@ -321,7 +324,7 @@ class DetectionConfig(Section):
         description="proposals: class-agnostic proposals, then classified (baselines); video: by video_score alone; "
         "calibrated: by video and proposal, with weights fitted to the seen classes",
     )
-    confidence: float = Field(0.2, gt=0, le=1, description="calibrated: factor on these weights, for unseen classes")
+    confidence: float = Field(0.2, gt=0, le=1, description="calibrated: factor on fitted weights, for unseen classes")
     oracle: list[Literal["masks", "localizer", "labels", "proposals"]] = Field(
         [], description="ground truth in place of L (masks), M (localizer), the video's classes, or all proposals"
     )

@@ -330,7 +330,7 @@ def make_clip(
         unit = Fraction(1, rate if path.suffix in (".avi", ".h264") else 1000)  # AVI stores a frame for every unit
         stream.time_base = stream.codec_context.time_base = unit
         if codec == "libx264":
-            stream.options = {"crf": "5", "bf": "0"}
+            stream.options = {"crf": "5", "bf": "2" if rate == 1 else "0"}
         if cover:
             container.mux(picture.encode(av.VideoFrame.from_ndarray(np.full((32, 32, 3), 255, np.uint8), "rgb24")))
         packets = []

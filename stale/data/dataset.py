@@ -81,7 +81,8 @@ class NativeDataset(VideoDataset):
     """Videos with a number of snippets of their own; ``features`` is a list with (snippets, D) of each.
 
     A batch holds videos of similar length, padded with zeros. In training a video longer than ``max_snippets`` is
-    cropped at random, anew in each epoch. An instance of which less than half is left in the crop is ``IGNORED``.
+    cropped at random, anew in each epoch. An instance of which less than half is left in the crop is ``IGNORED``, and
+    one outside the crop is no instance of it.
     """
 
     def __init__(self, videos: Sequence[Video], store: FeatureStore, classes: Sequence[str], data: DataConfig) -> None:
@@ -111,7 +112,9 @@ class NativeDataset(VideoDataset):
         shifted = segments - first.view(-1, 1, 1).to(segments.device)
         cropped = shifted.clamp(min=0).minimum(valid.sum(1).view(-1, 1, 1))
         lost = (cropped - shifted).diff().squeeze(2) < -0.5 * segments.diff().squeeze(2)  # over half of the length
-        return Batch(features, cropped, labels.masked_fill(lost & (labels != PADDING), IGNORED), valid)
+        labels = labels.masked_fill(lost & (labels != PADDING), IGNORED)
+        outside = lost & (cropped.diff().squeeze(2) <= 0)
+        return Batch(features, cropped, labels.masked_fill(outside, PADDING), valid)
 
 
 def relabel(videos: Sequence[Video], classes: Sequence[str]) -> list[Video]:

@@ -21,10 +21,7 @@ from stale.io import clean_name, read_json, refuse_zip_bomb
 
 
 class EmbeddingTable:
-    """The embeddings (K, C) float32 of K named classes; ``source`` names them in errors.
-
-    ``backbone`` is the image encoder of the model that they are recorded to be of.
-    """
+    """Embeddings (K, C) float32 of K named classes, from ``source``; ``backbone`` is their model's image encoder."""
 
     backbone = Backbone()
 

@@ -265,10 +265,7 @@ class Hdf5File(FeatureStore):
 
 
 class SideBySide(FeatureStore):
-    """Several sources of the same videos, their features concatenated along the width (CLIP beside I3D).
-
-    A video is there if all sources have it. It has no record: nothing is true of all sources together.
-    """
+    """Several sources of the same videos, concatenated along the width (CLIP beside I3D). All of them have a video."""
 
     def __init__(self, stores: Sequence[FeatureStore]) -> None:
         ids = {name for name in stores[0].ids if all(store.find(name) is not None for store in stores)}
@@ -279,12 +276,13 @@ class SideBySide(FeatureStore):
     def open(self, stored_id: str) -> Any:
         return np.concatenate(self.read_parts(stored_id), axis=1)  # refused where they differ in their rate
 
+    def backbone(self) -> Backbone:
+        """That of the first source, which is compared with text."""
+        return self.sources[0].backbone()
+
 
 def open_features(path: str | Path | Sequence[str], id_pattern: str = "{id}") -> FeatureStore:
-    """Open features in any of the forms above, several paths side by side; a StaleError if there are none.
-
-    ``id_pattern`` tells what stands around the ids in the names of files and datasets.
-    """
+    """Open features of any form above, several side by side; a StaleError if there are none that fit ``id_pattern``."""
     if not isinstance(path, (str, Path)):
         stores = [open_features(one, id_pattern) for one in path]
         return stores[0] if len(stores) == 1 else SideBySide(stores)
@@ -340,10 +338,7 @@ def spread_windows(features: np.ndarray, overlap: float) -> np.ndarray:
 
 
 def duration_mismatch(store: FeatureStore, video: Video, fps: float | None = None) -> str:
-    """Say which features do not fit the annotated duration of their video; "" if they fit or it is not known.
-
-    Compared are all :meth:`FeatureStore.extents`.
-    """
+    """Say which features do not fit the annotated duration of their video; "" if they fit or it is not known."""
     for source in store.sources:
         for seconds in source.extents(video.id, fps=fps):
             if not _lasts(seconds, video):

@@ -213,10 +213,7 @@ def to_results(
 def write_test_detections(
     model: Stale, config: Config, test: TestData, *, files: Mapping[str, Path], protocol: Mapping[str, Any]
 ) -> None:
-    """Write the results ``files`` of ``model`` and training-free baselines, by name, in one pass over the features.
-
-    The file ``curves`` takes :meth:`VideoDetections.curves`.
-    """
+    """Write the results ``files`` of ``model`` and training-free baselines, by name, in one pass over the features."""
     options, device = config.detection, model.background.device
     classes = class_features(model, test.classes)
     if files.keys() - {"model", "curves"}:

@@ -1,10 +1,9 @@
-"""Detections, ``{"segment": [start, end] seconds, "label", "score"}``, as files: results JSON, CSV, WebVTT, SubRip."""
+"""Detections, ``{"segment": [start, end] seconds, "label", "score"}``, as files: results JSON, CSV, WebVTT."""
 
 import csv
 import html
 import io
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,23 +66,18 @@ def csv_text(results: Mapping[str, Sequence[Detection]]) -> str:
     return text.getvalue()
 
 
-def subtitles(detections: Sequence[Detection], suffix: str) -> str:
-    """WebVTT (W3C), or SubRip for the suffix ``.srt``, of :func:`best_at_a_time`."""
+def subtitles(detections: Sequence[Detection]) -> str:
+    """WebVTT (W3C) of :func:`best_at_a_time`."""
 
     def stamp(seconds: float) -> str:
         minutes, milliseconds = divmod(round(seconds * 1000), 60_000)
         return f"{minutes // 60:02}:{minutes % 60:02}:{milliseconds // 1000:02}.{milliseconds % 1000:03}"
 
-    cues = [] if suffix == ".srt" else ["WEBVTT\n"]
-    for number, item in enumerate(best_at_a_time(detections), start=1):
+    cues = ["WEBVTT\n"]
+    for item in best_at_a_time(detections):
         start, end = item["segment"]
-        times = f"{stamp(start)} --> {stamp(max(end, start + 0.001))}"  # the resolution of the formats
-        text = f"{item['label']} {item['score']:.2f}"
-        if suffix == ".srt":  # it has no escapes: a word joiner keeps < and { from opening a tag
-            times, text = f"{number}\n{times.replace('.', ',')}", re.sub(r"([<{])", "\\1\u2060", text)
-        else:
-            text = html.escape(text, quote=False)
-        cues.append(f"{times}\n{text}\n")
+        times = f"{stamp(start)} --> {stamp(max(end, start + 0.001))}"  # the resolution of the format
+        cues.append(f"{times}\n{html.escape(item['label'], quote=False)} {item['score']:.2f}\n")
     return "\n".join(cues)
 
 
@@ -97,10 +91,7 @@ def clock(seconds: float) -> str:
 
 
 def best_at_a_time(detections: Sequence[Detection]) -> Sequence[Detection]:
-    """The parts of ``detections`` in which each is the best of its moment, one after another.
-
-    Those below a third of the best score are left out.
-    """
+    """The parts of ``detections``, from a third of the best score, in which each is the best of its moment."""
     least = LEAST_SHARE * max((item["score"] for item in detections), default=0.0)
     kept = [item for item in detections if item["score"] >= least]
     times = sorted({time for item in kept for time in item["segment"]})
@@ -124,13 +115,12 @@ class OutputFiles:
     Attributes:
         results: results JSON of all detections.
         csv, picture: the ``top`` best detections of a video that score at least ``min_score``.
-        vtt, srt: of these :func:`best_at_a_time`. Like ``picture`` a file for a ``single`` video, else a folder.
+        vtt: of these :func:`best_at_a_time`. Like ``picture`` a file for a ``single`` video, else a folder.
     """
 
     results: Path
     csv: Path | None = None
     vtt: Path | None = None
-    srt: Path | None = None
     picture: Path | None = None
     single: bool = False
     top: int = 10
@@ -138,7 +128,7 @@ class OutputFiles:
 
     def check(self) -> None:
         """Raise a StaleError if one of them cannot be written, and remove what killed commands left of them."""
-        for path in filter(None, (self.results, self.csv, self.vtt, self.srt, self.picture)):
+        for path in filter(None, (self.results, self.csv, self.vtt, self.picture)):
             is_file = self.single or path in (self.results, self.csv)
             require_writable(path if is_file else path / "video")
             remove_leftovers(path)
@@ -181,7 +171,7 @@ def write_detections(
 
 def _write_video(detections: Any, best: Sequence[Detection], files: OutputFiles, run: str) -> None:
     """Write one video's subtitles and picture."""
-    for folder, suffix in ((files.vtt, ".vtt"), (files.srt, ".srt"), (files.picture, ".png")):
+    for folder, suffix in ((files.vtt, ".vtt"), (files.picture, ".png")):
         if folder is None:
             continue
         path = folder if files.single else folder / f"{file_name(detections.video.id)}{suffix}"
@@ -192,4 +182,4 @@ def _write_video(detections: Any, best: Sequence[Detection], files: OutputFiles,
             title = f"{detections.video.id}: {Path(run).resolve().name}, {counted(len(detections.classes), 'class')}"
             plot(detections, path, len(best), title)
         else:
-            write_text(path, subtitles(best, suffix))
+            write_text(path, subtitles(best))

@@ -118,10 +118,7 @@ def statistics(values: np.ndarray) -> dict[str, Any]:
 
 
 def aggregate_report(content: Mapping[str, Any], verbose: bool = False) -> list[str | Table]:
-    """Report what :func:`aggregate` returned: a line a run, means, and paired differences of the average mAP.
-
-    ``verbose`` adds the intervals of the means.
-    """
+    """Report what :func:`aggregate` returned: a line a run, means (``verbose``: and intervals), paired differences."""
     ours, names = content["rows"][SYSTEM], {OTHER: "versus", **ROW_NAMES}
     columns = [*shown_thresholds({key: None for key in ours if key != AVERAGE}), AVERAGE]
     paths = [Path(run).absolute() for run in content["runs"]]

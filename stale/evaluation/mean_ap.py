@@ -86,7 +86,6 @@ class Metrics:
     tious: np.ndarray  # (R)
     ap: np.ndarray  # (R, K), NaN for a class without ground truth
     num_instances: np.ndarray  # (K) of the ground truth
-    num_videos: int
 
     @property
     def mean_ap(self) -> np.ndarray:
@@ -162,7 +161,7 @@ def evaluate(truth: GroundTruth, found: Detections, tious: Sequence[float]) -> M
             # Recall rises at true positives only, where precision is highest: false positives need no visit.
             precision = np.arange(1, len(ranks) + 1) / (ranks + 1)
             row[label] = np.maximum.accumulate(precision[::-1]).sum() / num_instances[label]
-    return Metrics(truth.classes, thresholds, ap, num_instances, num_videos=len(truth.videos))
+    return Metrics(truth.classes, thresholds, ap, num_instances)
 
 
 def rank(found: Detections) -> np.ndarray:
@@ -176,10 +175,7 @@ def rank(found: Detections) -> np.ndarray:
 def match(
     truth: GroundTruth, found: Detections, order: np.ndarray, tious: np.ndarray
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each threshold (R), rising positions of the true positives in ``order``, and the instance that each took.
-
-    Detections choose in ``order`` (N), as :func:`rank` gives it.
-    """
+    """For each threshold (R), rising positions in ``order`` (N) of the true positives, and the instance each took."""
     detection, instance, tiou = overlapping_pairs(truth, found, min(tious))
     position = np.empty(len(found), dtype=np.int64)
     position[order] = np.arange(len(found))

@@ -258,8 +258,9 @@ def read_video_scores(
     matches = match_video_ids(ids, known)
     for name, listed in zip(ids, table.values(), strict=True):
         scores = _numbers(listed) if isinstance(listed, list) else np.empty(0)
-        if len(scores) != len(classes) or not np.isfinite(scores).all():
-            raise StaleError(f"video scores {path}: video '{name}': {len(classes)} numbers are expected")
+        if len(scores) != len(classes) or not (np.isfinite(scores) & (scores >= 0)).all():  # they are factors
+            wanted = f"{len(classes)} numbers from 0 are expected, such as probabilities"
+            raise StaleError(f"video scores {path}: video '{name}': {wanted}, not logits")
         video = matches.get(name)
         if video is not None:
             best = np.argsort(-np.where(column >= 0, scores, -np.inf), kind="stable")[:count]

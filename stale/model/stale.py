@@ -84,10 +84,15 @@ class Stale(nn.Module):
         width, feature_width = text.output_width, feature_width - localizer_width
         if not config.visual_projection:
             require_text_width(feature_width, width)
-        for name in ("temporal", "masking", "adaptation"):
-            heads = getattr(config, name).heads
-            if width % heads:
-                raise StaleError(f"model.{name}.heads is {heads}, which does not divide the embedding width {width}")
+        inside = config.masking.hidden if config.masking.blocks else width
+        attention = {  # the width of each
+            "temporal": width if config.temporal.kind == "transformer" else 0,
+            "masking": inside if config.masking.kind == "maskformer" else 0,
+            "adaptation": width if config.adaptation.enabled else 0,
+        }
+        for name, size in attention.items():
+            if size % (heads := getattr(config, name).heads):
+                raise StaleError(f"model.{name}.heads is {heads}, which does not divide the width {size}")
         self.config, self.text = config, text
         self.projection = nn.Linear(feature_width, width) if config.visual_projection else nn.Identity()
         self.temporal = build_temporal_model(width, config.temporal)

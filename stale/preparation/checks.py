@@ -60,10 +60,7 @@ def check(
     sample: int | None = None,
     id_pattern: str = "{id}",
 ) -> Report:
-    """Check annotations, splits and features (with ``sample`` of only so many videos a subset), and how they fit.
-
-    ``public`` holds the facts of a public data set. ``id_pattern`` is as in :func:`stale.data.features.open_features`.
-    """
+    """Check annotations, splits and features (with ``sample`` of only so many videos a subset), and how they fit."""
     report = Report(name)
     if not annotations.exists():
         report.missing.append(f"annotations: no {annotations}")

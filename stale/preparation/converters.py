@@ -41,7 +41,8 @@ class Annotations:
 def load_any_layout(path: str | Path) -> Annotations:
     """Load an annotation file of any layout, plain or gzipped; a StaleError if it is missing or unusable."""
     path = Path(path)
-    found = _load_csv(path) if ".csv" in path.suffixes else _load_database(path)
+    is_table, needed = ".csv" in path.suffixes, [column for column in _COLUMNS if column != "fps"]
+    found = parse_rows(load_rows(path, needed), path) if is_table else _load_database(path)
     check_ids(found.videos, f"annotation file {path}")
     return found
 
@@ -58,7 +59,7 @@ def write_as(layout: str, annotations: Annotations, path: str | Path) -> None:
     if layout == "csv":
         rows: list[tuple[Any, ...]] = []
         for name, video in annotations.videos.items():
-            head = name, video.subset, video.duration, video.fps
+            head = name, annotations.subsets.get(video.subset, video.subset), video.duration, video.fps
             rows += [(*head, item.start, item.end, item.label) for item in video.instances] or [(*head, *3 * [None])]
         write_text(path, pd.DataFrame(rows, columns=_COLUMNS).to_csv(index=False, lineterminator="\n"))
         return
@@ -127,9 +128,9 @@ def _spellings(subsets: Iterable[str]) -> dict[str, str]:
     return {name.lower(): name for name in map(clean_name, subsets)}
 
 
-def _load_csv(path: Path) -> Annotations:
+def parse_rows(rows: Iterable[tuple[int, dict[str, str]]], path: Path) -> Annotations:
+    """The annotations of a table's :func:`load_rows`; a StaleError names the line that is wrong."""
     videos: dict[str, Video] = {}
-    rows = load_rows(path, [column for column in _COLUMNS if column != "fps"])
     for number, row in rows:
         name, where = row["video"], f"annotation file {path}, line {number}"
         instance = {"segment": [_number(row["start"]), _number(row["end"])], "label": row["label"]}
@@ -144,10 +145,7 @@ def _load_csv(path: Path) -> Annotations:
 
 
 def load_rows(path: Path, needed: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a table without blank ones, each with its line: clean values by column, in lower case.
-
-    Columns are separated by commas, semicolons or tabs.
-    """
+    """The rows of a table with commas, semicolons or tabs: its line, and clean values by column, in lower case."""
     text = read_text(path, "table").replace("\r\n", "\n").replace("\r", "\n")
     delimiter = max(",;\t", key=text.strip().partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)

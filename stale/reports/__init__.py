@@ -85,7 +85,8 @@ def render(subjects: Sequence[Subject], files: Mapping[str, str]) -> str:
     timelines = [_timelines(one, _read_curves(subject)) for one, subject in zip(diagnoses, subjects, strict=True)]
     scores = [[item[3] for video in part for item in video["found"]] or [0.0] for part in timelines]
     columns, cells = _list(ap, diagnoses, reference)
-    instances = np.split(np.argsort(truth.video, kind="stable"), np.cumsum(np.bincount(truth.video))[:-1])
+    counts = np.bincount(truth.video, minlength=len(truth.videos))
+    instances = np.split(np.argsort(truth.video, kind="stable"), np.cumsum(counts)[:-1])
     data = {
         "classes": list(truth.classes),
         "tious": [threshold_key(tiou) for tiou in tious],

@@ -31,8 +31,10 @@ def part_statistics(
     if outputs.foreground_logits is not None:
         L = outputs.foreground_logits.float().sigmoid()  # B × T
         passing = (threshold < L) & targets.valid
+        share = targets.valid / targets.valid.sum(1, keepdim=True).clamp(min=1)  # B × T
+        variance = (share * (L - (share * L).sum(1, keepdim=True)).square()).sum(1)  # without padding
         statistics["passing"] = passing.sum() / normalizers.valid.clamp(min=1)
-        statistics["foreground_deviation"] = L.std(1, correction=0).sum() / normalizers.videos
+        statistics["foreground_deviation"] = variance.sqrt().sum() / normalizers.videos
     return statistics
 
 
@@ -43,7 +45,7 @@ def warnings(config: Config, num_classes: int, means: Mapping[str, float], moved
     """
     masking, loss = config.model.masking, config.loss
     passing = means.get("passing", 0.5)
-    if masking.applied and (passing < 1e-4 or passing > 1 - 1e-4):
+    if masking.applied and masking.gradient != "soft" and (passing < 1e-4 or passing > 1 - 1e-4):
         amount, change = ("nothing", "lower") if passing < 0.5 else ("everything", "raise")
         yield f"the representation mask passes {amount}: {change} model.masking.threshold ({masking.threshold:g})"
     if means.get("foreground_deviation", 1.0) < _FLAT:

@@ -54,6 +54,7 @@ from stale.training.losses import LossNormalizers, total_loss
 from stale.training.monitor import components, copied_weights, part_statistics, relative_changes, warnings
 from stale.training.targets import Targets, build_targets, count_unowned
 from stale.version import __version__
+from stale.video.image_encoder import require_text_of
 
 # Settings that a resumed run may change.
 _FREE = {"train.epochs", *WITHOUT_EFFECT}
@@ -81,6 +82,7 @@ def train(config: Config, output: str | Path, resume: bool = False, overwrite: b
         with out_of_memory_hint("data.num_snippets", config.data.num_snippets, " or use features of half precision"):
             # Data
             data = load_training_data(config)
+            distributed.main_process_first(lambda: require_text_of(data.backbone, config.model))
             # Model
             widths = data.feature_width, data.localizer_width
             model = initial_model(config, widths, phrases(data.split.seen)).to(device)
@@ -115,10 +117,11 @@ def train(config: Config, output: str | Path, resume: bool = False, overwrite: b
 
 
 def build_optimizer(model: Stale, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW with decay on matrices only, and learning rates by component: what is pretrained takes smaller steps.
+    """AdamW with learning rates by component: what is pretrained takes smaller steps.
 
-    A component whose rate is 0 is frozen. The decay is decoupled because Adam would rescale a decay inside the gradient
-    to a full step wherever the loss has no gradient. ``coupled_decay`` does that, on all weights [C].
+    A component whose rate is 0 is frozen. Parameters of one axis have no decay. It is decoupled because Adam would
+    rescale a decay inside the gradient to a full step wherever the loss has no gradient. ``coupled_decay`` does that,
+    on all weights [C].
     """
     rates = {
         "text.embedding": None,  # learned from scratch, in place of a text encoder
@@ -225,6 +228,9 @@ class Trainer:
                     from stale.plots import draw_curves, save_figure  # matplotlib, which takes long to import
 
                     save_figure(draw_curves(self.run.read_history()), self.run.curves)
+            if first > options.epochs and not self.best["epoch"]:  # resumed with fewer epochs, before a validation
+                self.validate(self.epoch)
+                self.save(self.epoch)
         except KeyboardInterrupt:
             kept = f"epoch {self.epoch} is kept" if self.epoch else "no epoch is kept"
             _log.info("interrupted in epoch %d; %s: the same command with --resume continues", self.epoch + 1, kept)
@@ -404,10 +410,7 @@ class Trainer:
 
 
 class TrainStep(nn.Module):
-    """Model and losses as one module, which can be distributed as a whole.
-
-    ``precision`` is the model's; losses are in float32.
-    """
+    """Model, in ``precision``, and losses, in float32, as one module, which can be distributed as a whole."""
 
     def __init__(self, model: Stale, loss: LossConfig, classes: Sequence[str], precision: torch.dtype) -> None:
         super().__init__()

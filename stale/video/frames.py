@@ -177,7 +177,7 @@ class _Clock:
             self.timed = False
         else:
             begin = float(item.pts * item.time_base) - self.start + self._offset
-            position = float((item.pts if order is None else order) * item.time_base)
+            position = self._order if order is None else float(order * item.time_base)
             if position < self._order - _JUMP:
                 self.joints.append(self.end)
                 self._offset += self.end - begin

@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from stale.data.features import Backbone
+from stale.config import ModelConfig
+from stale.data.features import Backbone, require_same_backbone
 from stale.errors import StaleError
-from stale.model.clip import load_clip_module, load_clip_weights
+from stale.model.clip import ClipWeights, load_clip_module, load_clip_weights
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -29,10 +30,7 @@ _HEADS = {1280: 16, 1408: 16, 1664: 16}  # of open_clip's wider encoders; up to 
 
 
 class ImageEncoder:
-    """Encode images as CLIP features, in half precision on a GPU and in float32 elsewhere.
-
-    ``backbone`` is the name and hash of the weights, ``resolution`` R and ``width`` C.
-    """
+    """Encode images (``resolution`` R) as CLIP features (``width`` C), in half precision on a GPU, else in float32."""
 
     def __init__(
         self,
@@ -87,6 +85,20 @@ class ImageEncoder:
 def image_half(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of the image encoder in a CLIP state dict, without their prefix."""
     return {name.removeprefix("visual."): t.detach() for name, t in weights.items() if name.startswith("visual.")}
+
+
+def backbone_of(loaded: ClipWeights, activation: str) -> Backbone:
+    """The record of features by the image encoder in CLIP weights; a file of the text encoder alone has no hash."""
+    images = image_half(loaded.state)
+    return Backbone(loaded.name, digest(images) if images else "", loaded.activation(activation))
+
+
+def require_text_of(features: Backbone, config: ModelConfig) -> None:
+    """Raise a StaleError if the CLIP weights of the text are known to be of another model than the features."""
+    if features.as_dict() and not config.text.embeddings and not config.visual_projection:
+        loaded = load_clip_weights(config.text.weights, "text weights")
+        given = backbone_of(loaded, config.text.activation)
+        require_same_backbone(features, given, loaded.where, "the features are of")
 
 
 def load_open_clip(model: str, pretrained: str) -> tuple[Any, Any, Backbone]:

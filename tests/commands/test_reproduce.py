@@ -180,7 +180,7 @@ def test_rows_fit_every_configuration_and_differ(tmp_path: Path) -> None:
     [
         (["directions", "--splits", "5"], "directions has no run of these rows, settings and splits"),
         (["zero_shot", "--rows", "b3"], "zero_shot has no row b3; its rows: b2, b1, effprompt, stale"),
-        (["zero_shot", "--settings", "closed"], "has only the settings 75_25, 50_50"),
+        (["zero_shot", "--settings", "75_25", "closed"], "has only the settings 75_25, 50_50"),
         (["zero_shot", "--check"], "nothing to check against.*--record"),
     ],
 )

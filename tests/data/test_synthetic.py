@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scripts import simulate_features as command
-from stale.data.annotations import Video, all_labels, in_subset, read_annotations, repair
+from stale.data.annotations import Video, read_annotations
 from stale.data.classes import phrase
 from stale.data.embeddings import read_embeddings
 from stale.data.features import duration_mismatch, open_features
@@ -38,18 +38,6 @@ def test_the_same_seed_gives_the_same_bytes(folder: Path, tmp_path: Path, videos
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
     assert len(list(tmp_path.iterdir())) == 3
     assert random_videos(1, 2, 1) != videos
-
-
-def test_both_subsets_have_every_class_and_sound_instances(videos: list[Video]) -> None:
-    for subset in ("training", "validation"):
-        assert all_labels(in_subset(videos, subset)) == list(CLASSES)
-    for video in videos:
-        edges = [0.0, *(time for item in video.instances for time in (item.start, item.end)), video.duration]
-        assert edges == sorted(edges)
-        assert 1 <= len(video.instances) <= 4
-    assert repair(videos)[0] == videos
-    mixed = [video for video in random_videos(0, 16, 8) if len({item.label for item in video.instances}) == 2]
-    assert 0.05 < len(mixed) / 480 < 0.3
 
 
 def test_the_demo_features_tell_actions_apart_better_than_chance_but_not_perfectly(

@@ -1,15 +1,14 @@
-"""Files of detections: results JSON, WebVTT, SubRip, CSV, tables."""
+"""Files of detections: results JSON, WebVTT, CSV, tables."""
 
 import csv
 import io
-import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from stale.data.annotations import Video
-from stale.detection.writers import OutputFiles, best_at_a_time, clock, csv_text, subtitles, write_detections
+from stale.detection.writers import OutputFiles, best_at_a_time, csv_text, subtitles, write_detections
 from stale.errors import StaleError
 from stale.evaluation import read_results
 from stale.io import read_json
@@ -30,23 +29,13 @@ def detection(start: float, end: float, label: str = "x", score: float = 0.5) ->
 
 
 def test_webvtt_is_as_the_standard_says() -> None:
-    text = subtitles([detection(61.25, 3725.0, NASTY), detection(1, 2, "--> x", 0.25)], ".vtt")
+    text = subtitles([detection(61.25, 3725.0, NASTY), detection(1, 2, "--> x", 0.25)])
     assert text == (
         "WEBVTT\n\n"
         "00:00:01.000 --> 00:00:02.000\n--&gt; x 0.25\n\n"
         '00:01:01.250 --> 01:02:05.000\na "b", &lt;i&gt;c&lt;/i&gt; &amp; {\\an8} $x$ 0.50\n'
     )
-    assert subtitles([], ".vtt") == "WEBVTT\n"
-
-
-def test_subrip_is_numbered_and_opens_no_tag() -> None:
-    text = subtitles([detection(61.25, 3725.0, NASTY), detection(0.0004, 2)], ".srt")
-    blocks = text.split("\n\n")
-    assert blocks[0] == "1\n00:00:00,000 --> 00:00:02,000\nx 0.50"
-    assert blocks[1].startswith("2\n00:01:01,250 --> 01:02:05,000\na")
-    assert not re.search(r"<[a-z/]|\{\\", text)
-    assert blocks[1].replace("\u2060", "").splitlines()[2] == f"{NASTY} 0.50"
-    assert subtitles([], ".srt") == ""
+    assert subtitles([]) == "WEBVTT\n"
 
 
 def test_subtitles_show_the_best_class_of_each_moment() -> None:
@@ -67,14 +56,6 @@ def test_csv_gives_names_back_as_they_are() -> None:
     assert rows == [["video", "start", "end", "class", "score"], ['v "1", a', "1.000", "2.500", NASTY, "0.500000"]]
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0:00.0"), (59.96, "1:00.0"), (62.54, "1:02.5"), (3599.99, "1:00:00.0"), (36125.0, "10:02:05.0")],
-)
-def test_a_clock_carries_over(seconds: float, text: str) -> None:
-    assert clock(seconds) == text
-
-
 def test_the_best_are_written_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     items = [detection(0, 1, label, score) for label, score in (("weak", 0.2), ("best", 0.9), ("good", 0.5))]
     files = OutputFiles(tmp_path / "all.json", tmp_path / "all.csv", top=2)
@@ -91,12 +72,12 @@ def test_the_best_are_written_and_shown(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_names_that_are_not_utf8_are_escaped_in_every_file(tmp_path: Path) -> None:
-    files = OutputFiles(*(tmp_path / name for name in ("all.json", "all.csv", "vtt", "srt")))
+    files = OutputFiles(*(tmp_path / name for name in ("all.json", "all.csv", "vtt")))
     found = Found([detection(1, 2)], "clip\udcff")
     write_detections([(found.video.id, found)], files, {"templates": []})
     assert read_results(files.results).videos == ("clip\\udcff",)
     assert [row["video"] for row in csv.DictReader(files.csv.open())] == ["clip\\udcff"]
-    assert [path.stem for path in (*files.vtt.iterdir(), *files.srt.iterdir())] == ["clip%ED%B3%BF"] * 2
+    assert [path.stem for path in files.vtt.iterdir()] == ["clip%ED%B3%BF"]
 
 
 @pytest.mark.parametrize("option", ["results", "csv", "vtt"])
@@ -108,7 +89,7 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path: Path,
 
 
 def test_files_that_killed_commands_left_are_removed(tmp_path: Path) -> None:
-    for name in (".all.abcdefgh.json", ".clip.abcdefgh.srt"):
+    for name in (".all.abcdefgh.json", ".clip.abcdefgh.vtt"):
         (tmp_path / name).touch()
-    write_detections([("clip", Found([detection(1, 2)]))], OutputFiles(tmp_path / "all.json", srt=tmp_path), {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.json", "clip.srt"]
+    write_detections([("clip", Found([detection(1, 2)]))], OutputFiles(tmp_path / "all.json", vtt=tmp_path), {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.json", "clip.vtt"]

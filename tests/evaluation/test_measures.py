@@ -163,7 +163,7 @@ def test_true_segments_with_real_zero_shot_labels(tmp_path, setting, published):
     [
         *([], {}, {"class": ["x"]}, {"class": ["x"], "results": {}, "kind": "other"}),
         {"class": ["x"], "results": {}, "kind": "zero_shot"},
-        *({"class": ["x"], "results": {"a": row}} for row in ([1, 2], 3, [None], [10**400, 1])),
+        *({"class": ["x"], "results": {"a": row}} for row in ([1, 2], 3, [None], [-0.1], [10**400, 1])),
     ],
 )
 def test_wrong_video_scores_are_named(tmp_path, content):

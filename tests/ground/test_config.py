@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from stale.config import (
     ABBREVIATIONS,
     Config,
-    differing_keys,
     flat,
     load_config,
     missing_files,
@@ -102,14 +101,6 @@ def test_a_saved_configuration_is_loaded_the_same(
     save_config(config, path)
     assert load_config([path]) == config
     assert all(f"{key.rpartition('.')[2]}:" in path.read_text() for key in settings(Config))
-
-
-def test_configurations_share_nothing_and_are_compared_by_key() -> None:
-    first: Any = Config()
-    first.detection.thresholds.append(0.95)
-    first.model.text.prompt = "template"
-    assert Config().detection.thresholds[-1] == 0.9
-    assert differing_keys(first, Config()) == ["model.text.prompt", "detection.thresholds"]
 
 
 # Errors

@@ -243,6 +243,9 @@ def test_features_of_another_width_are_an_error_or_projected_and_heads_divide_it
     for section in ("temporal", "masking", "adaptation"):
         with pytest.raises(StaleError, match=f"model.{section}.heads"):
             configured(f"{section}.heads=7")
+    with pytest.raises(StaleError, match="model.masking.heads is 8.*width 100"):
+        configured("masking.hidden=100")
+    configured("masking.heads=7", "masking.kind=none", "adaptation.heads=7", "adaptation.enabled=false")
     model = configured("visual_projection=true", width=100)
     outputs = model(*random_input(width=100))
     assert outputs.visual.shape == (B, T, C)

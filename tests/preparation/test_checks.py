@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from scripts import prepare_data as command
-from stale.data.annotations import Instance, Video
+from stale.data.annotations import Instance, Video, read_annotations
 from stale.data.datasets import DATASETS
+from stale.errors import StaleError
 from stale.io import read_json, write_json
 from stale.preparation.checks import Report, check
 from stale.preparation.converters import Annotations, write_as
@@ -144,6 +145,22 @@ def test_the_verdict_is_the_exit_code(tmp_path: Path, capsys) -> None:
     np.save(tmp_path / "features" / "v_x01.npy", np.full((5, WIDTH), np.inf, np.float16))
     assert code() == 3
     assert "tiny: FAULTY" in capsys.readouterr().out
+
+
+def test_a_table_of_own_data_is_complete_and_agrees_with_itself(tmp_path: Path) -> None:
+    def prepared(*rows: str) -> int:
+        (tmp_path / "annotations.csv").write_text("\n".join(rows))
+        return exit_code(command.main, "custom", "--root", tmp_path)
+
+    head = "video,fps,duration,subset,start,end,label"
+    with pytest.raises(StaleError, match="line 3: video 'a' has another subset or duration"):
+        prepared(head, "a,25,30,training,0,1,Diving", "a,25,20,training,2,3,Diving")
+    with pytest.raises(StaleError, match="of 1 video none is for validation: add a column subset"):
+        prepared("video,duration,start,end,label", "a,30,0,1,Diving")
+    assert not (tmp_path / "annotations.json").exists()
+    assert prepared(head, "a,25,30,training,0,1,Diving", "a,,,,2,3,Diving", "b,,9,validation,,,") == 1
+    first, second = read_annotations(tmp_path / "annotations.json").values()
+    assert (first.duration, first.fps, len(first.instances), second.instances) == (30, 25, 2, ())
 
 
 @pytest.mark.slow

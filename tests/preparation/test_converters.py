@@ -54,6 +54,8 @@ def test_the_json_layouts_are_what_training_and_actionformer_load(tmp_path: Path
     entry = json.loads((tmp_path / "a.json").read_text())["database"]["v_a"]
     assert (entry["fps"], [item["label_id"] for item in entry["annotations"]]) == (29.97, [0, 1])
     source = Annotations(VIDEOS, {"training": "Training"}, {"Diving": 7})  # what ActivityNet's evaluator needs
+    write_as("csv", source, tmp_path / "a.csv")
+    assert load_any_layout(tmp_path / "a.csv").subsets["training"] == "Training"
     write_as("activitynet", source, tmp_path / "a.json")
     content = json.loads((tmp_path / "a.json").read_text())
     assert (content["taxonomy"], content["database"]["v_a"]["subset"]) == ([], "Training")

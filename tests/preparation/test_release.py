@@ -1,6 +1,7 @@
 """Packages of a release: what is packed comes back checked, and any damage to it is an error."""
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def change(package: Path, target: Path, name: str, content: bytes) -> Path:
     return target
 
 
-def test_damage_and_foreign_files_are_refused(package: Path, tmp_path: Path) -> None:
+def test_damage_and_foreign_files_are_refused(run: RunFolder, package: Path, tmp_path: Path) -> None:
     manifest = json.loads(zipfile.ZipFile(package).read(MANIFEST))
     foreign = {**manifest, "files": {**manifest["files"], "../evil": "0"}}
     for name, content, message in (
@@ -65,5 +66,8 @@ def test_damage_and_foreign_files_are_refused(package: Path, tmp_path: Path) -> 
         with pytest.raises(StaleError, match=message):
             unpack(change(package, tmp_path / "other.zip", name, content), tmp_path / "folder")
     assert not (tmp_path / "evil").exists() and not (tmp_path / "folder/run/split.json").exists()
+    shutil.copytree(run.path, tmp_path / "half", ignore=shutil.ignore_patterns("best.pt"))
+    with pytest.raises(StaleError, match="half has no run/checkpoints/best.pt: train it first"):
+        pack_release.main([str(tmp_path / "half"), str(tmp_path / "p.zip")])
     with pytest.raises(StaleError, match="is not a package"):
         unpack(tmp_path / "absent.zip", tmp_path)

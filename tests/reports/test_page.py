@@ -252,3 +252,15 @@ def test_two_runs_with_curves_and_videos_on_a_phone(tmp_path: Path, page: Path) 
         report.main(runs)
     with pytest.raises(StaleError, match="no file there is a video under test"):
         report.main([runs[0], "--videos", str(tmp_path / "first")])
+
+
+def test_a_last_video_without_an_instance_is_listed(tmp_path: Path) -> None:
+    segments = {"a": [10, 20], "b": [5, 5]}
+    entry = {"subset": "validation", "duration": 100.0}
+    database = {name: {**entry, "annotations": [{"segment": s, "label": "x"}]} for name, s in segments.items()}
+    write_json(tmp_path / "a.json", {"database": database})
+    write_json(tmp_path / "p.json", {"results": as_results({"a": [(10, 20, "x", 0.9)]})})
+    files = ["--predictions", str(tmp_path / "p.json"), "--annotations", str(tmp_path / "a.json")]
+    command.main([*files, "--duplicates", "drop", "--report", str(tmp_path)])
+    data = json.loads(Reader((tmp_path / "index.html").read_text()).data)
+    assert [video["cells"][:2] for video in data["videos"]] == [["a", 1], ["b", 0]]

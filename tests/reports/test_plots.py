@@ -8,7 +8,7 @@ from matplotlib._pylab_helpers import Gcf
 from matplotlib.figure import Figure
 
 from stale.data.annotations import Instance, Video
-from stale.plots import choose_classes, draw_timeline, match, save_figure, stack_rows
+from stale.plots import choose_classes, draw_timeline, match, save_figure
 
 VIDEO = Video("v", "test", 50.0, (Instance(5, 15, "class 0"), Instance(30, 42, "unknown")))
 
@@ -75,11 +75,6 @@ def test_the_legend_and_the_names_are_not_cut(length: int) -> None:
     texts = [text for axes in figure.axes for text in axes.get_yticklabels()]
     boxes = [one.get_window_extent() for one in (figure.legends[0], *texts)]
     assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
-
-
-def test_overlapping_detections_get_rows_of_their_own() -> None:
-    rows = stack_rows([detection(0, 10), detection(5, 15), detection(10, 20), detection(6, 7)], most_rows=2)
-    assert [[item["segment"] for item in row] for row in rows] == [[[0, 10], [10, 20]], [[5, 15]]]
 
 
 @pytest.mark.filterwarnings("error")

@@ -98,7 +98,8 @@ def test_the_log_of_a_training_names_the_parts_that_stay_but_not_the_frozen(data
     assert sorted(found) == ["adaptation", "background", "masking"]
 
 
-def test_l_of_a_single_snippet_does_not_deviate() -> None:
-    targets = build_targets(torch.tensor([[[0.0, 1.0]]]), torch.tensor([[0]]), K, 1)
-    outputs = Outputs(torch.ones(1, 1, C), torch.zeros(1, K + 1, 1), None, torch.zeros(1, 1))
+def test_l_of_a_single_snippet_does_not_deviate_and_padding_does_not_count() -> None:
+    valid = torch.tensor([[True, False]])
+    targets = build_targets(torch.tensor([[[0.0, 1.0]]]), torch.tensor([[0]]), K, 2, valid=valid)
+    outputs = Outputs(torch.ones(1, 2, C), torch.zeros(1, K + 1, 2), None, torch.tensor([[0.0, 3.0]]))
     assert part_statistics(outputs, targets, LossNormalizers.of(targets), 0.3)["foreground_deviation"] == 0

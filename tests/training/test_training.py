@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -149,6 +150,15 @@ def test_a_run_can_be_made_longer_and_resumed_when_finished(data: Path, run: Run
     assert_same_runs(longer, run)
     assert longer.load_config().train.epochs == 2
     assert_same_runs(train(tiny_config(data), tmp_path / "run", resume=True), run)
+
+
+def test_a_run_that_is_shortened_before_its_first_validation_has_a_best_checkpoint(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, "train.validate_every=2")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "validate", Mock(side_effect=KeyboardInterrupt))
+        train(config, tmp_path / "run")
+    shorter = train(tiny_config(data, "train.validate_every=2", "train.epochs=1"), tmp_path / "run", resume=True)
+    assert load_checkpoint(shorter.checkpoint("best"))["best"]["epoch"] == 1
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,11 @@ def joined(path: Path) -> Path:
     return path
 
 
+def slow(path: Path) -> Path:
+    """A frame a second, some of them of other frames later in the file."""
+    return make_clip(path, np.arange(16.0), grey(seconds=16), "libx264", rate=1, last=1.0)
+
+
 @pytest.mark.parametrize(
     ("make", "name", "duration", "message"),
     [
@@ -108,6 +113,7 @@ def joined(path: Path) -> Path:
         (joined, "clip.ts", 8.0, "its times begin again at 4.0 s"),
         (partial(make_clip, times=np.arange(120) / 30, rate=30, codec="libx264"), "clip.h264", 4.0, "30 a second are"),
         (partial(make_clip, codec="libx264", cover=True), "clip.mkv", 4.0, ""),
+        (slow, "slow.mkv", 16.0, ""),
         (partial(make_clip, options={"live": "1"}), "recorded by a browser.mkv", 4.0, ""),
         (partial(make_clip, times=np.arange(20) / 10, paint=grey(seconds=8), last=6.1), "slides.mkv", 8.0, ""),
     ],

@@ -1,15 +1,27 @@
 """CLIP's preprocessing against Pillow's steps written out, and the image encoder against openai-clip's own."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from stale.data.features import Backbone, require_same_backbone
+from stale.config import load_config
+from stale.data.features import Backbone, open_features, require_same_backbone
 from stale.errors import StaleError
 from stale.model.clip import load_clip_module
-from stale.video.image_encoder import MEAN, STD, TOLERANCE, ImageEncoder, crop, normalize_pixels
-from tests.helpers import RESOLUTION, SHARED, WIDTH, needs_shared, on_a_gpu, random_image_encoder_weights
+from stale.training.trainer import train
+from stale.video.image_encoder import MEAN, STD, TOLERANCE, ImageEncoder, crop, normalize_pixels, require_text_of
+from tests.helpers import (
+    RESOLUTION,
+    SHARED,
+    WIDTH,
+    make_clip_data_set,
+    needs_shared,
+    on_a_gpu,
+    random_image_encoder_weights,
+)
 
 CPU = torch.device("cpu")
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, RESOLUTION, RESOLUTION, 3), dtype=np.uint8)
@@ -113,6 +125,17 @@ def test_heads_are_derived_from_the_width_or_given(width: int, given: int | None
     shapes["positional_embedding"] = (17, 1152)
     with pytest.raises(StaleError, match="number of heads of width 1152 is not known"):
         ImageEncoder({f"visual.{key}": torch.zeros(shape) for key, shape in shapes.items()}, CPU)
+
+
+def test_training_refuses_text_of_another_model_than_the_features(tmp_path: Path) -> None:
+    config = load_config([make_clip_data_set(tmp_path)], [f"model.text.weights={tmp_path / 'text_encoder.pt'}"])
+    features = open_features(2 * [config.data.features]).backbone()  # side by side
+    require_text_of(features, config.model)
+    weights = torch.load(tmp_path / "text_encoder.pt") | random_image_encoder_weights(1)
+    torch.save(weights, tmp_path / "text_encoder.pt")
+    with pytest.raises(StaleError, match="text_encoder.pt come from .*, but the features are of"):
+        train(config, tmp_path / "run")
+    require_text_of(Backbone(), config.model)  # of which nothing is recorded
 
 
 def test_backbones_that_are_known_must_be_the_same() -> None:
