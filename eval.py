@@ -36,7 +36,7 @@ from stale.evaluation.assess import Assessment, Subject, assess
 from stale.evaluation.model_card import update_results
 from stale.evaluation.results import ALLOW_UNSEEN, Results, read_results, read_video_scores
 from stale.evaluation.tables import FORMATS, check_tious, render, report
-from stale.io import write_json
+from stale.io import file_sha256, write_json
 from stale.run_folder import BASELINES, RunFolder
 
 
@@ -106,11 +106,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         content = aggregate(read_runs(options.runs, name), read_runs(options.versus or [], name))
         print(render(aggregate_report(content, options.verbose), options.format))
     else:
-        assessment = evaluate_run(options) if options.run else evaluate_predictions(options)
+        assessment, own = evaluate_run(options) if options.run else (evaluate_predictions(options), "")
         content = assessment.metrics
         print(render(report(content, options.verbose), options.format))
         if options.run:
-            save_in_run(content, options)
+            save_in_run(content, options, own)
     if options.json:
         write_json(options.json, content, indent=1)
     if options.report:
@@ -126,8 +126,8 @@ def evaluate_predictions(options: argparse.Namespace) -> Assessment:
     videos = read_annotations(options.annotations, need_durations=False)
     results = read_results(options.predictions)
     dataset = results.protocol.get("dataset") or guess_dataset(options.annotations, videos)
-    subset, usual = wanted_subset(options, results, dataset), facts(dataset).subsets
-    present = {video.subset for video in videos.values()}
+    present, usual = {video.subset for video in videos.values()}, facts(dataset).subsets
+    subset = wanted_subset(options, results, dataset, present)
     if subset is None:  # the data set's, or the only one there is
         subset = present.pop() if len(present) == 1 else usual[1]
     classes, stated = classes_under_test(options, results, videos)
@@ -147,9 +147,9 @@ def evaluate_run(options: argparse.Namespace) -> Assessment:
     missing = [key for key in ("dataset", "subset", "classes", "annotations") if protocol.get(key) is None]
     if missing:
         raise StaleError(f"{results.path}: its 'protocol' lacks {name_some(missing)}; run inference.py again")
-    subset = wanted_subset(options, results, protocol["dataset"]) or protocol["subset"]
     videos = read_annotations(options.annotations or protocol["annotations"], need_durations=False)
-    tested = in_subset(videos.values(), subset)
+    subset = wanted_subset(options, results, protocol["dataset"], {video.subset for video in videos.values()})
+    tested = in_subset(videos.values(), subset or protocol["subset"])
     files = {name: run.baselines(name, options.vocabulary) for name in BASELINES}
     absent = [str(file) for file in files.values() if not file.is_file()]
     if absent:  # inference.py leaves out those that the features do not allow
@@ -162,16 +162,21 @@ def evaluate_run(options: argparse.Namespace) -> Assessment:
             unseen = read_run_results(run.detections("unseen"), run).protocol.get("classes", [])
         groups = grouped(protocol["classes"], unseen)
     known = {"protocol": protocol, "baselines": baselines, "groups": groups}
-    return run_assessment(options, results, videos=tested, classes=protocol["classes"], **known)
+    assessment = run_assessment(options, results, videos=tested, classes=protocol["classes"], **known)
+    return assessment, protocol["annotations"]
 
 
-def wanted_subset(options: argparse.Namespace, results: Results, dataset: str) -> str | None:
-    """The subset to count, if the options or the file say it; a StaleError if the file has detections of less."""
+def wanted_subset(options: argparse.Namespace, results: Results, dataset: str, present: set[str]) -> str | None:
+    """The subset to count, if the options or the file say it; a StaleError if the file has detections of less.
+
+    ``present`` are the subsets of the annotations; those of another project can have other names than the file's.
+    """
     stated = results.protocol.get("subset")
     subset = options.subset or stated
     if options.protocol == "val+test" and "+" not in (subset or ""):
         subset = "+".join(facts(dataset).subsets)
-    if stated and not {*subset.lower().split("+")} <= {*stated.lower().split("+")}:
+    names = {*(stated or "").lower().split("+")}
+    if subset and names <= present and not {*subset.lower().split("+")} <= names:
         fix = f"set data.test_subset={subset} and run inference.py again"
         raise StaleError(f"{results.path} has detections of subset {stated} alone: {fix}")
     return subset
@@ -207,19 +212,20 @@ def run_assessment(
     return assessment
 
 
-def save_in_run(content: dict[str, Any], options: argparse.Namespace) -> None:
-    """Write the run's metrics file, unless options made this another protocol than the run's own."""
+def save_in_run(content: dict[str, Any], options: argparse.Namespace, annotations: str) -> None:
+    """Write the run's metrics file, unless options made this another protocol than the run's own (``annotations``)."""
     path = RunFolder(Path(options.run)).metrics(options.vocabulary)
+    own, given = Path(annotations), Path(options.annotations or annotations)
     altered = {
-        "--annotations": options.annotations,
+        "--annotations": own.is_file() and file_sha256(own) != file_sha256(given),  # not the same file elsewhere
         "--subset": options.subset,
         "--video-scores": options.video_scores,
         "--duplicates drop": options.duplicates == "drop",
         "--ground-truth": options.ground_truth != "all",
     }
     if any(altered.values()):
-        given = name_some(option for option, value in altered.items() if value)
-        note(f"{path.name} is not written: {given} changed the protocol of the run; --json OUT writes it")
+        changes = name_some(option for option, value in altered.items() if value)
+        note(f"{path.name} is not written: {changes} changed the protocol of the run; --json OUT writes it")
     else:
         write_json(path, content, indent=1)
         update_results(RunFolder(Path(options.run)))

@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from stale.commands import CommandParser
-from stale.errors import StaleError, name_some, run_command
+from stale.errors import StaleError, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise StaleError(f"{options.run}: {key} is {path or 'not set'}; a package needs a single file there")
     files = {name: Path(str(sources.get(name, options.run / name.removeprefix(f"{RUN}/")))) for name in FILES}
     files = {name: path for name, path in files.items() if path.is_file()}
-    if missing := [name for name in (f"{RUN}/config.yaml", f"{RUN}/checkpoints/best.pt") if name not in files]:
-        raise StaleError(f"{options.run} has no {name_some(missing)}: train it first")
+    if not (best := RunFolder(options.run).checkpoint("best")).is_file():
+        raise StaleError(f"no {best}: train the run first")
     if config.data.localizer_features:
         raise StaleError(f"{options.run}: data.localizer_features cannot be packed")
     digests = {name: file_sha256(path) for name, path in files.items()}

@@ -240,7 +240,8 @@ class Detector:
     def read_embeddings(self, path: str | Path) -> EmbeddingTable:
         """Load class embeddings; a StaleError if they are known to be of another model than the run's features."""
         table = read_embeddings(path)
-        table.require_model_of(self.backbone)
+        if not self.config.model.visual_projection:
+            table.require_model_of(self.backbone)
         return table
 
     def _detect_one(self, video: Video, features: Tensor, classes: ClassFeatures) -> VideoDetections:

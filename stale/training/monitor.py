@@ -25,14 +25,14 @@ def part_statistics(
     """What the masks of a batch do; the values of all processes add up, as losses do.
 
     ``passing``: share of the valid snippets whose L is above ``threshold``, θ_bin; ``foreground_deviation``: standard
-    deviation of L over time, mean over the videos.
+    deviation of L over those of a video, mean over the videos.
     """
     statistics = {}
     if outputs.foreground_logits is not None:
         L = outputs.foreground_logits.float().sigmoid()  # B × T
         passing = (threshold < L) & targets.valid
         share = targets.valid / targets.valid.sum(1, keepdim=True).clamp(min=1)  # B × T
-        variance = (share * (L - (share * L).sum(1, keepdim=True)).square()).sum(1)  # without padding
+        variance = (share * (L - (share * L).sum(1, keepdim=True)).square()).sum(1)
         statistics["passing"] = passing.sum() / normalizers.valid.clamp(min=1)
         statistics["foreground_deviation"] = variance.sqrt().sum() / normalizers.videos
     return statistics

@@ -82,10 +82,10 @@ def train(config: Config, output: str | Path, resume: bool = False, overwrite: b
         with out_of_memory_hint("data.num_snippets", config.data.num_snippets, " or use features of half precision"):
             # Data
             data = load_training_data(config)
-            distributed.main_process_first(lambda: require_text_of(data.backbone, config.model))
             # Model
             widths = data.feature_width, data.localizer_width
             model = initial_model(config, widths, phrases(data.split.seen)).to(device)
+            require_text_of(data.backbone, config.model)
             if distributed.rank():  # the same weights in every process, but other dropout
                 torch.manual_seed(config.train.seed + distributed.rank())
             # Loss and optimizer

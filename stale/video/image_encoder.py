@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from stale.config import ModelConfig
+from stale.config import MODELS, ModelConfig
 from stale.data.features import Backbone, require_same_backbone
 from stale.errors import StaleError
 from stale.model.clip import ClipWeights, load_clip_module, load_clip_weights
@@ -95,7 +95,8 @@ def backbone_of(loaded: ClipWeights, activation: str) -> Backbone:
 
 def require_text_of(features: Backbone, config: ModelConfig) -> None:
     """Raise a StaleError if the CLIP weights of the text are known to be of another model than the features."""
-    if features.as_dict() and not config.text.embeddings and not config.visual_projection:
+    is_known = features.weights_sha256 or features.backbone in MODELS  # others' names have other spellings
+    if is_known and not config.text.embeddings and not config.visual_projection:
         loaded = load_clip_weights(config.text.weights, "text weights")
         given = backbone_of(loaded, config.text.activation)
         require_same_backbone(features, given, loaded.where, "the features are of")

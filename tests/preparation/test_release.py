@@ -67,7 +67,7 @@ def test_damage_and_foreign_files_are_refused(run: RunFolder, package: Path, tmp
             unpack(change(package, tmp_path / "other.zip", name, content), tmp_path / "folder")
     assert not (tmp_path / "evil").exists() and not (tmp_path / "folder/run/split.json").exists()
     shutil.copytree(run.path, tmp_path / "half", ignore=shutil.ignore_patterns("best.pt"))
-    with pytest.raises(StaleError, match="half has no run/checkpoints/best.pt: train it first"):
+    with pytest.raises(StaleError, match="no .*half/checkpoints/best.pt: train"):
         pack_release.main([str(tmp_path / "half"), str(tmp_path / "p.zip")])
     with pytest.raises(StaleError, match="is not a package"):
         unpack(tmp_path / "absent.zip", tmp_path)

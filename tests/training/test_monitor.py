@@ -82,6 +82,8 @@ def test_a_part_that_does_nothing_is_named(
     changed = {name: function(getattr(outputs, name)) for name, function in change.items()}
     (found,) = warnings_of(model, replace(outputs, **changed), *settings)
     assert found.startswith(start)
+    softened = warnings_of(model, replace(outputs, **changed), *settings, "model.masking.gradient=soft")
+    assert not [line for line in softened if "masking.threshold" in line]  # which has no effect then
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -130,6 +130,7 @@ def test_heads_are_derived_from_the_width_or_given(width: int, given: int | None
 def test_training_refuses_text_of_another_model_than_the_features(tmp_path: Path) -> None:
     config = load_config([make_clip_data_set(tmp_path)], [f"model.text.weights={tmp_path / 'text_encoder.pt'}"])
     features = open_features(2 * [config.data.features]).backbone()  # side by side
+    assert features == open_features(config.data.features).backbone() != Backbone()
     require_text_of(features, config.model)
     weights = torch.load(tmp_path / "text_encoder.pt") | random_image_encoder_weights(1)
     torch.save(weights, tmp_path / "text_encoder.pt")
