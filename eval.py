@@ -219,6 +219,7 @@ def save_in_run(content: dict[str, Any], options: argparse.Namespace, annotation
     altered = {
         "--annotations": own.is_file() and file_sha256(own) != file_sha256(given),  # not the same file elsewhere
         "--subset": options.subset,
+        "--tiou": options.tiou,
         "--video-scores": options.video_scores,
         "--duplicates drop": options.duplicates == "drop",
         "--ground-truth": options.ground_truth != "all",

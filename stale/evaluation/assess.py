@@ -109,6 +109,7 @@ def assess(
         "num_ground_truth": len(truth),
         "num_videos": len(truth.videos),
         "num_classes": len(truth.classes),
+        "num_videos_without_detections": len({*range(len(truth.videos))} - {*found.video.tolist()}),
         "num_detections": len(found),
         "num_listed": len(results),
         "average_recall": values["average_recall"],

@@ -97,10 +97,7 @@ def _parse(path: Path) -> Any:
 def results_from_dict(
     results: Mapping[str, Collection[Any]], content: Mapping[str, Any] | None = None, path: str | Path = "detections"
 ) -> Results:
-    """Convert video → [{"segment": [start, end] (seconds), "label": str, "score": float}] to :class:`Results`.
-
-    ``protocol`` and ``external_data`` of the file's whole ``content`` are kept; ``path`` names it in errors.
-    """
+    """Convert video → [{"segment": [start, end] (seconds), "label": str, "score": float}] to :class:`Results`."""
     items = list(chain.from_iterable(results.values()))
     try:  # all at once; only where something is wrong one after another
         labels, segments, scores = ([item[key] for item in items] for key in ("label", "segment", "score"))
@@ -172,6 +169,7 @@ def align(
     np.maximum.at(ends, truth.video, truth.segments[:, 1])
     late = ~not_a_number & (video >= 0) & (results.segments[:, 0] > np.append(ends, 0)[video])
     late &= not truth.estimated
+    shares = len(results) >= 10 and results.segments.max() <= 1 and np.median(truth.durations) >= 10  # of the videos
     backwards = ~not_a_number & (results.segments[:, 1] < results.segments[:, 0])
     of_videos, of_labels = (results.videos, results.video), (results.labels, results.label)
     problems = []
@@ -179,6 +177,7 @@ def align(
         ("a segment or score that is not a number", not_a_number, of_videos, "left out"),
         ("a segment of negative length", backwards, of_videos, "counted as false positives"),
         ("a start after the end of their video", late, of_videos, "counted, but are they in seconds?"),
+        ("an end within the first second", np.full(len(video), shares), of_videos, "counted, but are they in seconds?"),
         ("an unknown video", (video < 0) & ~is_known[results.video], of_videos, "counted as false positives"),
         ("a label outside the vocabulary", label < 0, of_labels, "left out"),
     ):

@@ -100,6 +100,8 @@ def report(metrics: Mapping[str, Any], verbose: bool = False) -> list[str | Tabl
             (f"{label} ({one['num_ground_truth']})", {**one, "average_mAP": one["average"]}) for label, one in ranked
         ]
         parts.append(map_table("AP, %, by class (instances)", named))
+    if silent := metrics["num_videos_without_detections"]:
+        parts.append(f"note: {silent} of {metrics['num_videos']} videos have no detection: their instances are missed")
     for one in metrics["problems"]:
         names = printable(name_some(one["names"]))
         share = f"{one['count']} of {counted(metrics['num_listed'], 'detection')}"

@@ -95,3 +95,5 @@ def test_known_videos_and_ids_with_or_without_prefix_are_no_problem():
     twice = results_from_dict({"v_a": [GOOD], "a": [GOOD], "b": [GOOD], "v_v_b": [GOOD]})
     found, (problem,) = align(twice, truth())  # one video under two names: the exact one counts
     assert (found.video.tolist(), problem["names"]) == ([-1, 0, 1, -1], ["v_a", "v_v_b"])
+    relative = results_from_dict({"a": 10 * [{**GOOD, "segment": [0.1, 0.9]}]})
+    assert align(relative, truth())[1][0]["kind"] == "an end within the first second"
