@@ -139,8 +139,8 @@ def evaluate_predictions(options: argparse.Namespace) -> Assessment:
     return run_assessment(options, results, videos=tested, classes=classes, protocol=protocol, groups=groups)
 
 
-def evaluate_run(options: argparse.Namespace) -> Assessment:
-    """``--run``: the protocol that inference.py wrote decides."""
+def evaluate_run(options: argparse.Namespace) -> tuple[Assessment, str]:
+    """``--run``: the protocol that inference.py wrote decides. Also returns the path of the run's own annotations."""
     run = RunFolder(Path(options.run))
     results = read_run_results(run.detections(options.vocabulary), run)
     protocol = results.protocol

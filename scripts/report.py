@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from stale.run_folder import RunFolder
 
     tested = (parse_arguments(["--run", str(run), "--vocabulary", options.vocabulary]) for run in options.runs)
-    subjects = [Subject(run, evaluate_run(each)) for run, each in zip(options.runs, tested, strict=True)]
+    subjects = [Subject(run, evaluate_run(each)[0]) for run, each in zip(options.runs, tested, strict=True)]
     print(write_report(subjects, options.output or RunFolder(options.runs[0]).report.parent, options.videos))
 
 
