@@ -111,7 +111,6 @@ def test_a_saved_configuration_is_loaded_the_same(
     [
         ("model.localiser.bank", "model.localizer.bank"),
         ("train.lr", "train.learning_rate"),
-        ("model.n_ctx", "model.text.context_tokens"),
         ("zzz", None),
     ],
 )
