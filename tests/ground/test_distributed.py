@@ -81,9 +81,7 @@ def test_losses_and_weights_are_those_of_one_process(data: Path, tmp_path: Path,
     finish(processes)
     two = RunFolder(tmp_path / "two")
     for record, expected in zip(history(two), history(one), strict=True):
-        norms = [
-            part.pop("gradient_norm", 0.0) for part in (record, expected)
-        ]  # rounding grows with the steps
+        norms = [part.pop("gradient_norm", 0.0) for part in (record, expected)]  # rounding grows with the steps
         assert norms[0] == pytest.approx(norms[1], rel=1e-4)
         assert record == pytest.approx(expected, rel=1e-5)
     checkpoints = [load_checkpoint(run.checkpoint("last")) for run in (two, one)]
