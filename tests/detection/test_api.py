@@ -77,8 +77,11 @@ def test_tensors_half_precision_and_lists_are_accepted(model: Detector) -> None:
     [
         (some_features(), 5, [], "no classes"),
         (some_features(), 5, ["a", " a "], "named twice: a"),
-        (some_features(), float("nan"), ["a"], "fps"),
+        *((some_features(), 5, ["a", name], "empty") for name in ("", " | ")),
+        *((some_features(), fps, ["a"], "fps") for fps in (0, np.nan, np.inf, 5e-324)),
         (some_features(width=WIDTH + 8), 5, ["a"], "72 wide.*64 wide: use the same image encoder"),
+        (some_features()[0], 5, ["a"], "shape"),
+        (some_features() * np.nan, 5, ["a"], "NaN"),
         (some_features(), 5, ["word " * 100], "tokens"),
     ],
 )

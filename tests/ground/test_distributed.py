@@ -73,16 +73,15 @@ def together(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 )
 def test_losses_and_weights_are_those_of_one_process(data: Path, tmp_path: Path, settings: tuple[str, ...]) -> None:
     """Up to the order of sums, 1e-6 of losses near 1. By plain gradient descent: equal weights are equal gradients."""
-    settings = (*NO_DROPOUT, *UNEVEN, "train.epochs=1", "train.learning_rate=0.05", *settings)
+    settings = (*NO_DROPOUT, *UNEVEN, "train.epochs=1", "train.learning_rate=0.005", *settings)
     processes = training(data, tmp_path / "two", *settings, script="tests/reference/train_by_sgd.py")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "build_optimizer", build_sgd)
         one = train(tiny_config(data, *settings), tmp_path / "one")
     finish(processes)
     two = RunFolder(tmp_path / "two")
+    assert len(history(one)) == EPOCH + 1
     for record, expected in zip(history(two), history(one), strict=True):
-        norms = [part.pop("gradient_norm", 0.0) for part in (record, expected)]  # rounding grows with the steps
-        assert norms[0] == pytest.approx(norms[1], rel=1e-4)
         assert record == pytest.approx(expected, rel=1e-5)
     checkpoints = [load_checkpoint(run.checkpoint("last")) for run in (two, one)]
     assert checkpoints[0]["best"] == pytest.approx(checkpoints[1]["best"], rel=1e-5)

@@ -1,7 +1,4 @@
-"""Bad input of every kind, through the real commands: one clear line, exit code 2, nothing half-written.
-
-What one loader alone can tell is tested beside it; here it is what a user types, and what then lies on the disk.
-"""
+"""Bad input of every kind, through the real commands: one clear line, exit code 2, nothing half-written."""
 
 import gc
 import hashlib
@@ -260,7 +257,10 @@ FEATURES = ("--features", "FEATURES", "--fps", "2", "--classes")
         (["--features", "none.npy", "--classes", "a"], "features not found: none.npy"),
         ([*FEATURES, "a", "--template", "b"], "has no {} for the class name"),
         ([*FEATURES, "very " * 90], "needs 9. tokens; .* has room"),
+        (["--video", "none.mp4", "--classes", "a"], "video not found: none.mp4"),
+        ([*FEATURES, "a", "--csv", "/dev/null/a"], "cannot write /dev/null/a"),
         (["--device", "cuda:99"], "--device is cuda:99, but .*; use auto or cpu"),
+        (["--device", "gpu"], "--device 'gpu' is unknown; use auto, cpu, cuda or cuda:N"),
     ],
 )
 def test_options_of_inference(run: RunFolder, tmp_path: Path, command: Command, more: list, message: str) -> None:
