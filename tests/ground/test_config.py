@@ -111,6 +111,7 @@ def test_a_saved_configuration_is_loaded_the_same(
     [
         ("model.localiser.bank", "model.localizer.bank"),
         ("train.lr", "train.learning_rate"),
+        *(("optimizer.wd", "train.weight_decay"), ("model.n_ctx", "model.text.context_tokens")),
         ("zzz", None),
     ],
 )
@@ -161,11 +162,10 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train: [", "not valid YAML"),
+        *((text, "not valid YAML") for text in ("train: [", "train:\n\tepochs: 3", "? [a, b]\n: 3", "[" * 5_000)),
         ("train: {epochs: 3}\ntrain: {seed: 3}", "key 'train' given twice"),
         ("train: &a {seed: 3}\nloss: *a", "aliases (*name) are not supported"),
         ("data: {split: {a: 1}}", "unknown key 'data.split.a'; did you mean 'data.split'?"),
-        ("[" * 5_000, "not valid YAML"),
         ("train: {seed: !!python/object/apply:os.mkdir ['evil']}", "must be a valid integer, not ['evil']"),
         (None, "configuration not found"),
     ],
