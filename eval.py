@@ -5,6 +5,10 @@
     python eval.py --run RUN --report DIR         # a page to browse
     python eval.py --runs DIR... --versus DIR...  # means, paired differences
 
+P.json is in ActivityNet's layout, times in seconds, a higher score for a surer
+detection: {"results": {"video": [{"label": "Diving", "score": 0.9, "segment":
+[1.5, 4.0]}]}}. What inference.py adds under "protocol" then need not be said.
+
 Protocols of zero-shot detection; their numbers must not be compared:
 
     test         unseen classes in the test subset
@@ -161,6 +165,8 @@ def evaluate_run(options: argparse.Namespace) -> tuple[Assessment, str]:
         if unseen is None:
             unseen = read_run_results(run.detections("unseen"), run).protocol.get("classes", [])
         groups = grouped(protocol["classes"], unseen)
+        if options.protocol == "generalized" and not all(groups.values()):
+            raise StaleError(f"{run.path}: --protocol generalized needs seen and unseen classes; the run has one group")
     known = {"protocol": protocol, "baselines": baselines, "groups": groups}
     assessment = run_assessment(options, results, videos=tested, classes=protocol["classes"], **known)
     return assessment, protocol["annotations"]

@@ -93,7 +93,9 @@ def unpack_captions(options: argparse.Namespace) -> None:
 
     is_url = options.package.startswith(("https://", "http://"))
     package = download(options.package, options.root / "downloads") if is_url else Path(options.package)
-    folder = options.root / "thumos14_captions"
+    folder = options.root / package.stem
+    if folder.exists() and not (folder / RUN).exists():
+        raise StaleError(f"{folder} holds other data: rename the package, whose name the folder takes")
     manifest = unpack(package, folder)
     print(f"{folder}: {len(manifest['files'])} files, {len(manifest['videos']):,} videos, checked by SHA-256")
     print(f"next: python inference.py --run {shlex.quote(str(folder / RUN))}")

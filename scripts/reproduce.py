@@ -107,11 +107,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise StaleError("missing: " + "; ".join(missing))
         failures = run_jobs(jobs, ROOT, options.devices.split(","))
 
-    dataset = jobs[0].config.data.dataset
+    data = jobs[0].config.data
     published = report.read_published(ROOT / "configs" / "published.csv")
-    lines = report.make_lines(table, cells, dataset, published)
+    lines = report.make_lines(table, cells, data.dataset, published)
     known = report.read_expected(expected) if expected.is_file() else {"rows": {}}
-    text = report.to_markdown(table, lines, dataset)
+    text = report.to_markdown(table, lines, data.dataset, data.tious)
     target = options.output / f"{table.name}.md"
     print(f"\n{text}")
     if options.check or (target.exists() and not any(line.runs for line in lines)):
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_text(target, text)
         print(target)
         for setting in dict.fromkeys(line.setting for line in lines if line.ours):
-            print(draw(lines, f"{table.title}: {dataset}", setting, target.with_suffix(f".{setting}.png")))
+            print(draw(lines, f"{table.title}: {data.dataset}", setting, target.with_suffix(f".{setting}.png")))
     for name, fault in failures.items():
         print(f"failed: {name}: {fault}", file=sys.stderr)
     if options.record:

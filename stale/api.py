@@ -330,8 +330,7 @@ def _compare_with_training(run: RunFolder, test: TestData) -> None:
 
 def _source(config: Config) -> str:
     """The features of a configuration, as one text."""
-    features = config.data.features
-    return features if isinstance(features, str) else " + ".join(features)
+    return " + ".join([config.data.features] if isinstance(config.data.features, str) else config.data.features)
 
 
 def _stored(source: Path) -> Iterator[tuple[str, Any]]:

@@ -178,7 +178,7 @@ class MaskingConfig(Section):
     feature_dropout: Share = Field(0.3, description="dropout of F_vis and the convolutions, with blocks")
     dropout: Share = Field(0.1, description="dropout of the decoder")
     open_start: bool = Field(True, description="L starts at about 0.6; at a random start it can mask every snippet")
-    threshold: Share = Field(0.3, description="θ_bin; not published. A snippet that is masked out cannot be detected")
+    threshold: Share = Field(0.3, description="θ_bin; not published. A snippet that is masked out tells no class")
     gradient: Literal["hard", "straight_through", "soft"] = Field("hard", description="gradient of the thresholding")
 
 

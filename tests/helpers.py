@@ -64,14 +64,10 @@ def random_text_encoder_weights(
     def normal(*shape: int, scale: float = width**-0.5) -> Tensor:
         return torch.randn(*shape, generator=generator) * scale
 
-    weights = {
-        "token_embedding.weight": normal(num_tokens, width, scale=1.0).half(),
-        "positional_embedding": normal(77, width, scale=0.1),
-        "text_projection": normal(width, output_width),
-        "ln_final.weight": torch.ones(width),
-        "ln_final.bias": torch.zeros(width),
-        "logit_scale": torch.tensor(4.6),
-    }
+    weights = {"token_embedding.weight": normal(num_tokens, width, scale=1.0).half()}
+    weights |= {"positional_embedding": normal(77, width, scale=0.1), "text_projection": normal(width, output_width)}
+    weights |= {"ln_final.weight": torch.ones(width), "ln_final.bias": torch.zeros(width)}
+    weights["logit_scale"] = torch.tensor(4.6)
     for layer in range(layers):
         block = f"transformer.resblocks.{layer}."
         for norm in ("ln_1", "ln_2"):

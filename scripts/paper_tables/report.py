@@ -11,16 +11,15 @@ from typing import Any
 from paper_tables.catalog import SETTING_TITLES, Row, Table
 from paper_tables.plan import Cell
 from stale.config import MODELS, Config
+from stale.data.datasets import facts
 from stale.data.features import open_features
 from stale.errors import StaleError
 from stale.evaluation.aggregate import AVERAGE, OTHER, SYSTEM, aggregate, protocol_line, read_runs
-from stale.evaluation.tables import markdown, percent, spread
+from stale.evaluation.tables import markdown, percent, shown_thresholds, spread
 from stale.io import read_json, read_text, write_json
 from stale.run_folder import BASELINES, RunFolder
 
 LEAST_TOLERANCE = 0.01  # one point of mAP: processors round differently, and training amplifies it
-# The tIoUs of the published tables, by data set.
-_COLUMNS = {"thumos14": ("0.30", "0.40", "0.50", "0.60", "0.70"), "activitynet": ("0.50", "0.75", "0.95")}
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,9 @@ class Line:
         return self.ours[column]["mean"] - self.published[column]
 
 
-def columns_of(dataset: str) -> tuple[str, ...]:
-    """Return the columns of a data set's tables."""
-    return (*_COLUMNS.get(dataset, _COLUMNS["activitynet"]), AVERAGE)
+def columns_of(dataset: str, tious: Sequence[float] | None) -> tuple[str, ...]:
+    """Return the columns of a data set's tables: thresholds of its protocol, or of ``tious`` (``data.tious``)."""
+    return (*shown_thresholds({f"{tiou:.2f}": None for tiou in facts(dataset, tious).tious}), AVERAGE)
 
 
 def make_lines(table: Table, cells: Sequence[Cell], dataset: str, published: Sequence[Mapping[str, str]]) -> list[Line]:
@@ -59,7 +58,8 @@ def make_lines(table: Table, cells: Sequence[Cell], dataset: str, published: Seq
         key: {job.config.data.number: job.folder for job in cell.jobs if cell.test not in job.unfinished()}
         for key, cell in by_key.items()
     }
-    names = {column: "avg" if column == AVERAGE else f"m{column[2:]}" for column in columns_of(dataset)}
+    columns = columns_of(dataset, cells[0].jobs[0].config.data.tious)
+    names = {column: "avg" if column == AVERAGE else f"m{column[2:]}" for column in columns}
     lines = []
     for (setting, key), cell in by_key.items():
         row, mine = cell.row, runs[setting, key]
@@ -121,9 +121,9 @@ def read_published(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(read_text(path, "published results").splitlines()))
 
 
-def to_markdown(table: Table, lines: Sequence[Line], dataset: str) -> str:
+def to_markdown(table: Table, lines: Sequence[Line], dataset: str, tious: Sequence[float] | None = None) -> str:
     """Format the table in per cent: published, ours as mean ± std over splits, and the difference."""
-    columns = columns_of(dataset)
+    columns = columns_of(dataset, tious)
     parts = [f"## {table.title}: {dataset}"]
     for setting in dict.fromkeys(line.setting for line in lines):
         of_setting = [line for line in lines if line.setting == setting]

@@ -169,8 +169,7 @@ def tables_of(batches: Sequence[Sums]) -> dict[str, dict[str, float | None]]:
 
 def area_under_curve(scores: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     """AUC (B,) of scores (B, T): the share of pairs in order, a tie counting half; NaN where a video has no pair."""
-    first, second = scores.unsqueeze(2), scores.unsqueeze(1)
-    in_order = (first > second).float() + 0.5 * (first == second).float()  # B × T × T
+    in_order = ((scores.unsqueeze(2) - scores.unsqueeze(1)).sign() + 1) / 2  # B × T × T
     pairs = positive.unsqueeze(2) & negative.unsqueeze(1)
     return (in_order * pairs).sum((1, 2)) / pairs.sum((1, 2))
 

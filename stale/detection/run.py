@@ -1,5 +1,6 @@
 """From features to detections, batch by batch (B videos, T snippets, D feature width, K classes, C joint width)."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from stale.detection.soft_nms import soft_nms, vote
 from stale.detection.windows import forward_in_windows
 from stale.detection.writers import results_file, table
 from stale.device import out_of_memory_hint
+from stale.errors import name_some
 from stale.io import remove_leftovers
 from stale.model.stale import Outputs, Stale, training_free_text
 from stale.model.text import FileEmbeddings
@@ -34,6 +36,8 @@ from stale.segments import snippets_to_seconds
 VideoResults = dict[str, list[dict[str, Any]]]  # video id → detections by falling score, segments in seconds
 Loaded = TypeVar("Loaded")
 Found = TypeVar("Found")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,9 @@ def detect_batch(
         found.append(proposals)
         scores += [*class_scores(outputs, options).cpu().numpy()]
         masks += [None] * len(part) if outputs.foreground is None else [*outputs.foreground.float().cpu().numpy()]
+    empty = [video.id for video, P in zip(videos, scores, strict=True) if len(P) > 1 and not np.ptp(P, axis=0).any()]
+    if empty and options.classify_by == "snippets" and not options.video_score:  # the order of the classes decides
+        _log.warning("no snippet passes L (model.masking.threshold), and labels mean nothing, in %s", name_some(empty))
     results = to_results(videos, found[0] if len(found) == 1 else stack(found), classes.labels, options)
     threshold = model.config.masking.threshold
     return [

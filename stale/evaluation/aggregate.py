@@ -50,7 +50,8 @@ def read_runs(folders: Sequence[str | Path], name: str = "metrics.json") -> dict
     for folder in folders:
         path = Path(folder) / name
         if not path.is_file():
-            raise StaleError(f"{path} is missing; evaluate the run first: python eval.py --run {folder}")
+            more = "".join(f" --vocabulary {word}" for word in ("seen", "all") if name == f"metrics_{word}.json")
+            raise StaleError(f"{path} is missing; evaluate the run first: python eval.py --run {folder}{more}")
         content = check_record(
             MetricsFile, read_json(path, "metrics file"), f"metrics file {path}", "evaluate the run again"
         )

@@ -46,13 +46,13 @@ class Subject:
         return drop_duplicates(truth) if self.duplicates == "drop" else truth
 
     def within(self, results: Results) -> "Subject":
-        """The test without the videos that have no detection, as the released code counted."""
+        """Without the videos under test that have no detection, as the released code counted."""
         under_test = set(self.truth().videos)
         found = set(match_video_ids((results.videos[index] for index in np.unique(results.video)), under_test).values())
-        kept = tuple(video for video in self.videos if video.id in found)
-        if not kept:
+        kept = tuple(video for video in self.videos if video.id in found or video.id not in under_test)
+        if not found:
             raise StaleError(f"{results.path}: no video under test has a detection")
-        counted = f"ONLY IN VIDEOS WITH PREDICTIONS ({len(kept)} of {len(under_test)})"
+        counted = f"ONLY IN VIDEOS WITH PREDICTIONS ({len(found)} of {len(under_test)})"
         return replace(self, videos=kept, ground_truth=counted)
 
 

@@ -82,11 +82,11 @@ def with_true_segments(truth: GroundTruth, found: Detections, tious: Sequence[fl
     an instance of its own label. Of several instances with one segment the first takes the labels of none of them.
     """
     detection, instance, tiou = _overlaps(truth, found)
-    right = truth.label[instance] == found.label[detection]
+    right, scores = truth.label[instance] == found.label[detection], found.scores - found.scores.min(initial=0)
     own = np.zeros(len(found))
     np.maximum.at(own, detection[right], tiou[right])
     keep = right | ((tiou > own[detection]) & (_same_segment(truth)[instance] == instance))
-    detection, instance, weighted = detection[keep], instance[keep], (found.scores[detection] * tiou)[keep]
+    detection, instance, weighted = detection[keep], instance[keep], (scores[detection] * tiou)[keep]
     named = instance * len(truth.classes) + found.label[detection]
     order = np.lexsort((-weighted, named))
     best = order[np.diff(named[order], prepend=-1) != 0]

@@ -95,7 +95,6 @@ def train(config: Config, output: str | Path, resume: bool = False, overwrite: b
             trainer.restore(state)
         distributed.gather(None)  # all processes have looked at the run folder
         try:
-            # Run folder
             if distributed.is_main_process():
                 if overwrite:
                     run.set_aside()
@@ -107,8 +106,9 @@ def train(config: Config, output: str | Path, resume: bool = False, overwrite: b
                 revision = git_revision()
                 _log.info("stale %s (revision %s), %s", __version__, revision or "unknown", versions(device))
                 write_json(run.split, {**_split_record(data), "revision": revision}, indent=1)
-                _truncate_history(run, trainer.epoch)
-            # Loop
+                # Later records are of epochs that are trained again; a last line may be incomplete.
+                kept = [record for record in run.read_history() if record["epoch"] <= trainer.epoch]
+                write_text(run.history, "".join(f"{json.dumps(record)}\n" for record in kept))
             trainer.fit()
         except BaseException:
             _settle(run)
@@ -490,9 +490,3 @@ def _check_same_data(state: Mapping[str, Any], data: TrainingData, run: RunFolde
 def _split_record(data: TrainingData) -> dict[str, Any]:
     record = {"source": data.split.source, "seen": list(data.split.seen), "unseen": list(data.split.unseen)}
     return {**record, "held_out": [video.id for video in data.held_out.videos], **data.digests}
-
-
-def _truncate_history(run: RunFolder, epoch: int) -> None:
-    """Drop the records after ``epoch``, which is trained again, and a line that was not written completely."""
-    kept = [record for record in run.read_history() if record["epoch"] <= epoch]
-    write_text(run.history, "".join(f"{json.dumps(record)}\n" for record in kept))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stale.api import infer, load
-from stale.config import DetectionConfig
+from stale.config import DetectionConfig, load_config
 from stale.data import dataset
 from stale.data.annotations import Video
 from stale.data.dataset import load_features
@@ -21,6 +21,7 @@ from stale.detection.run import class_features, detect, to_results
 from stale.detection.writers import results_json
 from stale.io import read_json
 from stale.run_folder import RunFolder
+from tests.helpers import WIDTH
 
 
 def copy_with_batches(run: RunFolder, folder: Path, size: int) -> RunFolder:
@@ -73,6 +74,16 @@ def test_a_few_batches_are_in_memory_at_once(run: RunFolder, tmp_path: Path, mon
     assert len(loaded) == len(read_json(own_run.detections("all"), "detections")["results"]) == 16
     assert max(held) <= 3
     assert not leftover.exists(), "what a killed process left is removed"
+
+
+def test_a_mask_that_passes_nothing_is_reported(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    detector, features = load(run.path), torch.randn(20, WIDTH).numpy()
+    strict = load_config([run.config], ["model.masking.threshold=1"]).model
+    detector.detect(features, 2.0, ["Diving", "GolfSwing"], name="a")
+    assert not caplog.text
+    detector.model.config = strict
+    detector.detect(features, 2.0, ["Diving", "GolfSwing"], name="a")
+    assert "no snippet passes L (model.masking.threshold), and labels mean nothing, in a" in caplog.text
 
 
 def test_results_are_in_seconds_sorted_and_complete() -> None:

@@ -49,22 +49,10 @@ def make_run(folder, split=0, vocabulary="unseen", seed=0, **protocol):
     folder.mkdir(parents=True, exist_ok=True)
     path, database = annotations(folder)
     classes = {"unseen": ["Curling"], "seen": ["Archery", "Ballet"], "all": LABELS}[vocabulary]
-    stated = {
-        "dataset": "activitynet",
-        "setting": "75_25",
-        "split": split,
-        "split_source": "official lists",
-        "subset": "validation",
-        "vocabulary": vocabulary,
-        "classes": classes,
-        "tious": [0.3, 0.5],
-        "annotations": str(path),
-        "checkpoint": "best",
-        "features": "random",
-        "skipped_videos": 0,
-        "checkpoint_chosen_on": f"mAP of held-out videos of seen classes, epoch {split}",
-        **protocol,
-    }
+    stated = {"dataset": "activitynet", "setting": "75_25", "split": split, "split_source": "official lists"}
+    stated |= {"subset": "validation", "vocabulary": vocabulary, "classes": classes, "tious": [0.3, 0.5]}
+    stated |= {"annotations": str(path), "checkpoint": "best", "features": "random", "skipped_videos": 0}
+    stated |= {"checkpoint_chosen_on": f"mAP of held-out videos of seen classes, epoch {split}", **protocol}
     run = RunFolder(folder)
     files = {run.detections(vocabulary): 3.0, **{run.baselines(name, vocabulary): 20.0 for name in BASELINES}}
     for target, spread in files.items():
@@ -182,6 +170,8 @@ def test_generalised_run_shows_seen_unseen_and_all(tmp_path, capsys):
     listed = ["--split-file", str(tmp_path / "list"), "--json", str(tmp_path / "out.json")]
     command.main([*source, *listed, "--protocol", "generalized"])
     assert load(tmp_path / "out.json")["groups"] == metrics["groups"]
+    with pytest.raises(StaleError, match="needs seen and unseen classes; the run has one group"):
+        evaluated(tmp_path / "closed", "--protocol", "generalized", vocabulary="all", unseen_classes=[])
 
 
 @needs_shared
@@ -259,7 +249,8 @@ def test_runs_that_cannot_be_aggregated(tmp_path):
     configure(second, "data.split=1", "model.text.weights=another/c.pt", "model.points.levels=5")
     cases = [([first, again, second], "split 0 with seed 0 given more than once: .*0, .*1")]
     cases.append(([first, second], r"/0 and .*/2: protocols differ in model.points.levels \('6' and '5'\)$"))
-    cases.append(([str(tmp_path)], "evaluate the run first"))
+    cases.append(([str(tmp_path)], "evaluate the run first: python eval.py --run [^ ]*$"))
+    cases.append(([str(tmp_path), "--vocabulary", "seen"], "evaluate the run first: .* --vocabulary seen$"))
     cases.append(([first, "--versus", second], "need the same splits"))
     cases.append(([first, first], "run folder given twice"))
     fewer = load(Path(again, "metrics.json"))
@@ -330,22 +321,22 @@ def test_ground_truth_of_predicted_videos_alone_is_stated(tmp_path, capsys):
     assert "ground truth" not in capsys.readouterr().out
     command.main(["--run", str(tmp_path / "run"), "--ground-truth", "predicted-videos"])
     assert "\n  ground truth ONLY IN VIDEOS WITH PREDICTIONS (7 of 8)\n" in capsys.readouterr().out
+    (tmp_path / "list").write_text("Curling\n")
+    source = tmp_path / "run" / "annotations.json"
+    annotated = load(source)
+    annotated["database"]["v1"]["annotations"] = [{"segment": [1, 9], "label": "Ballet"}]  # of no class under test
+    source.write_text(json.dumps(annotated))
+    options = ["--annotations", str(source), "--split-file", str(tmp_path / "list"), "--strict"]
+    command.main(["--predictions", str(path), *options, "--ground-truth", "predicted-videos"])
+    assert "ONLY IN VIDEOS WITH PREDICTIONS (6 of 7)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        "",
-        "--predictions p",
-        "--predictions p --vocabulary all",
-        "--run r --versus q",
-        "--run r --split-file l",
-        "--runs r --tiou 0.5",
-        "--runs r --report d",
-        "--runs r --protocol val+test",
-        "--run r --videos v",
-        "--run r --allow-unseen-supervision",
-        "--run r --protocol generalized --vocabulary seen",
+        *("", "--predictions p", "--predictions p --vocabulary all", "--run r --versus q", "--run r --split-file l"),
+        *("--runs r --tiou 0.5", "--runs r --report d", "--runs r --protocol val+test", "--run r --videos v"),
+        *("--run r --allow-unseen-supervision", "--run r --protocol generalized --vocabulary seen"),
         "--predictions p --annotations a --protocol generalized",
     ],
 )

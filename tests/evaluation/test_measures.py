@@ -81,6 +81,8 @@ def test_true_segments_leave_only_the_error_of_classification():
     metrics = with_true_segments(TRUTH, found, [0.95])
     assert metrics.ap[0].tolist() == [1.0, 1.0]
     assert with_true_segments(TRUTH, found_in(TRUTH), [0.95]).average == 0.0
+    below_0 = found_in(TRUTH, a=[(0, 10, "x", -0.15), (50, 90, "x", -0.2)])
+    assert with_true_segments(TRUTH, below_0, [0.95]).ap[0].tolist() == [1.0, 0.0]
 
 
 @settings(max_examples=50, deadline=None)
@@ -110,6 +112,8 @@ def test_video_scores_overwrite_labels(tmp_path):
     scores = read_scores(tmp_path, {"class": ["y", "x"], "results": {"a": [0.5, 0.1], "v_b": [0.2, 0.25]}})
     found = scores.apply(found_in(TRUTH, a=[(0, 10, "x", 0.8), (0, 10, "y", 0.4)], b=[(1, 2, "y", 1.0)]))
     assert found.label.tolist() == [1, 0] and found.scores.tolist() == [0.4, 0.25]
+    with pytest.raises(StaleError, match="must not be negative"):
+        scores.apply(found_in(TRUTH, a=[(0, 10, "x", -0.1)]))
     whole = scores.whole_videos(TRUTH)
     assert whole.segments.tolist() == [[0, 100], [0, 100]] and whole.label.tolist() == [1, 0]
 

@@ -189,20 +189,14 @@ def test_a_file_without_text_weights_is_an_error(tmp_path: Path, content: object
     "change",
     [
         {"transformer.resblocks.1.ln_1.weight": None},
-        {"ln_final.bias": torch.zeros(63)},
-        {"transformer.resblocks.0.mlp.c_fc.weight": torch.zeros(64, 256)},
-        {"text_projection": torch.zeros(64)},
-        {"token_embedding.weight": torch.zeros(64)},
+        *({"ln_final.bias": torch.zeros(63)}, {"transformer.resblocks.0.mlp.c_fc.weight": torch.zeros(64, 256)}),
+        *({name: torch.zeros(64)} for name in ("text_projection", "token_embedding.weight")),
     ],
     ids=lambda change: " ".join(change),
 )
 def test_tensors_that_form_no_text_transformer_are_an_error(change: dict[str, Tensor | None]) -> None:
-    weights = {name: t for name, t in random_text_encoder_weights(num_tokens=8).items() if name != "logit_scale"}
-    for name, tensor in change.items():
-        if tensor is None:
-            del weights[name]
-        else:
-            weights[name] = tensor
+    changed = {**random_text_encoder_weights(num_tokens=8), "logit_scale": None, **change}
+    weights = {name: tensor for name, tensor in changed.items() if tensor is not None}
     with pytest.raises(StaleError, match="text transformer") as error:
         TextTransformer.from_weights(weights)
     with pytest.raises(StaleError, match="64 wide, 5 heads; set model.text.heads"):

@@ -26,7 +26,7 @@ def package(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_package_holds_what_its_manifest_says(run: RunFolder, package: Path, tmp_path: Path) -> None:
     prepare_data.main(["captions", "--root", str(tmp_path), "--from", str(package)])
-    folder = tmp_path / "thumos14_captions"
+    folder = tmp_path / "package"
     config = RunFolder(folder / "run").load_config()
     assert config.data.features == str(folder / "features.h5")
     assert config.model.text.weights == str(folder / "text_encoder.pt")
@@ -34,6 +34,9 @@ def test_a_package_holds_what_its_manifest_says(run: RunFolder, package: Path, t
     videos = json.loads(zipfile.ZipFile(package).read(MANIFEST))["videos"]
     assert {video["id"]: video["snippets"] for video in videos} == {name: len(first.read(name)) for name in first.ids}
     assert all(np.array_equal(first.read(name), second.read(name)) for name in first.ids)
+    (folder / "run").rename(tmp_path / "run")
+    with pytest.raises(StaleError, match="package holds other data"):
+        prepare_data.main(["captions", "--root", str(tmp_path), "--from", str(package)])
 
 
 @pytest.mark.parametrize("kind", ["run folder", "checkpoint", "package", "unpacked run"])
