@@ -89,12 +89,13 @@ def prepare(options: argparse.Namespace) -> None:
 def unpack_captions(options: argparse.Namespace) -> None:
     """Unpack a package and say how to use it."""
     from stale.io import download
-    from stale.preparation.release import RUN, unpack
+    from stale.preparation.release import FEATURES, RUN, TEXT_ENCODER, unpack
 
     is_url = options.package.startswith(("https://", "http://"))
     package = download(options.package, options.root / "downloads") if is_url else Path(options.package)
     folder = options.root / package.stem
-    if folder.exists() and not (folder / RUN).exists():
+    there = {path.name for path in folder.glob("[!.]*")}  # an interrupted unpacking can have left some
+    if there - {FEATURES, TEXT_ENCODER, RUN}:
         raise StaleError(f"{folder} holds other data: rename the package, whose name the folder takes")
     manifest = unpack(package, folder)
     print(f"{folder}: {len(manifest['files'])} files, {len(manifest['videos']):,} videos, checked by SHA-256")

@@ -210,7 +210,7 @@ class VideoScores:
     def apply(self, found: Detections) -> Detections:
         """Overwrite labels by the video's classes and multiply scores by theirs; videos without one lose all."""
         if (found.scores < 0).any():
-            raise StaleError("external scores multiply those of the detections, which must not be negative: shift them")
+            raise StaleError("external scores multiply those of the detections, which must not be negative")
         found = found.take(found.video >= 0)
         ranked = [
             replace(found, label=label, scores=found.scores * score).take(label >= 0).of_segments

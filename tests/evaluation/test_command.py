@@ -322,8 +322,7 @@ def test_ground_truth_of_predicted_videos_alone_is_stated(tmp_path, capsys):
     command.main(["--run", str(tmp_path / "run"), "--ground-truth", "predicted-videos"])
     assert "\n  ground truth ONLY IN VIDEOS WITH PREDICTIONS (7 of 8)\n" in capsys.readouterr().out
     (tmp_path / "list").write_text("Curling\n")
-    source = tmp_path / "run" / "annotations.json"
-    annotated = load(source)
+    annotated = load(source := tmp_path / "run" / "annotations.json")
     annotated["database"]["v1"]["annotations"] = [{"segment": [1, 9], "label": "Ballet"}]  # of no class under test
     source.write_text(json.dumps(annotated))
     options = ["--annotations", str(source), "--split-file", str(tmp_path / "list"), "--strict"]

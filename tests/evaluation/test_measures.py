@@ -81,8 +81,8 @@ def test_true_segments_leave_only_the_error_of_classification():
     metrics = with_true_segments(TRUTH, found, [0.95])
     assert metrics.ap[0].tolist() == [1.0, 1.0]
     assert with_true_segments(TRUTH, found_in(TRUTH), [0.95]).average == 0.0
-    below_0 = found_in(TRUTH, a=[(0, 10, "x", -0.15), (50, 90, "x", -0.2)])
-    assert with_true_segments(TRUTH, below_0, [0.95]).ap[0].tolist() == [1.0, 0.0]
+    negative = found_in(TRUTH, a=[(0, 10, "x", -0.15), (50, 90, "x", -0.2)])
+    assert with_true_segments(TRUTH, negative, [0.95]).ap[0].tolist() == [1.0, 0.0]
 
 
 @settings(max_examples=50, deadline=None)

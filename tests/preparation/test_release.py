@@ -34,7 +34,9 @@ def test_a_package_holds_what_its_manifest_says(run: RunFolder, package: Path, t
     videos = json.loads(zipfile.ZipFile(package).read(MANIFEST))["videos"]
     assert {video["id"]: video["snippets"] for video in videos} == {name: len(first.read(name)) for name in first.ids}
     assert all(np.array_equal(first.read(name), second.read(name)) for name in first.ids)
-    (folder / "run").rename(tmp_path / "run")
+    shutil.rmtree(folder / "run")  # as if unpacking had been interrupted
+    prepare_data.main(["captions", "--root", str(tmp_path), "--from", str(package)])
+    (folder / "annotations.json").touch()
     with pytest.raises(StaleError, match="package holds other data"):
         prepare_data.main(["captions", "--root", str(tmp_path), "--from", str(package)])
 
