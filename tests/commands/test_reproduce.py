@@ -261,9 +261,8 @@ def test_a_failed_run_does_not_stop_the_others(
         return 2 if "model.masking.kind=none" in command else 0
 
     monkeypatch.setattr("paper_tables.plan.run_process", half)
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit, match="^1$"):
         reproduce.main(arguments("masking", data, tmp_path, "--rows", "none", "conv1d"))
-    assert stop.value.code == 1
     printed = capsys.readouterr()
     assert "train.py failed (2): error: no such thing" in printed.err
     assert "no run is finished" in printed.out
@@ -400,16 +399,15 @@ def test_recorded_results_are_checked(
     run("masking", "--record", *more)
     content = json.loads(expected.read_text())
     assert set(content["rows"]) == {"75_25/none", "75_25/gt"}
-    wanted = {"average_mAP", "tolerance", "seed", "commit", "machine", "command", "splits"}
-    assert wanted <= set(content["rows"]["75_25/gt"])
+    assert {"average_mAP", "tolerance", "seed", "commit", "machine", "splits"} <= set(content["rows"]["75_25/gt"])
+    assert "--record" in content["rows"]["75_25/gt"]["command"]
     assert run("masking", "--check", *more) == []
     assert "2 of 2 rows within tolerance" in capsys.readouterr().out
 
     content["rows"]["75_25/none"]["average_mAP"] += 0.02
     expected.write_text(json.dumps(content))
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit, match="^1$"):
         run("masking", "--check", *more)
-    assert stop.value.code == 1
     assert "out of tolerance: 75/25 none" in capsys.readouterr().err
 
     two = lines_of("masking", plan("masking", data, output, (0, 1), ["none"]))
@@ -417,6 +415,10 @@ def test_recorded_results_are_checked(
     assert "ours (1 of 2 runs)" in to_markdown(TABLES["masking"], two, "tiny")
     known = {"75_25/none": {"average_mAP": 0.5, "tolerance": 1.0, "splits": [0, 1]}}
     assert compare(two, known) == ["75/25 none: splits [0] are finished, [0, 1] are expected"]
+    (one,) = lines_of("masking", plan("masking", data, output, (0,), ["none"]))
+    for near, faults in ((one.ours["average"]["mean"] + 0.005, 0), (0.9, 1)):
+        known["75_25/none"] |= {"tolerance": 0.01, "values": [near, 0.9]}
+        assert len(compare([one], known)) == faults
 
 
 def test_the_expected_results_of_the_repository_are_sound() -> None:
@@ -426,4 +428,4 @@ def test_the_expected_results_of_the_repository_are_sound() -> None:
         assert set(content["rows"]) <= known
         for row in content["rows"].values():
             assert 0 <= row["average_mAP"] <= 1
-            assert {"tolerance", "splits", "seed", "commit", "machine", "command"} <= set(row)
+            assert {"tolerance", "splits", "values", "seed", "commit", "machine", "command"} <= set(row)
