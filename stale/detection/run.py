@@ -154,7 +154,7 @@ def detect_batch(
         found.append(proposals)
         scores += [*class_scores(outputs, options).cpu().numpy()]
         masks += [None] * len(part) if outputs.foreground is None else [*outputs.foreground.float().cpu().numpy()]
-    empty = [video.id for video, P in zip(videos, scores, strict=True) if len(P) > 1 and not np.ptp(P, axis=0).any()]
+    empty = [video.id for video, P in zip(videos, scores, strict=True) if len(P) > 1 and np.ptp(P, axis=0).max() < 1e-6]
     if empty and options.classify_by == "snippets" and not options.video_score:  # the order of the classes decides
         _log.warning("no snippet passes L (model.masking.threshold), and labels mean nothing, in %s", name_some(empty))
     results = to_results(videos, found[0] if len(found) == 1 else stack(found), classes.labels, options)
