@@ -147,20 +147,20 @@ def detect_batch(
     # Videos of different lengths are forwarded one by one, so that none is padded.
     groups = [videos] if isinstance(features, Tensor) else [[video] for video in videos]
     blocks = [features] if isinstance(features, Tensor) else [item[None] for item in features]
-    scores, masks, found = [], [], []
+    scores, masks, found, empty = [], [], [], []
     for part, block in zip(groups, blocks, strict=True):
-        block = block.to(model.background.device).float()
-        outputs, proposals = propose(model, part, block, classes, options=options)
+        outputs, proposals = propose(model, part, block.to(model.background.device).float(), classes, options=options)
         found.append(proposals)
+        assert outputs.mask is not None
+        empty += [video.id for video, some in zip(part, outputs.mask.any(1).tolist(), strict=True) if not some]
         scores += [*class_scores(outputs, options).cpu().numpy()]
         masks += [None] * len(part) if outputs.foreground is None else [*outputs.foreground.float().cpu().numpy()]
-    empty = [video.id for video, P in zip(videos, scores, strict=True) if len(P) > 1 and np.ptp(P, axis=0).max() < 1e-6]
-    if empty and options.classify_by == "snippets" and not options.video_score:  # the order of the classes decides
+    decided = options.classify_by != "snippets" or options.video_score or options.oracle or len(classes.labels) == 1
+    if empty and not decided:  # all classes score the same, and their order decides
         _log.warning("no snippet passes L (model.masking.threshold), and labels mean nothing, in %s", name_some(empty))
     results = to_results(videos, found[0] if len(found) == 1 else stack(found), classes.labels, options)
-    threshold = model.config.masking.threshold
     return [
-        VideoDetections(video, classes.labels, results[video.id], P, foreground=L, threshold=threshold)
+        VideoDetections(video, classes.labels, results[video.id], P, L, model.config.masking.threshold)
         for video, P, L in zip(videos, scores, masks, strict=True)
     ]
 

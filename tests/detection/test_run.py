@@ -76,13 +76,13 @@ def test_a_few_batches_are_in_memory_at_once(run: RunFolder, tmp_path: Path, mon
     assert not leftover.exists(), "what a killed process left is removed"
 
 
-def test_a_mask_that_passes_nothing_is_reported(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_mask_that_passes_nothing_is_reported(run: RunFolder, log: pytest.LogCaptureFixture) -> None:
     detector, features = load(run.path), torch.randn(20, WIDTH).numpy()
     detector.detect(features, 2.0, ["Diving", "GolfSwing"], name="a")
-    assert not caplog.text
+    assert not log.text
     detector.model.config = load_config([run.config], ["model.masking.threshold=1"]).model
     detector.detect(features, 2.0, ["Diving", "GolfSwing"], name="a")
-    assert "no snippet passes L (model.masking.threshold), and labels mean nothing, in a" in caplog.text
+    assert "no snippet passes L (model.masking.threshold), and labels mean nothing, in a" in log.text
 
 
 def test_results_are_in_seconds_sorted_and_complete() -> None:
