@@ -410,6 +410,8 @@ class Config(Section):
             yield f"detection.classify_by={by} needs the foreground; model.masking.kind=none has none"
         if by == "video" and (sources != ["points"] or not detection.video_score):
             yield "detection.classify_by=video needs detection.proposals=points and detection.video_score=true"
+        if by == "calibrated" and detection.video_score:
+            yield "detection.classify_by=calibrated weighs the video by itself; set detection.video_score=false"
         if data.sampling == "native" and not no_masks:
             yield "data.sampling=native has no fixed number of snippets for the masks M; set model.localizer.kind=none"
         if data.sampling == "native" and (data.shrink or data.drop_shorter):

@@ -129,6 +129,8 @@ def read_text(path: str | Path, what: str) -> str:
                 content = file.read(limit + 1)
             if len(content) > limit:
                 raise StaleError(f"{what} {path} unpacks to more than {limit >> 20} MB: refused")
+        if content[:1] == b"\x80":  # as no UTF-8 text begins
+            raise StaleError(f"{what} {path} is a pickle, which can run any code: not opened; write it as text (JSON)")
         return content.decode("utf-8-sig")
     except FileNotFoundError:
         raise StaleError(f"{what} not found: {path}") from None

@@ -160,7 +160,7 @@ def class_probabilities(outputs: Outputs, segments: Tensor, options: DetectionCo
     elif options.classify_by != "video":
         if options.classify_by == "calibrated":
             assert outputs.class_weights is not None
-            logits, video = options.confidence * (similarities(outputs, segments) @ outputs.class_weights), None
+            logits = options.confidence * (similarities(outputs, segments) @ outputs.class_weights)
         else:
             assert outputs.language is not None
             cosine = classify_pooled(_pool(outputs, segments), outputs.language, outputs.temperature)  # B × M × K+1

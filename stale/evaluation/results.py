@@ -59,15 +59,7 @@ def read_results(path: str | Path) -> Results:
 
     A file that is missing, a pickle, not JSON, or of another form is a StaleError.
     """
-    path = Path(path)
-    if path.is_file():
-        with path.open("rb") as file:
-            if file.read(1) == b"\x80":
-                raise StaleError(
-                    f"detections file {path} is a pickle, which is not opened because it can run any code; "
-                    "write it as ActivityNet's results JSON"
-                )
-    content = _parse(path)
+    content = _parse(Path(path))
     if not isinstance(content, dict):
         raise StaleError(f"detections file {path}: an object with 'results' is expected, as ActivityNet's")
     if "results" in content:

@@ -43,6 +43,7 @@ def test_activitynet_form(tmp_path):
         ({"results": {"a": [3]}}, "video 'a': a detection needs"),
         (b'{"results": {"a": [], "a": []}}', "given twice in the same object: a"),
         (pickle.dumps({"video-id": ["a"]}), "is a pickle"),
+        (gzip.compress(pickle.dumps(["a"]), mtime=0), "is a pickle"),
         (None, "file not found"),
     ],
 )
