@@ -59,7 +59,7 @@ def read_results(path: str | Path) -> Results:
 
     A file that is missing, a pickle, not JSON, or of another form is a StaleError.
     """
-    content = _parse(Path(path))
+    content = _parse(path)
     if not isinstance(content, dict):
         raise StaleError(f"detections file {path}: an object with 'results' is expected, as ActivityNet's")
     if "results" in content:
@@ -70,7 +70,7 @@ def read_results(path: str | Path) -> Results:
     return results_from_dict(entries, content if "results" in content else {}, path)
 
 
-def _parse(path: Path) -> Any:
+def _parse(path: str | Path) -> Any:
     """Parse a detections file by a parser twice as fast as Python's, which is used where this one may miss a fault.
 
     The fast one silently keeps the last of equal keys: there would be more colons in the file than keys in the content.
