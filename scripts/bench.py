@@ -170,9 +170,9 @@ def bench_data(bench: Bench) -> Iterator[Row]:
     import torch
     from torch.nn import functional as F
 
+    from data_preparation.pack import pack
     from stale.data.dataset import load_features
     from stale.data.features import open_features
-    from stale.data.pack import pack
 
     batch, snippets, width = bench.count(100, 4), bench.count(100, 16), 64 * bench.count(8, 1)
     rng, folder = np.random.default_rng(0), bench.folder / "npy"

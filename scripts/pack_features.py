@@ -34,9 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.subset and not options.annotations:
         parser.error("--subset goes with --annotations")
 
+    from data_preparation.pack import pack
     from stale.data.annotations import in_subset, read_annotations  # after parsing: --help answers at once
     from stale.data.features import open_features, recorded_number
-    from stale.data.pack import pack
 
     recorded_number(vars(options), "fps", "--fps")
     store, videos = open_features(options.source, options.id_pattern), None

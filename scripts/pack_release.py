@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from stale.data.features import open_features  # after parsing: --help answers at once
     from stale.io import atomic_path, file_sha256
-    from stale.preparation.release import FEATURES, FILES, MANIFEST, RUN, TEXT_ENCODER
+    from stale.release import FEATURES, FILES, MANIFEST, RUN, TEXT_ENCODER
     from stale.run_folder import RunFolder
     from stale.version import __version__
 

@@ -80,8 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def prepare(options: argparse.Namespace) -> None:
     """Prepare a public data set and print what was done."""
+    from data_preparation.prepare import prepare as prepare_data_set
     from stale.data.datasets import DATASETS  # after parsing: --help answers at once
-    from stale.preparation.prepare import prepare as prepare_data_set
 
     print("\n".join(prepare_data_set(DATASETS[options.command], options.root, options.copy)))
 
@@ -89,7 +89,7 @@ def prepare(options: argparse.Namespace) -> None:
 def unpack_captions(options: argparse.Namespace) -> None:
     """Unpack a package and say how to use it."""
     from stale.io import download
-    from stale.preparation.release import FEATURES, RUN, TEXT_ENCODER, unpack
+    from stale.release import FEATURES, RUN, TEXT_ENCODER, unpack
 
     is_url = options.package.startswith(("https://", "http://"))
     package = download(options.package, options.root / "downloads") if is_url else Path(options.package)
@@ -104,7 +104,7 @@ def unpack_captions(options: argparse.Namespace) -> None:
 
 def prepare_custom(options: argparse.Namespace) -> None:
     """Complete ROOT/annotations.csv, write it as ROOT/annotations.json, and report on the data set."""
-    from stale.preparation.converters import load_rows, parse_rows, write_as
+    from data_preparation.converters import load_rows, parse_rows, write_as
     from stale.video.frames import find_videos, probe
 
     table = options.root / "annotations.csv"
@@ -130,10 +130,10 @@ def prepare_custom(options: argparse.Namespace) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Report on a data set; the exit code is the verdict."""
+    from data_preparation import checks
+    from data_preparation.prepare import find_features
     from stale.data.datasets import DATASETS
     from stale.io import write_json
-    from stale.preparation import checks
-    from stale.preparation.prepare import find_features
 
     public = DATASETS.get(options.command)
     folder = options.root / options.command if public else options.root
@@ -156,8 +156,8 @@ def check(options: argparse.Namespace) -> None:
 
 def convert(options: argparse.Namespace) -> None:
     """Load annotations of any layout and write another."""
+    from data_preparation.converters import load_any_layout, write_as
     from stale.data.features import recorded_number
-    from stale.preparation.converters import load_any_layout, write_as
 
     recorded_number(vars(options), "fps", "--fps")
     found = load_any_layout(options.input)

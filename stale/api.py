@@ -50,7 +50,7 @@ from stale.device import choose_device, out_of_memory_hint
 from stale.errors import StaleError
 from stale.model.stale import Stale, restore_model
 from stale.model.text import FileEmbeddings
-from stale.preparation.release import RUN, is_package, unpack
+from stale.release import RUN, is_package, unpack
 from stale.run_folder import BASELINES, RunFolder, log_into, start_logging
 from stale.video.extract import Sampling, VideoFeatures, encode_videos
 from stale.video.image_encoder import ImageEncoder

@@ -41,8 +41,6 @@ Rate = Annotated[float | None, Field(ge=0, le=10)]
 # Settings that have no effect on results.
 WITHOUT_EFFECT = {"train.device", "train.log_interval", "detection.batch_size"}
 
-_REMOVED = {"train.compile": "false"}  # settings of earlier versions, as runs hold them
-
 # Common abbreviations, and the setting that each stands for.
 ABBREVIATIONS = {
     "lr": "train.learning_rate",
@@ -333,10 +331,8 @@ class DetectionConfig(Section):
     @field_validator("oracle", "proposals", mode="before")
     @classmethod
     def _one_word(cls, value: Any) -> Any:
-        """Take a single word for a list of one; ``none`` and ``both`` are words of version 0.2.0."""
-        if isinstance(value, str):
-            return {"none": [], "both": ["masks", "foreground"]}.get(value, [value])
-        return value
+        """Take a single word for a list of one."""
+        return [value] if isinstance(value, str) else value
 
 
 class Config(Section):
@@ -444,9 +440,7 @@ def load_config(files: Sequence[str | Path] = (), assignments: Sequence[str] = (
             problems.append(f"{where}: {key} must be true or false, not {reprlib.repr(value)}")
         elif key in values:
             section[name] = value
-    for key, (value, where) in values.items():
-        if key in known or _REMOVED.get(key) == value:
-            continue
+    for key, (value, where) in ((key, value) for key, value in values.items() if key not in known):
         if not any(name.startswith(f"{key}.") for name in known):
             problems.append(f"{where}: unknown key '{key}'{_suggestion(key, known)}")
         elif value not in ("", None):  # a section without keys is fine

@@ -23,17 +23,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_preparation.converters import Annotations, write_as
+from data_preparation.pack import Packed, write_packed
 from stale.config import TextConfig
 from stale.data.annotations import Instance, Video, all_labels, read_annotations
 from stale.data.classes import phrase
 from stale.data.embeddings import EmbeddingTable, read_embeddings
 from stale.data.features import SIMULATED
-from stale.data.pack import Packed, write_packed
 from stale.errors import StaleError
 from stale.io import atomic_path
 from stale.model.clip import load_text_weights
 from stale.model.text import Prompts, TextEncoder, TextTransformer
-from stale.preparation.converters import Annotations, write_as
 from stale.progress import progress_bar
 
 CLASSES = (

@@ -3,7 +3,7 @@
 * a folder of ``<video>.npy`` (or ``.npz``, ``.pt``) at any depth, with an optional record ``<video>.json`` beside each;
 * an HDF5 file with one dataset a video, and the record in its attributes;
 * a packed folder: ``features.npy``, the snippets of all videos one after the other, and ``index.json``
-  (:mod:`stale.data.pack` writes it).
+  (``scripts/pack_features.py`` writes it).
 
 Several sources of the same videos can stand side by side, concatenated along D. D is the feature width.
 """

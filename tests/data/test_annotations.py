@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
+from data_preparation.converters import load_any_layout
 from stale.data.annotations import (
     CLIPPED,
     EMPTY,
@@ -29,7 +30,6 @@ from stale.data.features import open_features
 from stale.data.splits import read_class_list
 from stale.errors import StaleError
 from stale.evaluation import align, ground_truth, results_from_dict
-from stale.preparation.converters import load_any_layout
 from tests.helpers import needs_shared
 
 GOOD = {"subset": "training", "duration": 10.0, "annotations": [{"segment": [1, 2.5], "label": "Diving"}]}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_preparation.pack import pack, write_packed
 from stale.config import DataConfig
 from stale.data.annotations import Video
 from stale.data.features import (
@@ -22,7 +23,6 @@ from stale.data.features import (
     recorded_rate,
     spread_windows,
 )
-from stale.data.pack import pack, write_packed
 from stale.data.selection import open_all_features
 from stale.errors import StaleError
 from stale.io import write_json

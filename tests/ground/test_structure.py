@@ -14,7 +14,7 @@ PACKAGE = REPOSITORY / "stale"
 FLOORS = (
     ("commands", "config", "distributed", "device", "io", "segments", "errors", "version"),
     ("run_folder", "progress", "records"),
-    ("model", "data", "video", "preparation", "plots", "checkpoint"),
+    ("model", "data", "video", "plots", "checkpoint", "release"),
     ("training", "detection", "evaluation", "reports"),
     ("api",),
 )

@@ -11,14 +11,14 @@ import h5py
 import numpy as np
 import pytest
 
+from data_preparation.checks import Report, check
+from data_preparation.converters import Annotations, write_as
+from data_preparation.prepare import find_features
 from scripts import prepare_data as command
 from stale.data.annotations import Instance, Video, read_annotations
 from stale.data.datasets import DATASETS
 from stale.errors import StaleError
 from stale.io import read_json, write_json
-from stale.preparation.checks import Report, check
-from stale.preparation.converters import Annotations, write_as
-from stale.preparation.prepare import find_features
 from tests.helpers import REPOSITORY, exit_code, make_clip, make_clip_data_set, write_lists
 
 WIDTH = 8

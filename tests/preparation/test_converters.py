@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_preparation.converters import WRITTEN, Annotations, load_any_layout, write_as
 from stale.data.annotations import Instance, Video, read_annotations
 from stale.errors import StaleError
 from stale.io import clean_name
-from stale.preparation.converters import WRITTEN, Annotations, load_any_layout, write_as
 
 VIDEOS = {
     "v_a": Video("v_a", "training", 60.5, (Instance(1.25, 2.0, "Diving"), Instance(0.1, 59.9, "Hand, washing")), 29.97),

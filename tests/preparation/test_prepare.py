@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from data_preparation.converters import Annotations, write_as
+from data_preparation.prepare import prepare
 from scripts import prepare_data as command
 from stale.data.annotations import Instance, Video, read_annotations
 from stale.data.datasets import DATASETS, DatasetFacts
 from stale.errors import StaleError
 from stale.io import download
-from stale.preparation.converters import Annotations, write_as
-from stale.preparation.prepare import prepare
 from tests.helpers import SHARED, needs_shared
 
 CONTENT = bytes(range(256)) * 1000

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from data_preparation.pack import pack
 from scripts import pack_features as command
 from stale.data.annotations import Video
 from stale.data.dataset import load_features, rescale
 from stale.data.features import Backbone, duration_mismatch, open_features
-from stale.data.pack import pack
 from stale.errors import StaleError
 from stale.io import read_json, write_json
 from tests.helpers import write_folder

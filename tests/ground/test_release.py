@@ -12,7 +12,7 @@ import stale
 from scripts import pack_release, prepare_data
 from stale.data.features import open_features
 from stale.errors import StaleError
-from stale.preparation.release import MANIFEST, unpack
+from stale.release import MANIFEST, unpack
 from stale.run_folder import RunFolder
 from tests.helpers import WIDTH
 

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data_preparation.converters import check_ids
+from data_preparation.prepare import count_faults
 from stale.data.annotations import Video, all_labels, by_subset, read_annotations, repair, unit_fault
 from stale.data.classes import same_text
 from stale.data.datasets import DatasetFacts
 from stale.data.features import duration_mismatch, open_features
 from stale.data.splits import NUM_SPLITS, SPLIT_FOLDERS, load_split
 from stale.errors import StaleError, name_some
-from stale.preparation.converters import check_ids
-from stale.preparation.prepare import count_faults
 from stale.progress import progress_bar
 
 EXIT_CODES = {"ready": 0, "incomplete": 1, "faulty": 3}  # 2 is a wrong call

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from data_preparation.converters import Annotations, load_any_layout, normalize, write_as
 from stale.data.annotations import Video, all_labels, by_subset
 from stale.data.datasets import DatasetFacts
 from stale.errors import StaleError, name_some
 from stale.io import download, file_sha256
-from stale.preparation.converters import Annotations, load_any_layout, normalize, write_as
 
 # Below the data set's folder; simulated ones come last.
 FEATURES = ("features.h5", "features.hdf5", "features", "features_simulated")
