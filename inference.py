@@ -28,7 +28,7 @@ from stale.commands import CommandParser
 from stale.errors import StaleError, counted, printable, run_command
 
 OWN = ("classes", "classes_file", "template", "fps", "duration", "image_weights")
-OWN += ("output", "csv", "vtt", "picture")
+OWN += ("output", "csv", "vtt", "picture", "top", "min_score")
 PICTURES = (".png", ".pdf", ".svg")
 
 
@@ -91,8 +91,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     files.add_argument("--csv", **optional, metavar="FILE", help="detections as a table")
     files.add_argument("--vtt", **optional, metavar="FILE|FOLDER", help="WebVTT subtitles; of several videos a folder")
     files.add_argument("--picture", **optional, metavar="FILE|FOLDER", help="timelines, png, pdf or svg")
-    files.add_argument("--top", type=int, default=10, metavar="N", help="detections a video in table, CSV and picture")
-    files.add_argument("--min-score", type=float, default=0.0, metavar="S", help="leave weaker ones out of them")
+    files.add_argument(
+        "--top", type=int, metavar="N", help="detections a video in all of them but --output; default 10"
+    )
+    files.add_argument("--min-score", type=float, metavar="S", help="leave weaker ones out of them")
     options = parser.parse_args(arguments)
 
     sources = options.video or options.features
@@ -102,7 +104,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--vocabulary is of the run's test videos; name your own classes with --classes": sources
         and options.vocabulary,
         "--oracle needs ground truth: it is for the run's test videos": sources and options.oracle,
-        "--curves is of the run's test videos, without --oracle": options.curves and (sources or options.oracle),
+        "--curves is of the run's test videos, without --oracle and --test-config": options.curves
+        and (sources or options.oracle or options.test_config),
         "name the classes with --classes or --classes-file": sources
         and not (options.classes or options.classes_file or options.classes_embeddings),
         "--image-weights goes with --video": options.features and options.image_weights,
@@ -110,7 +113,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         and (len(options.features or ()) != 1 or options.fps is not None or not options.duration > 0),
         "--test-config is a data set, without --vocabulary and own videos": options.test_config
         and (sources or options.vocabulary),
-        "--top must be at least 1": options.top < 1,
+        "--top must be at least 1": options.top is not None and options.top < 1,
     }
     for message, wrong in problems.items():
         if wrong:
@@ -189,8 +192,8 @@ def detect_own_videos(options: argparse.Namespace) -> None:
         vtt=place("vtt", ".vtt", many=True),
         picture=picture,
         single=single,
-        top=options.top,
-        min_score=options.min_score,
+        top=options.top or 10,
+        min_score=options.min_score or 0.0,
     )
     made_by = {
         "run": printable(str(options.run)),

@@ -26,16 +26,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from stale.api import load  # after parsing: --help answers at once
     from stale.detection.diagnosis import diagnose, report
-    from stale.io import write_json
+    from stale.io import require_writable, write_json
     from stale.run_folder import RunFolder
 
+    path = RunFolder(options.run).diagnosis
+    require_writable(path)
     detector = load(options.run, options.checkpoint, options.device)
     # Other settings test one vocabulary only.
     default = ["unseen"] if detector.config.data.setting in ("seen_cv", "closed") else ["seen", "unseen"]
     tests = {name: detector.test_data(name) for name in dict.fromkeys(options.vocabulary or default)}
     found = diagnose(detector.config, detector.model, tests)
     about = {"checkpoint": options.checkpoint, "checkpoint_chosen_on": detector.chosen_on}
-    path = RunFolder(options.run).diagnosis
     write_json(path, {**about, **found}, indent=1)
     print(f"{report(found)}\n\n{path}")
 

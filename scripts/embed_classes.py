@@ -49,6 +49,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     options = parser.parse_args(arguments)
     if options.pretrained and options.library == "clip":
         parser.error("--pretrained goes with --library open_clip")
+    if options.library == "open_clip" and (options.heads or options.activation != "auto"):
+        parser.error("--activation and --heads go with --library clip")
     if options.output.suffix != ".npz":
         parser.error("--output ends in .npz")
     return options

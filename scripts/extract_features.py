@@ -48,6 +48,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         parser.error("--batch-size and --workers must be at least 1")
     if options.pretrained and options.library == "clip":
         parser.error("--pretrained goes with --library open_clip")
+    if options.library == "open_clip" and (options.heads or options.activation != "auto"):
+        parser.error("--activation and --heads go with --library clip")
     return options
 
 

@@ -20,6 +20,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: data/demo, data/demo_short")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers")
     options = parser.parse_args()
+    if options.seed < 0:
+        parser.error("--seed must be at least 0")
 
     from synthetic_data import CLASSES, write_synthetic  # after parsing: --help answers at once
 

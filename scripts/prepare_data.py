@@ -65,7 +65,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     if options.sample is not None and options.sample < 1:
         parser.error("--sample must be at least 1")
     for name in ("json", "sample", "annotations", "features", "splits", "id_pattern"):
-        if not options.check and options.command != "custom" and getattr(options, name) is not None:
+        is_used = options.check or (options.command == "custom" and name != "annotations")
+        if not is_used and getattr(options, name) is not None:
             parser.error(f"--{name.replace('_', '-')} goes with --check")
     return options
 
@@ -97,7 +98,12 @@ def unpack_captions(options: argparse.Namespace) -> None:
     there = {path.name for path in folder.glob("[!.]*")}  # an interrupted unpacking can have left some
     if there - {FEATURES, TEXT_ENCODER, RUN}:
         raise StaleError(f"{folder} holds other data: rename the package, whose name the folder takes")
-    manifest = unpack(package, folder)
+    try:
+        manifest = unpack(package, folder)
+    except StaleError:
+        if is_url:
+            package.unlink()  # or the next run would take it for a finished download
+        raise
     print(f"{folder}: {len(manifest['files'])} files, {len(manifest['videos']):,} videos, checked by SHA-256")
     print(f"next: python inference.py --run {shlex.quote(str(folder / RUN))}")
 

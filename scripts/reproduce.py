@@ -61,7 +61,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--check", action="store_true", help="run nothing; exit 1 if a result is out of tolerance")
     parser.add_argument("--record", action="store_true", help="save the finished rows as the expected results")
     parser.add_argument("--expected", type=Path, metavar="FILE", help="expected results; default configs/expected/...")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.list and (options.check or options.record):
+        parser.error("--list does not go with --check and --record")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -96,14 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     left = [job for job in jobs if job.unfinished()]
 
     if options.list:
-        for line in missing_inputs(left):  # on stderr, for the jobs may run on another machine
+        for line in missing_inputs(left, ROOT):  # on stderr, for the jobs may run on another machine
             print(f"missing here: {line}", file=sys.stderr)
         print("".join(f"{shell_line(job.commands(ROOT))}\n" for job in left), end="")
         return
     failures = {}
     if not options.report and not options.check:
         print(f"{len(cells)} rows, {len(jobs)} runs, {len(jobs) - len(left)} of them finished: {options.output}")
-        if missing := missing_inputs(left):
+        if missing := missing_inputs(left, ROOT):
             raise StaleError("missing: " + "; ".join(missing))
         failures = run_jobs(jobs, ROOT, options.devices.split(","))
 

@@ -52,7 +52,7 @@ from stale.model.stale import Stale, restore_model
 from stale.model.text import FileEmbeddings
 from stale.release import RUN, is_package, unpack
 from stale.run_folder import BASELINES, RunFolder, log_into, start_logging
-from stale.video.extract import Sampling, VideoFeatures, encode_videos
+from stale.video.extract import Sampling, encode_videos
 from stale.video.image_encoder import ImageEncoder
 
 # Settings of the data that stay a run's own on another data set.
@@ -77,7 +77,9 @@ def load(run: str | Path, checkpoint: str = "best", device: str | None = None) -
             return load(Path(unpacked) / RUN, checkpoint, device)
     folder = RunFolder(path)
     if path.is_file():
-        folder = RunFolder(next((up for up in path.parents[:2] if RunFolder(up).config.is_file()), path.parent))
+        folder = RunFolder(
+            next((up for up in path.absolute().parents[:2] if RunFolder(up).config.is_file()), path.parent)
+        )
         checkpoint = path.stem if folder.checkpoint(path.stem).absolute() == path.absolute() else str(path)
     config = folder.load_config()
     path = folder.checkpoint(checkpoint)
@@ -124,8 +126,9 @@ class Detector:
             embeddings: of the classes, in place of the run's text encoder: a file (see :mod:`stale.data.embeddings`),
                 or name → vector or vectors. Without ``classes`` all of its classes are detected.
         """
-        array = features.detach().cpu().numpy() if isinstance(features, Tensor) else np.asarray(features)
-        array = check_features(array, f"features of '{name}'")
+        if isinstance(features, Tensor):  # numpy has no bfloat16
+            features = (features.float() if features.dtype is torch.bfloat16 else features).detach().cpu().numpy()
+        array = check_features(np.ascontiguousarray(features), f"features of '{name}'")
         recorded_number({"fps": float(fps)}, "fps", f"features of '{name}'")
         require_same_width(self.feature_width, array.shape[1], f"features of '{name}'")
         video, data = Video(name, "", len(array) / fps, ()), self.config.data
@@ -154,12 +157,14 @@ class Detector:
         """
         encoder, sampling = self.load_encoder(image_weights), Sampling(fps)
         self.class_features(classes, **text)  # a bad vocabulary stops before anything is decoded
-        for path, result in encode_videos(paths, encoder, sampling, thumbnails=10):
-            if isinstance(result, VideoFeatures):
-                found = self.detect(result.features, result.fps, classes, name=path.stem, **text)
-                yield path.stem, replace(found, thumbnails=result.thumbnails)
-            else:
-                yield path.stem, result
+        for path, encoded in encode_videos(paths, encoder, sampling, thumbnails=10):
+            try:
+                if isinstance(encoded, StaleError):
+                    raise encoded
+                found = self.detect(encoded.features, encoded.fps, classes, name=path.stem, **text)
+                yield path.stem, replace(found, thumbnails=encoded.thumbnails)
+            except StaleError as error:  # of a video too long for the memory, for one
+                yield path.stem, error
 
     def detect_stored(
         self,
@@ -175,6 +180,8 @@ class Detector:
         """
         self.class_features(classes, **text)
         stored = [(source, *entry) for source in sources for entry in _stored(source)]  # all exist, or none is begun
+        if duration and len(stored) > 1:
+            raise StaleError(f"--duration is of one video, and the features are of {len(stored)}: give their --fps")
         for source, video_id, load_array in stored:
             try:
                 array, recorded = load_array()

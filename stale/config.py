@@ -46,13 +46,10 @@ ABBREVIATIONS = {
     "lr": "train.learning_rate",
     "wd": "train.weight_decay",
     "bs": "train.batch_size",
-    "num_epochs": "train.epochs",
     "amp": "train.precision",
     "tau": "model.temperature",
     "theta": "model.masking.threshold",
-    "num_queries": "model.masking.queries",
     "n_ctx": "model.text.context_tokens",
-    "ctx_init": "model.text.context_init",
     "num_frames": "data.num_snippets",
     "topk": "detection.top_snippets",
 }
@@ -211,7 +208,7 @@ class PointsConfig(Section):
     """Class-agnostic point head, beside or in place of the action mask localizer [ours]."""
 
     enabled: bool = Field(False, description="locate instances at points of several temporal scales (ActionFormer)")
-    levels: int = Field(6, ge=1, le=12, description="levels of the pyramid, each at half the rate of the one before")
+    levels: int = Field(6, ge=1, le=8, description="levels of the pyramid, each at half the rate of the one before")
     hidden: Size = Field(128, description="channels")
     layers: Layers = Field(2, description="convolutions of the embedding, and of each head before its output")
     dropout: Share = Field(0.3, description="dropout of the input features")
@@ -305,7 +302,7 @@ class DetectionConfig(Section):
     video_score: bool = Field(False, description="multiply class scores by the probability of the class in the video")
     video_temperature: float = Field(0.01, ge=1e-4, description="temperature of that probability")
     one_label: bool = Field(False, description="only the class of highest mean logit in the video; released code: true")
-    foreground_score: Literal["max", "contrast"] = Field("max", description="proposal_score of regions of L")
+    foreground_score: Literal["max", "contrast"] = Field("max", description="proposal_score of regions of L / max L")
     thresholds: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
         [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], min_length=1, description="Θ, the mask thresholds"
     )
@@ -372,9 +369,9 @@ class Config(Section):
             yield f"model.temporal.layers={model.temporal.layers} dilate beyond the {data.longest} snippets of a video"
         if not shared and (model.adaptation.enabled or masking.applied):
             yield f"{classifier} classifies without F_fg; set model.adaptation.enabled and model.masking.applied false"
-        if masking.crop != "none" and (masking.applied or not shared):
-            change = "model.masking.applied=false and model.classifier_features=shared"
-            yield f"model.masking.crop={masking.crop} takes the place of L on F_vis; set {change}"
+        if masking.crop != "none" and (masking.applied or not shared or no_masks):
+            change = "model.masking.applied=false, model.classifier_features=shared and model.localizer.kind"
+            yield f"model.masking.crop={masking.crop} puts M in the place of L on F_vis; set {change}"
         if model.classifier_features == "raw" and model.visual_projection:
             yield f"{classifier} has no projection; set model.visual_projection=false"
         if text.context_init and (text.encoder == "none" or text.embeddings):
@@ -384,9 +381,10 @@ class Config(Section):
             yield f"model.text.embeddings: no text encoder that could be fine-tuned or take learned prompts; {change}"
         if text.adapter != "none" and not text.embeddings:
             yield "model.text.adapter is for model.text.embeddings; set it none"
-        if self.loss.classification_form == "sigmoid" and self.loss.classification_video:
-            yield "loss.classification_form=sigmoid has no term of the video; set loss.classification_video=0"
-        if self.loss.classification_form == "pooled" and no_masks:
+        form = self.loss.classification_form
+        if form in ("sigmoid", "pooled") and self.loss.classification_video:
+            yield f"loss.classification_form={form} has no term of the video; set loss.classification_video=0"
+        if form == "pooled" and no_masks:
             yield "loss.classification_form=pooled needs the targets of M; model.localizer.kind=none has none"
         if "proposals" in detection.oracle and {"masks", "localizer"} & {*detection.oracle}:
             yield "detection.oracle=proposals replaces what masks and localizer are for; leave one out"
@@ -406,6 +404,8 @@ class Config(Section):
             yield f"detection.classify_by={by} needs the foreground; model.masking.kind=none has none"
         if by == "video" and (sources != ["points"] or not detection.video_score):
             yield "detection.classify_by=video needs detection.proposals=points and detection.video_score=true"
+        if by != "snippets" and detection.one_label:
+            yield f"detection.one_label is of the snippets' scores; set it false with detection.classify_by={by}"
         if by == "calibrated" and detection.video_score:
             yield "detection.classify_by=calibrated weighs the video by itself; set detection.video_score=false"
         if data.sampling == "native" and not no_masks:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import product
 from pathlib import Path
 from threading import Event, local
@@ -20,6 +21,7 @@ from paper_tables.catalog import Row, Table
 from stale.config import Config, differing_keys, flat, load_config, missing_files, save_config
 from stale.errors import StaleError
 from stale.evaluation.results import ALLOW_UNSEEN
+from stale.io import file_sha256
 from stale.progress import progress_bar
 from stale.run_folder import RunFolder, oracle_suffix
 
@@ -61,9 +63,15 @@ class Evaluation:
         """The name of the metrics file in the run's folder."""
         vocabulary = "" if self.vocabulary == "unseen" else f"_{self.vocabulary}"
         counted = "" if self.ground_truth == "all" else f"_{self.ground_truth.replace('-', '_')}"
-        external = "" if self.video_scores is None else f"_external_{Path(self.video_scores).stem}"
+        external = "" if self.video_scores is None else f"_external_{_content_name(Path(self.video_scores))}"
         on = f"_on_{self.tested_on}" if self.tested_on else ""
         return f"metrics{on}{vocabulary}{oracle_suffix(self.oracle)}{counted}{external}.json"
+
+
+@cache
+def _content_name(file: Path) -> str:
+    """A name of ``file`` that tells its content: others may have the same name."""
+    return f"{file.stem}_{file_sha256(file)[:8]}" if file.is_file() else file.stem
 
 
 @dataclass
@@ -206,12 +214,15 @@ def jobs_of(cells: Sequence[Cell]) -> list[Job]:
     return list({job.folder: job for cell in cells for job in cell.jobs}.values())
 
 
-def missing_inputs(jobs: Sequence[Job]) -> list[str]:
-    """Name each input of the jobs that does not exist, with the fix."""
+def missing_inputs(jobs: Sequence[Job], root: Path) -> list[str]:
+    """Name each input of the jobs that does not exist, with the fix; ``root`` has the configurations of other data."""
     found: dict[str, None] = {}
     for job in jobs:
         scores = [test.video_scores for test in job.tests if test.video_scores is not None]
         absent = [("video scores", path) for path in scores if not path or not Path(path).exists()]
+        for on in {test.tested_on for test in job.tests if test.tested_on}:
+            other = missing_files(load_config([root / f"configs/{on}.yaml"]))
+            absent += [(f"{on}: {key}", path) for key, path in other if key in ("data.annotations", "data.features")]
         for key, path in [*missing_files(job.config), *absent]:
             found[f"{key}: {path} does not exist" if path else f"{key}: not set{_FIXES.get(key, '')}"] = None
     return list(found)

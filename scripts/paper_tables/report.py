@@ -183,8 +183,14 @@ def to_expected(lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
 
 
 def record(lines: Sequence[Line], known: Mapping[str, Any], path: Path, about: Mapping[str, Any]) -> int:
-    """Save complete rows as expected results, with ``about`` where a row changed; return the number of those."""
+    """Save complete rows as expected results, with ``about`` where a row changed; return the number of those.
+
+    It is a StaleError if a row of more splits is recorded: delete it first.
+    """
     earlier = known["rows"]
+    for name, row in to_expected(lines).items():
+        if missing := {*earlier.get(name, {}).get("splits", ())} - {*row["splits"]}:
+            raise StaleError(f"{path}: {name} is recorded with splits {sorted(missing)} too; delete it there first")
     changed = {
         name: {**row, **about}
         for name, row in to_expected(lines).items()

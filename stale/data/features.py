@@ -2,8 +2,7 @@
 
 * a folder of ``<video>.npy`` (or ``.npz``, ``.pt``) at any depth, with an optional record ``<video>.json`` beside each;
 * an HDF5 file with one dataset a video, and the record in its attributes;
-* a packed folder: ``features.npy``, the snippets of all videos one after the other, and ``index.json``
-  (``scripts/pack_features.py`` writes it).
+* a packed folder: ``features.npy``, the snippets of all videos one after the other, and ``index.json``.
 
 Several sources of the same videos can stand side by side, concatenated along D. D is the feature width.
 """
@@ -329,7 +328,7 @@ def spread_windows(features: np.ndarray, overlap: float) -> np.ndarray:
     """
     if not overlap:
         return features
-    count = round(len(features) + 2 * overlap)
+    count = max(round(len(features) + 2 * overlap), 1)
     at = (np.arange(count) + 0.5) * (len(features) + 2 * overlap) / count - 0.5 - overlap
     at = at.clip(0, len(features) - 1)
     first, share = np.floor(at).astype(int), (at % 1)[:, None]
@@ -363,8 +362,9 @@ def check_features(array: np.ndarray, where: str, width: int | None = None) -> n
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused below
             array = array.astype(np.float32)
     kind, exponent = _EXPONENT[array.itemsize]  # on the bits: ten times faster than np.isfinite for float16
-    if (array.view(kind) & kind(exponent)).max() == exponent:
-        raise StaleError(f"{where}: NaN or infinite values; extract this video's features again")
+    is_finite = (array.view(kind) & kind(exponent)).max() < exponent
+    if fault := "NaN or infinite values" if not is_finite else "" if array.any() else "all values are 0":
+        raise StaleError(f"{where}: {fault}; extract this video's features again")
     return array
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from stale.model.points import PointGrid, Points
 from stale.model.stale import Outputs, Stale
 
-_ALIGNED = 32  # Windows begin at multiples of this, so that the points of all but the coarsest levels coincide.
+_ALIGNED = 32  # Windows begin at multiples of this, so that the points of the first six levels coincide.
 
 
 def forward_in_windows(model: Stale, features: Tensor, text: Tensor, given_mask: Tensor | None) -> Outputs:

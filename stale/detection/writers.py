@@ -149,23 +149,25 @@ def write_detections(
     results: dict[str, list[dict[str, Any]]] = {}
     broken: dict[str, str] = {}
     best: dict[str, list[Detection]] = {}
-    for name, detections in found:
-        video_id = name.encode("utf-8", "backslashreplace").decode()  # of a file whose name is not UTF-8
-        if isinstance(detections, StaleError):
-            broken[video_id] = str(detections)
-        elif video_id in results:
-            broken[video_id] = f"a second video is named '{video_id}': detect in it by itself"
-        else:
-            results[video_id] = detections.detections
-            ranked = sorted(detections, key=lambda item: -item["score"])
-            best[video_id] = [item for item in ranked if item["score"] >= files.min_score][: files.top]
-            by_time = sorted(best[video_id], key=lambda item: item["segment"])
-            show(table(f"{video_id}: the best {len(by_time)}, by time" if by_time else video_id, by_time))
-            _write_video(detections, best[video_id], files, str(made_by.get("run", "")))
-    if results:
-        write_json(files.results, results_json(results, made_by=dict(made_by)), indent=1)
-        if files.csv:
-            write_text(files.csv, csv_text(best))
+    try:
+        for name, detections in found:
+            video_id = name.encode("utf-8", "backslashreplace").decode()  # of a file whose name is not UTF-8
+            if isinstance(detections, StaleError):
+                broken[video_id] = str(detections)
+            elif video_id in results:
+                broken[video_id] = f"a second video is named '{video_id}': detect in it by itself"
+            else:
+                results[video_id] = detections.detections
+                ranked = sorted(detections, key=lambda item: -item["score"])
+                best[video_id] = [item for item in ranked if item["score"] >= files.min_score][: files.top]
+                by_time = sorted(best[video_id], key=lambda item: item["segment"])
+                show(table(f"{video_id}: the best {len(by_time)}, by time" if by_time else video_id, by_time))
+                _write_video(detections, best[video_id], files, str(made_by.get("run", "")))
+    finally:  # what was found before an error or Ctrl-C is kept
+        if results:
+            write_json(files.results, results_json(results, made_by=dict(made_by)), indent=1)
+            if files.csv:
+                write_text(files.csv, csv_text(best))
     return results, broken
 
 

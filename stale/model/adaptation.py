@@ -23,7 +23,7 @@ class CrossAdaptation(nn.Module):
         self.alpha = nn.Parameter(torch.full((width,), config.alpha)) if config.residual else None
         if config.gate:
             pass_values_through(self.decoder.multihead_attn)
-            for layer in (self.decoder.self_attn.out_proj, self.decoder.linear2):  # they add nothing at first
+            for layer in (self.decoder.self_attn.out_proj, self.decoder.linear2):  # only biases at first
                 nn.init.zeros_(layer.weight)
 
     def forward(self, language: Tensor, visual: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -102,4 +102,4 @@ def apply_threshold(foreground: Tensor, config: MaskingConfig) -> Tensor:
     if config.gradient == "soft":
         return foreground
     binary = (foreground > config.threshold).to(foreground.dtype)
-    return binary + foreground - foreground.detach() if config.gradient == "straight_through" else binary
+    return binary + (foreground - foreground.detach()) if config.gradient == "straight_through" else binary

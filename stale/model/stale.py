@@ -203,7 +203,8 @@ class Stale(nn.Module):
         """Logits (B, K+1, T): cosine of F_fg = F_vis · mask and F_lan' over the temperature τ."""
         # A factor on the features would be undone by their normalization, unless it is 0.
         with torch.autocast(visual.device.type, enabled=False):  # bfloat16 would round logits near 1 / τ to 0.5
-            cosine = F.normalize(language.float(), dim=-1) @ F.normalize(visual.float(), dim=-1).transpose(1, 2)
+            visual = F.normalize(visual.float(), dim=-1, eps=1e-2)  # of zeros, the gradient would explode
+            cosine = F.normalize(language.float(), dim=-1) @ visual.transpose(1, 2)
             return cosine * mask.float().unsqueeze(1) / self.log_temperature.exp()
 
     def video_cosine(self, features: Tensor, text: Tensor) -> Tensor:

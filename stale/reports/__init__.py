@@ -23,7 +23,7 @@ from stale.evaluation.aggregate import statistics
 from stale.evaluation.assess import Assessment
 from stale.evaluation.mean_ap import Detections, GroundTruth, evaluate
 from stale.evaluation.measures import rank_in_video, top1_whole_video
-from stale.evaluation.tables import percent, result_rows, threshold_key
+from stale.evaluation.tables import NOT_STATED, percent, result_rows, threshold_key
 from stale.io import read_json, write_text
 from stale.run_folder import RunFolder
 
@@ -278,7 +278,9 @@ def _read_curves(subject: Subject) -> dict[str, dict[str, str]]:
     """Video → class (empty: the foreground) → its curve in :data:`LEVELS`, where inference.py saved them."""
     path = RunFolder(subject.path).snippet_scores(subject.assessment.metrics["protocol"]["vocabulary"])
     index = {"": "", **{name: str(k) for k, name in enumerate(subject.assessment.truth.classes)}}
-    saved = read_json(path, "snippet scores")["results"] if path.is_file() else {}
+    content = read_json(path, "snippet scores") if path.is_file() else {"protocol": {}, "results": {}}
+    checkpoint = content["protocol"].get("checkpoint", NOT_STATED)
+    saved = content["results"] if checkpoint == subject.assessment.metrics["protocol"]["checkpoint"] else {}
 
     def levels(values: Sequence[float]) -> str:
         return "".join(LEVELS[(0.35 * np.clip(values, 0, 100)).round().astype(int)])

@@ -60,10 +60,9 @@ def warnings(config: Config, num_classes: int, means: Mapping[str, float], moved
     if abs(means.get("consistency", 0.5) - trivial) < 1e-5:
         threshold = loss.consistency_threshold
         yield f"the consistency loss is constant: no score is above loss.consistency_threshold ({threshold:g})"
+    has_background = {"classification", "consistency"} & means.keys() and loss.classification_form != "pooled"
     for name, movement in moved.items():
-        if name == "background" and loss.classification_form == "pooled":  # which does not use it
-            continue
-        if movement <= _MOVED:
+        if movement <= _MOVED and (has_background or name != "background"):
             yield f"the weights of {name} have not moved: no gradient reaches them, or their rate is too low"
 
 

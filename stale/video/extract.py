@@ -92,8 +92,7 @@ def extract_features(
             remove_leftovers(file)
             todo.append(path)
             continue
-        # Earlier versions did not record the activation.
-        recorded = {"activation": settings.get("activation"), **store.record(path.stem)}
+        recorded = store.record(path.stem)
         same_weights = recorded.get("weights_sha256") == settings["weights_sha256"]
         for name, value in settings.items():
             if recorded.get(name) != value and not (same_weights and name == "backbone"):

@@ -109,14 +109,14 @@ def test_segment_lists_are_padded_and_in_snippets() -> None:
 
 
 def test_a_batch_holds_the_asked_videos_in_single_precision(tmp_path: Path) -> None:
-    arrays = {name: np.full((4, WIDTH), number, np.float16) for number, name in enumerate("abc")}
+    arrays = {name: np.full((4, WIDTH), number + 5, np.float16) for number, name in enumerate("abc")}
     videos = [video(name, (number, number + 1, "x")) for number, name in enumerate("abc")]
     store = open_features(write_folder(tmp_path / "features", arrays))
     data = VideoDataset(videos, store, ["x"], DataConfig(num_snippets=10)).to(torch.device("cpu"))
     assert len(data) == 3
     batch = data.batch(torch.tensor([2, 0]))
     assert batch.features.dtype == torch.float32
-    assert batch.features[:, 0, 0].tolist() == [2, 0]
+    assert batch.features[:, 0, 0].tolist() == [7, 5]
     assert batch.segments[:, 0].tolist() == [[2, 3], [0, 1]]
     assert batch.labels.tolist() == [[0], [0]]
 

@@ -84,6 +84,7 @@ def test_every_form_gives_back_what_was_written(tmp_path: Path, form: str, dtype
             for kind in ("f2", "f4")
         ),
         (np.full((4, WIDTH), 1e300), "NaN or infinite"),  # infinite in float32
+        (np.zeros((4, WIDTH), np.float32), "all values are 0"),
     ],
 )
 def test_unusable_arrays_are_refused(array: np.ndarray, message: str) -> None:
@@ -329,7 +330,7 @@ def test_windows_lie_where_their_centres_are() -> None:
     found = spread_windows(ramp, (window / stride - 1) / 2)[:, 0]
     expected = (np.arange(len(found)) + 0.5) * frames / len(found)
     np.testing.assert_allclose(found, expected.clip(ramp[0, 0], ramp[-1, 0]), atol=1e-4)
-    assert spread_windows(ramp, 0.0) is ramp
+    assert spread_windows(ramp, 0.0) is ramp and len(spread_windows(ramp[:1], -0.47)) == 1
 
 
 def test_windows_have_the_frame_rate_over_their_stride(tmp_path: Path) -> None:

@@ -66,10 +66,10 @@ def test_an_annotated_video_that_is_unknown_is_an_error(model: Detector) -> None
 def test_tensors_half_precision_and_lists_are_accepted(model: Detector) -> None:
     features = some_features()
     found = model.detect(features, 5, ["diving"])
-    for other in (torch.from_numpy(features), features.tolist()):
+    for other in (torch.from_numpy(features), features.tolist(), features[::-1].copy()[::-1]):
         np.testing.assert_allclose(model.detect(other, 5, ["diving"]).class_scores, found.class_scores, atol=1e-5)
-    half = model.detect(features.astype(np.float16), 5, ["diving"])
-    np.testing.assert_allclose(half.class_scores, found.class_scores, atol=0.05)
+    for half in (features.astype(np.float16), torch.from_numpy(features).bfloat16()):
+        np.testing.assert_allclose(model.detect(half, 5, ["diving"]).class_scores, found.class_scores, atol=0.05)
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_true_parts_together_find_every_instance(oracle: str, score: str) -> Non
     assert all(average(one) < 1.0 for one in (*oracle.split(", "), ""))
 
 
-@pytest.mark.parametrize("score", ["foreground_weight=false", "video_score=true", "proposals=both"])
+@pytest.mark.parametrize("score", ["foreground_weight=false", "video_score=true", "proposals=[masks, foreground]"])
 @pytest.mark.parametrize("more", ["", ", proposals"])
 def test_a_class_that_does_not_occur_is_never_detected_with_true_labels(score: str, more: str) -> None:
     results = untrained(f"detection.{score}", f"detection.oracle=[labels{more}]")[2]

@@ -69,6 +69,9 @@ def test_the_best_are_written_and_shown(tmp_path: Path, capsys: pytest.CaptureFi
         assert capsys.readouterr().out.endswith(
             "best   0.900\n   0:00.0     0:01.0  good   0.500\nnone: nothing found\n"
         )
+    with pytest.raises(ZeroDivisionError):  # as Ctrl-C in the second video
+        write_detections((("clip", Found(items)) if ready else 1 / 0 for ready in (1, 0)), files, {})
+    assert read_json(files.results, "results")["results"] == {"clip": items}, "what was found before is kept"
 
 
 def test_names_that_are_not_utf8_are_escaped_in_every_file(tmp_path: Path) -> None:

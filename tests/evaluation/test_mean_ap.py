@@ -98,11 +98,6 @@ def test_ground_truth_is_counted_as_written():
     assert evaluate(truth, found, [0.95]).average == pytest.approx(1 / 3)
 
 
-def test_classes_without_ground_truth_do_not_count():
-    metrics = evaluate_results([video("v", (0, 1, "x"))], {}, ["x", "y"], [0.5])
-    assert metrics.average == 0.0 and np.isnan(metrics.ap[0, 1])
-
-
 def test_duplicates_are_of_one_video_and_class():
     near = [(0, 10, "x"), (0.0005, 10, "x"), (0, 10, "y"), (0, 10.1, "x"), (5, 5, "x")]
     truth = ground_truth([video("a", *near), video("b", (0, 10, "x"))])

@@ -267,6 +267,13 @@ def test_neither_other_videos_nor_the_scale_of_features_matter() -> None:
     check_finite(model(features, text))
 
 
+def test_a_snippet_of_zeros_does_not_explode_the_gradient() -> None:
+    model, (features, text) = configured("temporal.kind=ms_tcn").eval(), random_input()
+    features[:, 1] = 0
+    model(features, text).class_logits.logsumexp(1).sum().backward()
+    assert torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm() < 1e6
+
+
 def test_bfloat16_autocast_is_finite_and_close() -> None:
     model, (features, text) = configured().eval(), random_input()
     model.masking.weigh.bias.data.fill_(3.0)  # nothing masked

@@ -28,7 +28,7 @@ def one_outlier(array: np.ndarray) -> np.ndarray:
 
 # The whole data set's features (snippets, D) float32, made extreme.
 EXTREME: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "all zero": np.zeros_like,
+    "all but one zero": lambda x: np.where(np.arange(len(x))[:, None], 0, x),
     "all the largest half": lambda x: np.full_like(x, LARGEST),
     "beyond half precision": lambda x: 1e8 * x,
     "near the end of float32": lambda x: np.sign(x) * 1e38,

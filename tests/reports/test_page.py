@@ -220,12 +220,13 @@ def test_two_runs_with_curves_and_videos_on_a_phone(tmp_path: Path, page: Path) 
     found = {"first": FOUND, "second": {**FOUND, "wrong": [(10, 20, "Diving", 0.9)]}}
     classes = sorted({label for items in TRUTH.values() for _, _, label in items})
     protocol = {"dataset": "d", "subset": "validation", "classes": classes, "vocabulary": "unseen", "tious": [0.5]}
-    protocol["annotations"] = str(tmp_path / "a<i>.json")
+    protocol |= {"annotations": str(tmp_path / "a<i>.json"), "checkpoint": "best"}
+    made = {"first": "best", "second": "last"}  # curves of another checkpoint are not shown
     for name, items in found.items():
         run = RunFolder(tmp_path / name)
         write_json(run.detections("unseen"), {"protocol": protocol, "results": as_results(items)})
         curves = [{"label": "", "percent": [0, 50, 100]}, {"label": "Diving", "percent": [100, 0]}]
-        write_json(run.snippet_scores("unseen"), {"results": {"wrong": curves}})
+        write_json(run.snippet_scores("unseen"), {"protocol": {"checkpoint": made[name]}, "results": {"wrong": curves}})
     (tmp_path / "clips").mkdir()
     make_clip(tmp_path / "clips" / "wrong.mp4", codec="libx264")
     runs = [str(tmp_path / name) for name in found]
@@ -245,7 +246,7 @@ def test_two_runs_with_curves_and_videos_on_a_phone(tmp_path: Path, page: Path) 
         """,
         width=400,
     )
-    assert said == ["wrong", "wrong", [1, 1, 1, 1], 4, 11, 400, [False, "../../clips/wrong.mp4"], True]
+    assert said == ["wrong", "wrong", [1, 1, 1, 1], 2, 11, 400, [False, "../../clips/wrong.mp4"], True]
     other = {"protocol": {**protocol, "classes": classes[1:]}, "results": {}}
     write_json(tmp_path / "second" / "detections.json", other)
     with pytest.raises(StaleError, match="not tested on the same"):

@@ -97,6 +97,9 @@ def test_features_in_all_their_forms(clip_run: Path, tmp_path: Path, capsys: pyt
     capsys.readouterr()
     assert run(clip_run, "--features", "folder", "--classes", "diving") == 1
     assert "record no rate: say it with --fps" in capsys.readouterr().err
+    np.save(tmp_path / "folder/other.npy", features)
+    with pytest.raises(StaleError, match="--duration is of one video"):
+        run(clip_run, "--features", "folder", "--classes", "diving", "--duration", "4")
 
 
 def test_extracted_features_give_what_the_video_gives(clip_run: Path, tmp_path: Path) -> None:
@@ -131,6 +134,8 @@ def test_features_of_another_image_encoder_are_named_at_the_end(clip_run: Path, 
     [
         ["--classes", "a"],
         ["--csv", "o.csv"],
+        ["--top", "5"],
+        ["--curves", "--test-config", "a.yaml"],
         ["--video", "a.mp4"],
         ["--video", "a.mp4", "--features", "a.npy", "--classes", "a"],
         ["--video", "a.mp4", "--classes", "a", "--classes-file", "f"],
