@@ -37,10 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for key, path in zip(("data.features", "model.text.weights"), sources.values(), strict=True):
         if not isinstance(path, str) or not Path(path).is_file():
             raise StaleError(f"{options.run}: {key} is {path or 'not set'}; a package needs a single file there")
-    if Path(str(config.model.text.weights)).suffix == ".safetensors":
-        raise StaleError(
-            f"{options.run}: {config.model.text.weights} cannot be packed: save it as .pt and train with that"
-        )
+    if Path(weights := config.model.text.weights).suffix == ".safetensors":
+        raise StaleError(f"{options.run}: {weights} cannot be packed: save it as .pt and train with that")
     files = {name: Path(str(sources.get(name, options.run / name.removeprefix(f"{RUN}/")))) for name in FILES}
     files = {name: path for name, path in files.items() if path.is_file()}
     if not (best := RunFolder(options.run).checkpoint("best")).is_file():

@@ -77,10 +77,9 @@ def load(run: str | Path, checkpoint: str = "best", device: str | None = None) -
             return load(Path(unpacked) / RUN, checkpoint, device)
     folder = RunFolder(path)
     if path.is_file():
-        folder = RunFolder(
-            next((up for up in path.absolute().parents[:2] if RunFolder(up).config.is_file()), path.parent)
-        )
-        checkpoint = path.stem if folder.checkpoint(path.stem).absolute() == path.absolute() else str(path)
+        path = path.absolute()
+        folder = RunFolder(next((up for up in path.parents[:2] if RunFolder(up).config.is_file()), path.parent))
+        checkpoint = path.stem if folder.checkpoint(path.stem) == path else str(path)
     config = folder.load_config()
     path = folder.checkpoint(checkpoint)
     state = load_checkpoint(path)

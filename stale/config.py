@@ -440,10 +440,10 @@ def load_config(files: Sequence[str | Path] = (), assignments: Sequence[str] = (
             problems.append(f"{where}: {key} must be true or false, not {reprlib.repr(value)}")
         elif key in values:
             section[name] = value
-    for key, (value, where) in ((key, value) for key, value in values.items() if key not in known):
-        if not any(name.startswith(f"{key}.") for name in known):
+    for key, (value, where) in values.items():
+        if key not in known and not any(name.startswith(f"{key}.") for name in known):
             problems.append(f"{where}: unknown key '{key}'{_suggestion(key, known)}")
-        elif value not in ("", None):  # a section without keys is fine
+        elif key not in known and value not in ("", None):  # a section without keys is fine
             problems.append(f"{where}: {key} is a section, not a setting; write its keys below it")
     try:
         config = Config.model_validate(sections)

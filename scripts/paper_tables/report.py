@@ -187,13 +187,13 @@ def record(lines: Sequence[Line], known: Mapping[str, Any], path: Path, about: M
 
     It is a StaleError if a row of more splits is recorded: delete it first.
     """
-    earlier = known["rows"]
-    for name, row in to_expected(lines).items():
+    earlier, found = known["rows"], to_expected(lines)
+    for name, row in found.items():
         if missing := {*earlier.get(name, {}).get("splits", ())} - {*row["splits"]}:
             raise StaleError(f"{path}: {name} is recorded with splits {sorted(missing)} too; delete it there first")
     changed = {
         name: {**row, **about}
-        for name, row in to_expected(lines).items()
+        for name, row in found.items()
         if any(earlier.get(name, {}).get(key) != value for key, value in row.items())
     }
     write_json(path, {**known, "rows": {**earlier, **changed}}, indent=1)

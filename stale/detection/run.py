@@ -170,8 +170,8 @@ def predict(
 ) -> Outputs:
     """A batch's outputs; ground truth is used only for an oracle. Features are (B, T, D)."""
     num_snippets, device = features.shape[1], features.device
-    uses_truth, given_mask = model.mask_given or options.oracle, None
-    truth = true_targets(videos, classes.labels, num_snippets, device) if uses_truth else None
+    truth = true_targets(videos, classes.labels, num_snippets, device) if model.mask_given or options.oracle else None
+    given_mask = None
     if truth is not None and (model.mask_given or "masks" in options.oracle):
         given_mask = truth.foreground.float()
     outputs = forward_in_windows(model, features, classes.text, given_mask)

@@ -96,6 +96,8 @@ def test_ground_truth_is_counted_as_written():
     assert len(truth) == 3 and truth.videos == ("a", "b")
     found = detections({"a": [{"segment": [90, 130], "label": "x", "score": 1.0}]}, truth)
     assert evaluate(truth, found, [0.95]).average == pytest.approx(1 / 3)
+    metrics = evaluate_results([video("v", (0, 1, "x"))], {}, ["x", "y"], [0.5])
+    assert metrics.average == 0.0 and np.isnan(metrics.ap[0, 1]), "a class without ground truth does not count"
 
 
 def test_duplicates_are_of_one_video_and_class():

@@ -55,8 +55,8 @@ def ours(image: np.ndarray, size: int) -> np.ndarray:
 def test_preprocessing_is_the_definition(shape: tuple[int, int], size: int) -> None:
     image = picture(*shape)
     prepared = ours(image, size)
-    assert prepared.shape == (3, size, size)
-    assert prepared.dtype == np.float32
+    assert (prepared.shape, prepared.dtype) == ((3, size, size), np.float32)
+    np.testing.assert_array_equal(crop(np.rot90(image), size), crop(np.rot90(image).copy(), size))
     np.testing.assert_allclose(prepared, reference(image, size), atol=TOLERANCE, rtol=0)
 
 
